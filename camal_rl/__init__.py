@@ -1,0 +1,64 @@
+"""Vision agents whose attention can be trusted: PPO on ViZDoom with CAMAL attention supervision."""
+
+import os
+import sys
+from pathlib import Path
+
+from gymnasium.envs.registration import register, registry
+
+__version__ = "0.1.0"
+
+_PACKAGE = Path(__file__).resolve().parent
+# A wheel carries envs/ inside the package; a checkout and an editable install keep it beside the package.
+ENVS_DIR = next(
+    (path for path in (_PACKAGE / "envs", _PACKAGE.parent / "envs") if path.is_dir()), _PACKAGE / "envs"
+)
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: command lines print it as one line and exit with code 2."""
+
+
+def report(mistake: UserError) -> int:
+    """Print a mistake as the one line that every command line gives it, and return the exit code for it."""
+    print(f"camal_rl: {mistake}", file=sys.stderr)
+    return 2
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: whoever reads `path`, at any moment, finds the old content or the new.
+
+    Raises:
+        UserError: the disk is full, or the folder can't be written; the old file is still there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(
+            f"can't write {path}: {error.strerror}. Free some space or choose another folder."
+        ) from error
+
+
+def register_envs() -> None:
+    """Register every `envs/*.toml` with Gymnasium as `camal_rl/<name>-v0`; safe to call again."""
+    for path in sorted(ENVS_DIR.glob("*.toml")):
+        env_id = f"camal_rl/{path.stem}-v0"
+        if env_id not in registry:
+            register(
+                id=env_id,
+                entry_point="camal_rl.doom:DoomEnv",
+                vector_entry_point="camal_rl.doom:DoomVectorEnv",
+                kwargs={"env": path.stem},
+            )
+
+
+register_envs()

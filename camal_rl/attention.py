@@ -1,0 +1,280 @@
+"""Feature maps and a scalar target -> class activation map: Eq. 3, for a whole batch at once by Eq. 4.
+
+A general form by automatic differentiation for any network, and the closed form for CleanRL's critic head.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+METHODS: tuple[str, ...] = (
+    "gradcam",
+    "layercam",
+    "hirescam",
+    "diffgradcam",
+    "smoothgrad",
+    "integrated-gradients",
+)
+Target: TypeAlias = Tensor | Callable[[Tensor], Tensor]
+
+POOLED_METHODS = ("gradcam", "diffgradcam")
+RESAMPLING_METHODS = ("smoothgrad", "integrated-gradients")
+FAINTEST_SPAN = 1e-18  # its square is still a normal float32: the gradient of a division by it is finite
+UNCONNECTED = (
+    "the target does not depend on feature_maps: compute it from this very tensor (not from a copy), with "
+    "gradients enabled and feature_maps requiring them; or pass a function feature_maps -> target that uses "
+    "its argument"
+)
+
+
+def class_activation_map(
+    feature_maps: Tensor,
+    target: Target,
+    method: str = "gradcam",
+    *,
+    classes: Tensor | None = None,
+    create_graph: bool = True,
+    per_sample: bool = False,
+    samples: int = 16,
+    noise: float = 0.15,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Attention of a network for `target`, not yet normalised: (B, h, w), non-negative.
+
+    One backward pass on the target summed over the batch serves every sample (Eq. 4, Prop. 1), provided that
+    the network treats samples independently (no batch statistics).
+
+    Args:
+        feature_maps: A, (B, K, h, w), floating point.
+        target: y, (B,), computed from this very tensor; or a function feature_maps -> y, which `smoothgrad`
+            and `integrated-gradients` need because they evaluate y at other feature maps. For `diffgradcam`
+            y is the logits, (B, C).
+        method: one of METHODS. `gradcam` (Selvaraju et al. 2017), `layercam` (Jiang et al. 2021), `hirescam`
+            (Draelos and Carin 2020), `diffgradcam` (Piland et al. 2025, see `contrast`), `smoothgrad`
+            (Smilkov et al. 2017) and `integrated-gradients` (Sundararajan et al. 2017, zero baseline,
+            midpoint rule), the last two taken over feature maps instead of pixels.
+        classes: (B,) int64, the class that `diffgradcam` contrasts; default: the largest logit.
+        create_graph: let gradients flow through both A and its weights (Eq. 2). False: a detached map, also
+            under `torch.no_grad()`. Where `feature_maps` requires no gradient and `target` is a function,
+            gradients reach the parameters inside the function only.
+        per_sample: B separate backward passes. Same map; exists to measure what Eq. 4 saves (Figure 2).
+        samples: noisy copies (`smoothgrad`) or steps on the path (`integrated-gradients`).
+        noise: standard deviation of `smoothgrad`, as a fraction of each sample's max - min of A.
+        generator: source of that noise, on the device of A; default: torch's global generator.
+
+    Raises:
+        ValueError: an unknown method, shapes that do not fit, or a target that does not depend on A.
+    """
+    _check_method(method)
+    if feature_maps.dim() != 4 or not feature_maps.is_floating_point():
+        raise ValueError(
+            "feature_maps must be floating point of shape (B, K, h, w), "
+            f"got {feature_maps.dtype} of shape {tuple(feature_maps.shape)}"
+        )
+    if classes is not None and method != "diffgradcam":
+        raise ValueError(f"classes is for method 'diffgradcam' only, got method {method!r}")
+    if method in RESAMPLING_METHODS and samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    gradients = _mean_gradient(
+        feature_maps, target, method, classes, create_graph, per_sample, samples, noise, generator
+    )
+    return gradient_to_map(feature_maps if create_graph else feature_maps.detach(), gradients, method)
+
+
+def gradient_to_map(feature_maps: Tensor, gradients: Tensor, method: str) -> Tensor:
+    """Last step of every method (Eq. 3): ReLU of the mean over K of weight times feature map, (B, h, w).
+
+    The weight is the gradient dy/dA, (B, K, h, w): averaged over positions for `gradcam` and `diffgradcam`
+    (which also take it already averaged, (B, K)), its positive part for `layercam`, as it is for the others.
+    """
+    _check_method(method)
+    pooled = method in POOLED_METHODS
+    if gradients.shape != feature_maps.shape and not (pooled and gradients.shape == feature_maps.shape[:2]):
+        raise ValueError(
+            f"gradients must have shape {tuple(feature_maps.shape)}"
+            + (f" or {tuple(feature_maps.shape[:2])}" if pooled else "")
+            + f" for method {method!r}, got {tuple(gradients.shape)}"
+        )
+    if pooled:
+        weights = gradients.mean(dim=(2, 3)) if gradients.dim() == 4 else gradients  # (B, K)
+        return torch.einsum("bk,bkhw->bhw", weights / weights.shape[1], feature_maps).relu()
+    if method == "layercam":
+        gradients = gradients.relu()
+    return (gradients * feature_maps).mean(dim=1).relu()
+
+
+def contrast(logits: Tensor, classes: Tensor) -> Tensor:
+    """y_c - log sum_{j != c} exp y_j: how far class c stands out, (B,), the target of `diffgradcam`.
+
+    Piland et al. (2025, arXiv:2506.08514) replace the target logit by its difference to the other logits,
+    because softmax depends on differences only. Summarising the others by log-sum-exp is the choice made
+    here: it makes the target log(p_c / (1 - p_c)), which is the plain difference for two classes.
+
+    Args:
+        logits: (B, C), C at least 2.
+        classes: (B,) int64 in [0, C).
+    """
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        raise ValueError(
+            "a contrast needs the logits of at least two classes, shape (B, C), got shape "
+            f"{tuple(logits.shape)}: a single scalar has nothing to be contrasted with, use 'gradcam' for it"
+        )
+    if classes.shape != logits.shape[:1] or classes.dtype != torch.int64:
+        raise ValueError(
+            f"classes must be int64 of shape {tuple(logits.shape[:1])}, "
+            f"got {classes.dtype} of shape {tuple(classes.shape)}"
+        )
+    index = classes.unsqueeze(1)  # (B, 1)
+    others = logits.scatter(1, index, float("-inf"))  # (B, C)
+    return logits.gather(1, index).squeeze(1) - others.logsumexp(dim=1)
+
+
+def head_gradient(
+    hidden: Tensor, fc_weight: Tensor, out_weight: Tensor, shape: tuple[int, int, int], pooled: bool
+) -> Tensor:
+    """dy/dA of the head flatten(A) -> Linear -> ReLU -> Linear without a backward pass, exact.
+
+    dy/dA = (out_weight * 1[hidden > 0]) fc_weight. Its own gradients are those of automatic double
+    differentiation: the indicator is constant almost everywhere, so they reach the two weights only.
+
+    Args:
+        hidden: (B, F), output of the ReLU.
+        fc_weight: (F, K * h * w), weight of the first Linear.
+        out_weight: (F,) or (1, F), weight of the last Linear; or (B, F), one row a sample, where the target
+            combines several outputs.
+        shape: (K, h, w) of the feature maps.
+        pooled: average over positions, as Grad-CAM does. Pooling `fc_weight` first makes that almost free.
+
+    Returns:
+        (B, K) if `pooled`, else (B, K, h, w).
+    """
+    channels, height, width = shape
+    features = hidden.shape[-1]
+    if hidden.dim() != 2 or fc_weight.shape != (features, channels * height * width):
+        raise ValueError(
+            f"hidden (B, F) and fc_weight (F, {channels} * {height} * {width}) do not fit: "
+            f"got {tuple(hidden.shape)} and {tuple(fc_weight.shape)}"
+        )
+    if out_weight.shape not in ((features,), (1, features), hidden.shape):
+        raise ValueError(
+            f"out_weight must have shape ({features},), (1, {features}) or {tuple(hidden.shape)}, "
+            f"got {tuple(out_weight.shape)}"
+        )
+    active = (hidden > 0).to(out_weight.dtype) * out_weight  # (B, F)
+    if pooled:
+        # Divided once it is small: the backward pass of a mean would write as much as fc_weight again.
+        pooled_weight = fc_weight.reshape(features, channels, height * width).sum(dim=2)  # (F, K)
+        return active @ (pooled_weight / (height * width))  # (B, K)
+    return (active @ fc_weight).reshape(-1, channels, height, width)  # (B, K, h, w)
+
+
+def normalize(cam: Tensor) -> Tensor:
+    """Min-max of each map to [0, 1], (B, h, w) -> (B, h, w), differentiable through both extremes.
+
+    A constant map becomes zeros with zero gradient; so does one whose max - min is at most 1e-18, where the
+    gradient of the division would overflow.
+    """
+    low, high = cam.amin(dim=(1, 2), keepdim=True), cam.amax(dim=(1, 2), keepdim=True)  # (B, 1, 1)
+    constant = high - low <= FAINTEST_SPAN
+    # Both branches of `where` are differentiated, so the one not taken must not divide by zero either.
+    span = torch.where(constant, torch.ones_like(low), high - low)
+    return torch.where(constant, torch.zeros_like(cam), (cam - low) / span)
+
+
+def is_dead(cam: Tensor) -> Tensor:
+    """Which un-normalised maps, (B, h, w), have no positive value: (B,) bool. Their ReLU left nothing."""
+    return cam.amax(dim=(1, 2)) <= 0
+
+
+def upsample(heat: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, h, w) -> (B, H, W) by bilinear interpolation, align_corners=False; `size` is (H, W)."""
+    return F.interpolate(heat.unsqueeze(1), size=size, mode="bilinear", align_corners=False).squeeze(1)
+
+
+def _mean_gradient(
+    feature_maps: Tensor,
+    target: Target,
+    method: str,
+    classes: Tensor | None,
+    create_graph: bool,
+    per_sample: bool,
+    samples: int,
+    noise: float,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """dy/dA averaged over the points at which the method evaluates it, (B, K, h, w)."""
+    with torch.enable_grad():
+        if isinstance(target, Tensor):
+            if method in RESAMPLING_METHODS:
+                raise ValueError(
+                    f"method {method!r} evaluates the target at other feature maps: "
+                    "pass a function feature_maps -> (B,), got a tensor"
+                )
+            return _gradient(
+                _scalars(target, feature_maps, method, classes), feature_maps, create_graph, per_sample
+            )
+        connected = create_graph and feature_maps.requires_grad
+        source = feature_maps if connected else feature_maps.detach().requires_grad_()
+        total = torch.zeros_like(feature_maps)
+        points = 0
+        for point in _points(source, method, samples, noise, generator):
+            scalars = _scalars(target(point), point, method, classes)
+            total = total + _gradient(scalars, point, create_graph, per_sample)
+            points += 1
+        return total / points
+
+
+def _points(
+    feature_maps: Tensor, method: str, samples: int, noise: float, generator: torch.Generator | None
+) -> Iterator[Tensor]:
+    """Feature maps at which to take the gradient, each (B, K, h, w)."""
+    if method == "smoothgrad":
+        fixed = feature_maps.detach()
+        low, high = fixed.amin(dim=(1, 2, 3), keepdim=True), fixed.amax(dim=(1, 2, 3), keepdim=True)
+        deviation = noise * (high - low)  # (B, 1, 1, 1)
+        for _ in range(samples):
+            draw = torch.randn(fixed.shape, generator=generator, dtype=fixed.dtype, device=fixed.device)
+            yield feature_maps + deviation * draw
+    elif method == "integrated-gradients":
+        for step in range(samples):
+            yield feature_maps * ((step + 0.5) / samples)
+    else:
+        yield feature_maps
+
+
+def _scalars(target: Tensor, feature_maps: Tensor, method: str, classes: Tensor | None) -> Tensor:
+    """The target as one scalar a sample, (B,)."""
+    if method == "diffgradcam":
+        target = contrast(target, target.argmax(dim=-1) if classes is None else classes)
+    if target.shape != feature_maps.shape[:1]:
+        raise ValueError(
+            f"target must be one scalar a sample, shape {tuple(feature_maps.shape[:1])}, "
+            f"got {tuple(target.shape)}: select a class with logits.gather, or squeeze the last dimension"
+        )
+    return target
+
+
+def _gradient(scalars: Tensor, feature_maps: Tensor, create_graph: bool, per_sample: bool) -> Tensor:
+    """dy_b/dA_b of every sample, (B, K, h, w): one backward pass on the sum (Eq. 4), or B of them."""
+    if not (scalars.requires_grad and feature_maps.requires_grad):
+        raise ValueError(UNCONNECTED)
+
+    def backward(selected: Tensor) -> Tensor:
+        (gradient,) = torch.autograd.grad(
+            selected.sum(), feature_maps, create_graph=create_graph, retain_graph=True, allow_unused=True
+        )
+        if gradient is None:
+            raise ValueError(UNCONNECTED)
+        return gradient
+
+    if not per_sample:
+        return backward(scalars)
+    return torch.stack([backward(scalars[index])[index] for index in range(len(scalars))])
+
+
+def _check_method(method: str) -> None:
+    if method not in METHODS:
+        raise ValueError(f"unknown attention method {method!r}; valid: {', '.join(METHODS)}")

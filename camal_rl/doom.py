@@ -1,0 +1,856 @@
+"""ViZDoom -> Gymnasium: a stack of grey frames and, beside it, the mask of the targets in the newest frame.
+
+The mask comes from the engine's label buffer and stays at that buffer's resolution. ViZDoom is deterministic given
+the seed of an episode and the actions since, so that pair is an environment's whole state: it is what a checkpoint
+keeps, and replaying it rebuilds the environment in any engine.
+"""
+
+from __future__ import annotations
+
+import atexit
+import difflib
+import os
+import re
+import shlex
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+import threading
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import gymnasium
+import numpy as np
+import tyro
+import vizdoom
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from camal_rl import ENVS_DIR, UserError, report
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Observation = dict[str, np.ndarray]
+
+FRAME_SIZE = (84, 84)
+"""Height and width of the frames the agent sees, in pixels (CleanRL's CNN)."""
+FRAME_STACK = 4
+"""Frames the agent sees at once, the newest last (paper, Table 8)."""
+RENDER_RESOLUTIONS = {
+    "160x120": (120, 160),
+    "200x150": (150, 200),
+    "256x192": (192, 256),
+    "320x240": (240, 320),
+}
+"""ViZDoom's 4:3 resolutions up to the default of its scenarios: name -> (height, width) in pixels."""
+
+# What ViZDoom's labels can say of an object, besides its name.
+# fmt: off
+CATEGORIES = frozenset((
+    "Ammo", "Armor", "Artifact", "Breakable", "Dead", "Decoration", "DynamicLight", "Explosive", "Gibs", "Gore",
+    "Hazard", "Health", "Internal", "Item", "Key", "LightSource", "Monster", "Obstacle", "Player", "PowerUp", "Powerup",
+    "Puzzle", "ScriptThing", "Self", "SFX", "Teleport", "Token", "Unknown", "Vegetation", "Weapon",
+))
+# fmt: on
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Definitions: environments are data
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One environment, as its TOML file in `envs/` (or a user's own) defines it."""
+
+    name: str
+    """The file's name without `.toml`."""
+    path: Path
+    """The TOML file."""
+    scenario: Path
+    """The ViZDoom .cfg file."""
+    frame_skip: int
+    """Tics an action is held."""
+    reward_scale: float
+    """Factor of `--reward scale`."""
+    target_names: tuple[str, ...]
+    """Names of the objects that are targets, as ViZDoom's labels spell them."""
+    target_categories: tuple[str, ...]
+    """Categories of objects that are targets."""
+    target_reason: str
+    """Why those regions are the discriminative ones."""
+    random_return: float
+    """Mean raw return of the uniform random policy: 0 on the normalised scale."""
+    random_source: str
+    """How `random_return` was measured."""
+    reference_return: float
+    """Raw return of a competent agent: 1 on the normalised scale."""
+    reference_source: str
+    """Where `reference_return` comes from."""
+
+    def is_target(self, name: str, category: str) -> bool:
+        """Whether an object with this label is a target; names compare as the engine does, without case."""
+        return category in self.target_categories or name.casefold() in {
+            n.casefold() for n in self.target_names
+        }
+
+
+_REQUIRED: dict[str, tuple[type, ...]] = {
+    "scenario": (str,),
+    "frame_skip": (int,),
+    "reward_scale": (int, float),
+    "targets.names": (list,),
+    "targets.categories": (list,),
+    "targets.reason": (str,),
+    "returns.random": (int, float),
+    "returns.random_source": (str,),
+    "returns.reference": (int, float),
+    "returns.reference_source": (str,),
+}
+_TYPE_NAMES = {str: "a string", int: "a whole number", float: "a number", list: "a list of strings"}
+
+
+def available() -> list[str]:
+    """Names of the environments that come with the package."""
+    return sorted(path.stem for path in ENVS_DIR.glob("*.toml"))
+
+
+def load_definition(env: str | Path) -> Definition:
+    """Read an environment's definition.
+
+    Args:
+        env: a name out of `available()`, or the path of a TOML file.
+
+    Raises:
+        UserError: no such environment, or a file with a mistake in it: the message names the line and the key.
+    """
+    path = Path(env)
+    if path.suffix != ".toml":
+        path = ENVS_DIR / f"{env}.toml"
+        if str(env) not in available():
+            names = {name.casefold(): name for name in available()}
+            near = [names[match] for match in difflib.get_close_matches(str(env).casefold(), names, 1)]
+            raise UserError(
+                f"no environment named {str(env)!r}{'; did you mean ' + near[0] + '?' if near else '.'} "
+                f"Choose one of {', '.join(available())}, or give the path of a .toml file of your own."
+            )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"can't read the environment {path}: {getattr(error, 'strerror', None) or error}."
+        ) from error
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}.") from error
+
+    def mistake(key: str, problem: str) -> UserError:
+        return UserError(f"{path}, line {_line_of(text, key)}: {key}: {problem}")
+
+    values = {
+        f"{section}.{key}" if isinstance(content, dict) else section: value
+        for section, content in table.items()
+        for key, value in (content.items() if isinstance(content, dict) else [(section, content)])
+    }
+    for key in values:
+        if key not in _REQUIRED:
+            raise mistake(key, f"unknown key. Valid keys are {', '.join(_REQUIRED)}.")
+    for key, types in _REQUIRED.items():
+        if key not in values:
+            raise UserError(f"{path}: the key {key} is missing; it is {_TYPE_NAMES[types[-1]]}.")
+        value = values[key]
+        strings = not isinstance(value, list) or all(isinstance(item, str) for item in value)
+        if not isinstance(value, types) or isinstance(value, bool) or not strings:
+            raise mistake(key, f"{value!r} is not {_TYPE_NAMES[types[-1]]}.")
+        if isinstance(value, float) and not np.isfinite(value):
+            raise mistake(key, f"{value!r} is not a finite number.")
+    if values["frame_skip"] < 1:
+        raise mistake("frame_skip", f"{values['frame_skip']} is not at least 1 tic.")
+    if values["reward_scale"] <= 0:
+        raise mistake("reward_scale", f"{values['reward_scale']} is not greater than 0.")
+    if values["returns.reference"] <= values["returns.random"]:
+        raise mistake(
+            "returns.reference", "has to be greater than returns.random, or scores can't be normalised."
+        )
+    if not values["targets.names"] and not values["targets.categories"]:
+        raise mistake(
+            "targets.names", "name at least one object or category: without a target there is no mask."
+        )
+
+    scenario = _find_scenario(values["scenario"], path)
+    if scenario is None:
+        stock = ", ".join(sorted(file.name for file in Path(vizdoom.scenarios_path).glob("*.cfg")))
+        raise mistake(
+            "scenario",
+            f"no file {values['scenario']!r} beside the TOML or in ViZDoom. Stock scenarios: {stock}.",
+        )
+    for category in values["targets.categories"]:
+        if category not in CATEGORIES:
+            raise mistake(
+                "targets.categories",
+                f"unknown category {category!r}. Valid categories are {', '.join(sorted(CATEGORIES))}.",
+            )
+    known = {name.casefold(): name for name in object_names(scenario)}
+    for name in values["targets.names"]:
+        if name.casefold() not in known:
+            near = [known[match] for match in difflib.get_close_matches(name.casefold(), known, 3)]
+            raise mistake(
+                "targets.names",
+                f"unknown object {name!r}; {'did you mean ' + ' or '.join(near) if near else 'no name is near it'}? "
+                f"`python -m camal_rl.doom {env}` lists what the label buffer shows once the name is valid; "
+                "a category such as Monster works as well.",
+            )
+    return Definition(
+        name=path.stem,
+        path=path,
+        scenario=scenario,
+        frame_skip=values["frame_skip"],
+        reward_scale=float(values["reward_scale"]),
+        target_names=tuple(values["targets.names"]),
+        target_categories=tuple(values["targets.categories"]),
+        target_reason=values["targets.reason"],
+        random_return=float(values["returns.random"]),
+        random_source=values["returns.random_source"],
+        reference_return=float(values["returns.reference"]),
+        reference_source=values["returns.reference_source"],
+    )
+
+
+def _line_of(text: str, key: str) -> int:
+    """The line of a TOML text that sets `section.key`, or that opens its section."""
+    section, _, name = key.rpartition(".")
+    current, opened = "", 1
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := re.match(r"\s*\[+\s*([^\]]+?)\s*\]", line):
+            current = header[1].strip("\"'")
+            opened = number if current == section else opened
+        elif current == section and re.match(rf"\s*[\"']?{re.escape(name)}[\"']?\s*=", line):
+            return number
+    return opened
+
+
+def _find_scenario(name: str, toml: Path) -> Path | None:
+    for folder in (toml.resolve().parent, Path(vizdoom.scenarios_path)):
+        if (folder / name).is_file():
+            return (folder / name).resolve()
+    return None
+
+
+_ACTOR = re.compile(r"^\s*actor\s+\"?([A-Za-z_]\w*)", re.IGNORECASE | re.MULTILINE)
+
+
+@lru_cache
+def object_names(scenario: Path) -> frozenset[str]:
+    """Names of all objects that a scenario can hold: the engine's own, and those its WAD defines.
+
+    Raises:
+        UserError: the scenario can't be read, or its WAD is missing.
+    """
+    game = vizdoom.DoomGame()
+    game.load_config(str(scenario))
+    names: set[str] = set()
+    with zipfile.ZipFile(Path(vizdoom.__file__).with_name("vizdoom.pk3")) as archive:
+        for member in archive.namelist():
+            if member.startswith("actors/"):
+                names.update(_ACTOR.findall(archive.read(member).decode("latin-1")))
+    wad = Path(game.get_doom_scenario_path())
+    try:
+        names.update(_ACTOR.findall(_decorate_lumps(wad.read_bytes()).decode("latin-1")))
+    except (OSError, struct.error) as error:
+        raise UserError(
+            f"{scenario}: can't read its WAD {wad}: {getattr(error, 'strerror', None) or 'not a WAD file'}. "
+            "Put the file there, or correct doom_scenario_path."
+        ) from error
+    return frozenset(names)
+
+
+def _decorate_lumps(wad: bytes) -> bytes:
+    """The text in which a WAD defines objects of its own (lumps named DECORATE)."""
+    magic, entries, directory = struct.unpack_from("<4sii", wad)
+    if magic not in (b"IWAD", b"PWAD"):
+        raise struct.error(f"not a WAD: it begins with {magic!r}")
+    text = b""
+    for entry in range(entries):
+        offset, size, name = struct.unpack_from("<ii8s", wad, directory + 16 * entry)
+        if name.rstrip(b"\0").upper() == b"DECORATE":
+            text += wad[offset : offset + size] + b"\n"
+    return text
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The engine process
+
+
+@lru_cache
+def _engine_folder() -> Path:
+    """This process's own folder for what engines write, and the launcher that starts them in it.
+
+    The engine makes a folder in its working directory, and crashes the calling process where it can't. Started in a
+    temporary folder it neither litters the user's nor needs to write there.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="camal_rl-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    engine = Path(vizdoom.__file__).with_name("vizdoom")
+    launcher = folder / "engine"
+    launcher.write_text(f'#!/bin/sh\ncd {shlex.quote(str(folder))} && exec {shlex.quote(str(engine))} "$@"\n')
+    launcher.chmod(0o700)
+    return folder
+
+
+_starting = threading.Lock()  # ViZDoom 1.3.2 now and then crashes where two threads start engines at once
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Engines inherit the signal mask of the thread that starts them.
+
+    A terminal sends Ctrl-C to the whole process group: with the signals blocked an engine lives on, so that the
+    trainer can end its iteration and save.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_engine(definition: Definition, height: int, width: int) -> vizdoom.DoomGame:
+    game = vizdoom.DoomGame()
+    game.load_config(str(definition.scenario))
+    game.set_window_visible(False)
+    game.set_mode(vizdoom.Mode.PLAYER)
+    game.set_screen_format(vizdoom.ScreenFormat.GRAY8)
+    game.set_screen_resolution(getattr(vizdoom.ScreenResolution, f"RES_{width}X{height}"))
+    game.set_labels_buffer_enabled(True)
+    game.set_depth_buffer_enabled(False)
+    game.set_automap_buffer_enabled(False)
+    game.set_audio_buffer_enabled(False)
+    folder = _engine_folder()
+    game.set_doom_config_path(os.devnull)  # else all engines read, and in the end write, one file of settings
+    if os.access(folder / "engine", os.X_OK):  # a temporary folder mounted noexec can't hold the launcher
+        game.set_vizdoom_path(str(folder / "engine"))
+    _check_shared_memory()
+    try:
+        with _starting, _signals_blocked():
+            game.init()
+    except Exception as error:
+        raise UserError(
+            f"the ViZDoom engine did not start for {definition.name}: {str(error).strip() or type(error).__name__} "
+            "Check free memory (`free -m`) and shared memory (`df /dev/shm`), or use fewer environments."
+        ) from error
+    return game
+
+
+def _check_shared_memory() -> None:
+    """An engine maps its buffers in shared memory; where that runs out, it dies of SIGBUS without a word."""
+    needed = 16 * 2**20  # bytes; a 320x240 engine maps 10 MiB
+    try:
+        stats = os.statvfs("/dev/shm")
+    except (AttributeError, OSError):  # no such thing on this system
+        return
+    if (free := stats.f_bavail * stats.f_frsize) < needed:
+        raise UserError(
+            f"shared memory is full: /dev/shm has {free // 2**20} MiB free, and an engine needs {needed // 2**20}. "
+            "Free some, use fewer environments, or give a container more (docker run --shm-size=1g)."
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Environments
+
+
+class DoomEnv(gymnasium.Env[Observation, np.int64]):
+    """One ViZDoom game.
+
+    Observations are `{"image": uint8 (stack, H, W), "mask": uint8 {0, 1} (h_label, w_label)}`: grey frames, the newest
+    last, and the targets' pixels in the newest frame at the label buffer's resolution. After an episode's last action
+    ViZDoom has no frame to show, and the observation is the last real one. An action is one button or none, in the
+    order of ViZDoom's own wrapper with `max_buttons_pressed=1`; buttons with a range (`..._DELTA`) are left alone.
+
+    Args:
+        env: an environment's name, the path of a TOML file, or a `Definition`.
+        frame_size: height and width of the frames, in pixels, no greater than rendered.
+        render_resolution: what the engine draws, one of `RENDER_RESOLUTIONS`.
+        frame_stack: how many frames an observation holds.
+        render_mode: `rgb_array`, or None. `render()` gives the newest frame as it was drawn, in grey.
+
+    Raises:
+        UserError: a definition, a size or a machine on which no engine can start.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": vizdoom.DEFAULT_TICRATE}  # noqa: RUF012
+
+    def __init__(
+        self,
+        env: str | Path | Definition = "Basic",
+        frame_size: Sequence[int] = FRAME_SIZE,
+        render_resolution: str = "320x240",
+        frame_stack: int = FRAME_STACK,
+        render_mode: str | None = None,
+    ) -> None:
+        self.definition = env if isinstance(env, Definition) else load_definition(env)
+        self.render_mode = render_mode
+        if render_resolution not in RENDER_RESOLUTIONS:
+            raise UserError(
+                f"no render resolution {render_resolution!r}; choose one of {', '.join(RENDER_RESOLUTIONS)}."
+            )
+        label_size = RENDER_RESOLUTIONS[render_resolution]
+        height, width = frame_size
+        if not (1 <= height <= label_size[0] and 1 <= width <= label_size[1]):
+            raise UserError(
+                f"frame size {height} {width} (height width) does not fit in what is rendered, {label_size[0]} "
+                f"{label_size[1]}: choose a smaller --frame-size or a greater --render-resolution."
+            )
+        if frame_stack < 1:
+            raise UserError(f"frame stack {frame_stack} is not at least 1.")
+        self.frame_size = (height, width)
+        self.label_size = label_size
+        self.observation_space = spaces.Dict(
+            {
+                "image": spaces.Box(0, 255, (frame_stack, height, width), np.uint8),
+                "mask": spaces.Box(0, 1, label_size, np.uint8),
+            }
+        )
+        self.game = _start_engine(self.definition, *label_size)
+        self.buttons = [button.name for button in self.game.get_available_buttons()]
+        self.actions = _single_buttons(self.game.get_available_buttons())
+        self.action_space = spaces.Discrete(len(self.actions))
+        # A vector environment points these two at its own arrays, so that a step writes where it is read.
+        self.image = np.zeros((frame_stack, height, width), np.uint8)
+        self.mask = np.zeros(label_size, np.uint8)
+        self._screen = np.zeros(label_size, np.uint8)
+        self._lookup = np.zeros(256, np.uint8)
+        self._episode_seed: int | None = None
+        self._episode_actions: list[int] = []
+
+    # Gymnasium's interface
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode. Its own seed is drawn from `np_random`, which `seed` sets."""
+        super().reset(seed=seed)
+        self.begin_episode()
+        return self._observation(), {}
+
+    def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Hold one button, or none, for `frame_skip` tics."""
+        reward, terminated, truncated = self.advance(int(action))
+        return self._observation(), reward, terminated, truncated, {}
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        """The newest frame at the render resolution, uint8 (h_label, w_label, 3), or None without a render mode."""
+        return np.repeat(self._screen[..., None], 3, axis=2) if self.render_mode == "rgb_array" else None
+
+    def close(self) -> None:
+        """End the engine's process."""
+        self.game.close()
+
+    # What a vector environment calls
+
+    def begin_episode(self) -> None:
+        """Start an episode with a seed drawn from `np_random`, and put its first frame into all of the stack."""
+        self._start(int(self.np_random.integers(2**32)))
+
+    def advance(self, action: int) -> tuple[float, bool, bool]:
+        """Act once: the reward, and whether the episode terminated or was truncated, never both."""
+        if self._episode_seed is None:
+            raise RuntimeError("call reset() before step()")
+        reward = float(self.game.make_action(self.actions[action], self.definition.frame_skip))
+        self._episode_actions.append(action)
+        if not self.game.is_episode_finished():
+            self._push_frame()
+            return reward, False, False
+        # A player who dies in the very tic of the time limit has died.
+        truncated = bool(self.game.is_episode_timeout_reached() and not self.game.is_player_dead())
+        return reward, not truncated, truncated
+
+    def state_dict(self) -> dict[str, Any]:
+        """The environment's exact state, of plain values: the episode's seed, the actions since, the seeds to come."""
+        return {
+            "episode_seed": self._episode_seed,
+            "episode_actions": bytes(self._episode_actions),
+            "np_random": self.np_random.bit_generator.state,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Bring back the state of `state_dict`, made by any environment of the same definition, by replay.
+
+        Raises:
+            RuntimeError: the replayed episode ended early, so it can't be the same engine or scenario.
+        """
+        self.np_random.bit_generator.state = state["np_random"]
+        self._start(state["episode_seed"])
+        actions = list(state["episode_actions"])
+        for index, action in enumerate(actions):
+            visible = len(actions) - index <= len(self.image)  # older frames are no longer in the stack
+            self.game.set_action(self.actions[action])
+            self.game.advance_action(self.definition.frame_skip, visible)
+            if self.game.is_episode_finished():
+                raise RuntimeError(
+                    f"replay of {self.definition.name} ended after {index + 1} of {len(actions)} actions: "
+                    "another ViZDoom version or scenario file than the one that recorded them"
+                )
+            if visible:
+                self._push_frame()
+        self._episode_actions = actions
+
+    def _start(self, seed: int) -> None:
+        self._episode_seed = seed
+        self._episode_actions = []
+        self.game.set_seed(seed)
+        self.game.new_episode()
+        if self.game.is_episode_finished():
+            raise RuntimeError(f"{self.definition.name}: the episode of seed {seed} was over before it began")
+        self._push_frame()
+        self.image[:-1] = self.image[-1]
+
+    def _push_frame(self) -> None:
+        state = self.game.get_state()
+        self._screen = state.screen_buffer
+        self.image[:-1] = self.image[1:]
+        if self.frame_size == self.label_size:
+            self.image[-1] = state.screen_buffer
+        else:
+            size = (self.frame_size[1], self.frame_size[0])
+            cv2.resize(state.screen_buffer, size, dst=self.image[-1], interpolation=cv2.INTER_AREA)
+        values = [
+            label.value
+            for label in state.labels
+            if self.definition.is_target(label.object_name, label.object_category)
+        ]
+        if values:
+            self._lookup[:] = 0
+            self._lookup[values] = 1
+            cv2.LUT(state.labels_buffer, self._lookup, dst=self.mask)
+        else:
+            self.mask[:] = 0
+
+    def _observation(self) -> Observation:
+        return {"image": self.image.copy(), "mask": self.mask.copy()}
+
+
+def _single_buttons(buttons: Sequence[vizdoom.Button]) -> list[list[float]]:
+    """The actions: nothing, then each binary button alone, from the last to the first (as ViZDoom's wrapper does)."""
+    binary = [index for index, button in enumerate(buttons) if not vizdoom.is_delta_button(button)]
+    if not binary:
+        raise UserError(
+            "the scenario has no binary button to press: add one to available_buttons in its .cfg."
+        )
+    return [[float(index == pressed) for index in range(len(buttons))] for pressed in (-1, *reversed(binary))]
+
+
+class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
+    """Several ViZDoom games stepped at once, one thread each: the engines are processes of their own.
+
+    A finished environment starts its next episode in the same step (`AutoresetMode.SAME_STEP`): the observation is the
+    new episode's first, and `infos["final_obs"]` holds the last real one of the old.
+
+    Args:
+        env, frame_size, render_resolution, frame_stack: as for `DoomEnv`.
+        num_envs: how many.
+        copy: whether `reset` and `step` return arrays of their own, or the ones that the next step overwrites.
+        mask_transform: applied to every mask by the thread that took it, so that the work hides behind the engines;
+            results are in `infos["mask_transform"]`, (N, ...).
+
+    Raises:
+        UserError: as `DoomEnv`; the engines already started are ended first.
+    """
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def __init__(
+        self,
+        env: str | Path | Definition = "Basic",
+        num_envs: int = 1,
+        frame_size: Sequence[int] = FRAME_SIZE,
+        render_resolution: str = "320x240",
+        frame_stack: int = FRAME_STACK,
+        render_mode: str | None = None,
+        copy: bool = True,
+        mask_transform: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        if num_envs < 1:
+            raise UserError(f"{num_envs} environments: at least 1 is needed.")
+        self.definition = env if isinstance(env, Definition) else load_definition(env)
+        self.num_envs = num_envs
+        self.render_mode = render_mode
+        self.copy = copy
+        self.mask_transform = mask_transform
+        self.envs: list[DoomEnv] = []
+        self._threads = ThreadPoolExecutor(num_envs, thread_name_prefix="doom")
+        try:
+            for _ in range(num_envs):
+                self.envs.append(
+                    DoomEnv(self.definition, frame_size, render_resolution, frame_stack, render_mode)
+                )
+        except BaseException:
+            self.close_extras()
+            raise
+        self.single_observation_space = self.envs[0].observation_space
+        self.single_action_space = self.envs[0].action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._images = np.zeros((num_envs, *self.envs[0].image.shape), np.uint8)
+        self._masks = np.zeros((num_envs, *self.envs[0].mask.shape), np.uint8)
+        for index, one in enumerate(self.envs):
+            one.image, one.mask = self._images[index], self._masks[index]
+        self._transformed: np.ndarray | None = None
+        if mask_transform is not None:
+            example = mask_transform(self._masks[0])
+            self._transformed = np.zeros((num_envs, *example.shape), example.dtype)
+        self._rewards = np.zeros(num_envs)
+        self._terminations = np.zeros(num_envs, np.bool_)
+        self._truncations = np.zeros(num_envs, np.bool_)
+        self._final: list[Observation | None] = [None] * num_envs
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Start an episode everywhere. An int seeds environment i with `seed + i`, a sequence gives each its own."""
+        seeds = (
+            list(range(seed, seed + self.num_envs))
+            if isinstance(seed, int)
+            else seed or [None] * self.num_envs
+        )
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments")
+        self._each(self._reset_one, seeds)
+        return self._observations(), self._infos()
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Act in every environment; `actions` is int (N,). Rewards are float64 (N,), unclipped."""
+        self._final = [None] * self.num_envs
+        self._each(self._step_one, actions.tolist())
+        ended = self._terminations | self._truncations
+        infos = self._infos()
+        if ended.any():
+            finals = np.full(self.num_envs, None, dtype=object)
+            finals[:] = self._final
+            details = np.full(self.num_envs, None, dtype=object)
+            details[ended] = [{} for _ in range(ended.sum())]
+            infos |= {
+                "final_obs": finals,
+                "_final_obs": ended,
+                "final_info": details,
+                "_final_info": ended.copy(),
+            }
+        return (
+            self._observations(),
+            self._rewards.copy(),
+            self._terminations.copy(),
+            self._truncations.copy(),
+            infos,
+        )
+
+    def render(self) -> tuple[np.ndarray | None, ...]:  # type: ignore[override]
+        """Each environment's newest frame, as `DoomEnv.render`."""
+        return tuple(env.render() for env in self.envs)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Each environment's exact state."""
+        return [env.state_dict() for env in self.envs]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Replay to the states of `state_dict`, and return what `reset` returns: observations and infos."""
+        self._each(self._load_one, states)
+        return self._observations(), self._infos()
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """End all engines and threads; safe to call at any time."""
+        for env in self.envs:
+            env.close()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _each(self, function: Callable[[int, Any], None], arguments: Sequence[Any]) -> None:
+        try:
+            list(self._threads.map(function, range(self.num_envs), arguments))  # waits for all
+        except (vizdoom.ViZDoomUnexpectedExitException, vizdoom.ViZDoomErrorException) as error:
+            raise UserError(
+                f"a ViZDoom engine ended unexpectedly ({str(error).strip()}). "
+                "Run the same command again to go on from the last checkpoint."
+            ) from error
+
+    def _reset_one(self, index: int, seed: int | None) -> None:
+        self.envs[index].reset(seed=seed)
+        self._transform(index)
+
+    def _step_one(self, index: int, action: int) -> None:
+        env = self.envs[index]
+        self._rewards[index], self._terminations[index], self._truncations[index] = env.advance(action)
+        if self._terminations[index] or self._truncations[index]:
+            self._final[index] = {"image": env.image.copy(), "mask": env.mask.copy()}
+            env.begin_episode()
+        self._transform(index)
+
+    def _load_one(self, index: int, state: dict[str, Any]) -> None:
+        self.envs[index].load_state_dict(state)
+        self._transform(index)
+
+    def _transform(self, index: int) -> None:
+        if self.mask_transform is not None and self._transformed is not None:
+            self._transformed[index] = self.mask_transform(self._masks[index])
+
+    def _observations(self) -> dict[str, np.ndarray]:
+        if self.copy:
+            return {"image": self._images.copy(), "mask": self._masks.copy()}
+        return {"image": self._images, "mask": self._masks}
+
+    def _infos(self) -> dict[str, Any]:
+        if self._transformed is None:
+            return {}
+        return {"mask_transform": self._transformed.copy() if self.copy else self._transformed}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line: look at an environment before training on it
+
+
+@dataclass
+class Args:
+    """List the environments, or show one: its definition, what the label buffer names, and a picture."""
+
+    env: tyro.conf.Positional[str | None] = None
+    """An environment's name or the path of a TOML file; without one, all are listed."""
+    output: Path | None = None
+    """PNG to write: what the agent sees beside the target mask (default: <env>.png in this folder)."""
+    steps: int = 500
+    """Agent steps of random play from which labels are counted and the picture is taken."""
+    random_episodes: int = 0
+    """Episodes over which to measure the uniform random policy's return, for a TOML's returns.random."""
+    seed: int = 0
+    """Seed of the random play."""
+
+
+def random_returns(definition: Definition, episodes: int, seed: int = 0) -> np.ndarray:
+    """Raw returns of the uniform random policy, float64 (episodes,)."""
+    env = DoomEnv(definition, frame_size=(1, 1), render_resolution="160x120", frame_stack=1)
+    rng = np.random.default_rng(seed)
+    returns = np.zeros(episodes)
+    try:
+        for episode in range(episodes):
+            env.reset(seed=seed if episode == 0 else None)
+            ended = False
+            while not ended:
+                reward, *flags = env.advance(int(rng.integers(len(env.actions))))
+                returns[episode] += reward
+                ended = any(flags)
+    finally:
+        env.close()
+    return returns
+
+
+def picture(screen: np.ndarray, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """What was drawn, what the agent sees of it, the mask, and the mask over the frame, uint8 (H', W', 3) BGR."""
+    height, width = screen.shape
+    seen = cv2.resize(image[-1], (width, height), interpolation=cv2.INTER_NEAREST)
+    overlay = cv2.cvtColor(screen, cv2.COLOR_GRAY2BGR)
+    overlay[mask > 0] = overlay[mask > 0] // 2 + np.array([0, 80, 127], np.uint8)
+    panels = {
+        f"drawn: {height} x {width}": cv2.cvtColor(screen, cv2.COLOR_GRAY2BGR),
+        f"the agent sees: {image.shape[1]} x {image.shape[2]}": cv2.cvtColor(seen, cv2.COLOR_GRAY2BGR),
+        f"target mask: {mask.sum() / mask.size:.1%} of the pixels": cv2.cvtColor(
+            mask * 255, cv2.COLOR_GRAY2BGR
+        ),
+        "mask over frame": overlay,
+    }
+    titled = []
+    for title, panel in panels.items():
+        bar = np.full((24, width, 3), 32, np.uint8)
+        cv2.putText(bar, title, (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
+        titled.append(np.pad(np.vstack([bar, panel]), ((0, 4), (0, 4), (0, 0))))
+    return np.hstack(titled)
+
+
+def _show(definition: Definition, args: Args) -> None:
+    env = DoomEnv(definition)
+    rng = np.random.default_rng(args.seed)
+    seen: Counter[tuple[str, str]] = Counter()
+    best: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    visible, ended = 0, True
+    for step in range(args.steps):
+        if ended:
+            env.reset(seed=args.seed if step == 0 else None)
+        else:
+            ended = any(env.advance(int(rng.integers(len(env.actions))))[1:])
+            if ended:
+                continue
+        ended = False
+        state = env.game.get_state()
+        present = set(np.unique(state.labels_buffer).tolist())
+        seen.update(
+            {(label.object_name, label.object_category) for label in state.labels if label.value in present}
+        )
+        visible += bool(env.mask.any())
+        if best is None or env.mask.sum() > best[2].sum():
+            best = state.screen_buffer.copy(), env.image.copy(), env.mask.copy()
+    env.close()
+
+    print(f"{definition.name}  ({definition.path})")
+    print(f"  scenario        {definition.scenario}")
+    print(
+        f"  actions         {', '.join(['nothing', *[env.buttons[a.index(1.0)] for a in env.actions[1:]]])}"
+    )
+    print(f"  frame skip      {definition.frame_skip} tics")
+    print(f"  reward scale    {definition.reward_scale:g}")
+    print(f"  targets         {', '.join((*definition.target_names, *definition.target_categories))}")
+    print(f"                  {definition.target_reason}")
+    print(f"  random return   {definition.random_return:g} ({definition.random_source})")
+    print(f"  reference       {definition.reference_return:g} ({definition.reference_source})")
+    print(
+        f"Seen in {args.steps} steps of random play; a target is in view in {visible / args.steps:.0%} of them:"
+    )
+    for (name, category), times in seen.most_common():
+        mark = "  <- target" if definition.is_target(name, category) else ""
+        print(f"  {name:24} {category:12} {times / args.steps:6.1%} of frames{mark}")
+    output = args.output or Path(f"{definition.name}.png")
+    if best is not None and not (output.parent.is_dir() and cv2.imwrite(str(output), picture(*best))):
+        raise UserError(
+            f"can't write the picture {output}: give a path in a folder that exists and can be written."
+        )
+    print(f"Picture: {output}")
+    if args.random_episodes:
+        returns = random_returns(definition, args.random_episodes, args.seed)
+        error = returns.std(ddof=1) / np.sqrt(len(returns)) if len(returns) > 1 else float("nan")
+        print(
+            f"Random policy over {len(returns)} episodes: mean {returns.mean():.2f}, standard error {error:.2f}"
+        )
+
+
+def main() -> None:
+    args = tyro.cli(Args, prog="python -m camal_rl.doom")
+    if args.env is not None:
+        _show(load_definition(args.env), args)
+        return
+    print(f"{'environment':24} {'random':>8} {'reference':>9}  targets")
+    for name in available():
+        one = load_definition(name)
+        targets = ", ".join((*one.target_names, *one.target_categories))
+        print(f"{name:24} {one.random_return:8g} {one.reference_return:9g}  {targets}")
+    print("`python -m camal_rl.doom NAME` shows one; a TOML file of your own works the same way.")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as mistake:
+        sys.exit(report(mistake))
