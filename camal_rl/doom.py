@@ -21,10 +21,10 @@ import threading
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +343,9 @@ def _start_engine(definition: Definition, height: int, width: int) -> vizdoom.Do
     game.set_automap_buffer_enabled(False)
     game.set_audio_buffer_enabled(False)
     folder = _engine_folder()
+    # The bobbing of the weapon in the hand is the one thing in a frame that depends on how many frames were drawn
+    # before, and not on the game alone; without it a replay that draws only the last frames shows the same ones.
+    game.add_game_args("+movebob 0")
     game.set_doom_config_path(os.devnull)  # else all engines read, and in the end write, one file of settings
     if os.access(folder / "engine", os.X_OK):  # a temporary folder mounted noexec can't hold the launcher
         game.set_vizdoom_path(str(folder / "engine"))
@@ -639,21 +642,15 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         self, actions: np.ndarray
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Act in every environment; `actions` is int (N,). Rewards are float64 (N,), unclipped."""
-        self._final = [None] * self.num_envs
         self._each(self._step_one, actions.tolist())
         ended = self._terminations | self._truncations
         infos = self._infos()
         if ended.any():
             finals = np.full(self.num_envs, None, dtype=object)
-            finals[:] = self._final
             details = np.full(self.num_envs, None, dtype=object)
-            details[ended] = [{} for _ in range(ended.sum())]
-            infos |= {
-                "final_obs": finals,
-                "_final_obs": ended,
-                "final_info": details,
-                "_final_info": ended.copy(),
-            }
+            for index in np.flatnonzero(ended):
+                finals[index], details[index] = self._final[index], {}
+            infos |= {"final_obs": finals, "_final_obs": ended, "final_info": details, "_final_info": ended}
         return (
             self._observations(),
             self._rewards.copy(),
@@ -682,8 +679,11 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _each(self, function: Callable[[int, Any], None], arguments: Sequence[Any]) -> None:
+        running = [self._threads.submit(function, *pair) for pair in enumerate(arguments)]
+        wait(running)  # for all of them, also where one failed: no thread may go on behind the caller's back
         try:
-            list(self._threads.map(function, range(self.num_envs), arguments))  # waits for all
+            for one in running:
+                one.result()
         except (vizdoom.ViZDoomUnexpectedExitException, vizdoom.ViZDoomErrorException) as error:
             raise UserError(
                 f"a ViZDoom engine ended unexpectedly ({str(error).strip()}). "
@@ -711,9 +711,8 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
             self._transformed[index] = self.mask_transform(self._masks[index])
 
     def _observations(self) -> dict[str, np.ndarray]:
-        if self.copy:
-            return {"image": self._images.copy(), "mask": self._masks.copy()}
-        return {"image": self._images, "mask": self._masks}
+        observations = {"image": self._images, "mask": self._masks}
+        return {name: array.copy() for name, array in observations.items()} if self.copy else observations
 
     def _infos(self) -> dict[str, Any]:
         if self._transformed is None:

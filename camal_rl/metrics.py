@@ -1,42 +1,49 @@
-"""Attention map and mask -> how well they agree. Plain functions on batches, shapes (B, H, W) in, (B,) out."""
+"""Attention map and mask -> how well they agree. Plain functions on arrays, (B, H, W) in, (B,) out."""
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from camal_rl.attention import normalize, upsample
+import cv2
+import numpy as np
 
 TAU = 0.7
 """Threshold above which a pixel counts as attended to (paper, Appendix C)."""
 
 
-def iou(heat: Tensor, mask: Tensor, tau: float = TAU) -> Tensor:
-    """Intersection over union of the pixels with heat above `tau` and the mask (Eq. 8), (B,).
+def iou(heat: np.ndarray, mask: np.ndarray, tau: float = TAU) -> np.ndarray:
+    """Intersection over union of the pixels with heat above `tau` and the mask (Eq. 8), float64 (B,).
 
     Args:
-        heat: (B, h, w) in [0, 1]; at another resolution than the mask's it is upsampled to it bilinearly.
-        mask: (B, H, W) of zeros and ones, any dtype.
+        heat: float32 (B, h, w) in [0, 1]; upsampled bilinearly to the mask's resolution.
+        mask: uint8 (B, H, W) of zeros and ones.
 
-    NaN where both are empty: nothing was there to find and nothing was found.
+    NaN where both are empty: there was nothing to find, and nothing was found.
     """
-    if heat.shape != mask.shape:
-        heat = upsample(heat, (mask.shape[1], mask.shape[2]))
-    attended, target = heat > tau, mask > 0
-    intersection = (attended & target).sum(dim=(1, 2))
-    union = (attended | target).sum(dim=(1, 2))
-    return intersection / union
+    scores = np.full(len(mask), np.nan)
+    for index, (one_heat, one_mask) in enumerate(zip(heat, mask, strict=True)):
+        # Frame by frame, because a frame fits into the cache and a batch does not.
+        pixels = cv2.resize(one_heat, (mask.shape[2], mask.shape[1]), interpolation=cv2.INTER_LINEAR)
+        attended = cv2.compare(pixels, tau, cv2.CMP_GT)  # uint8 {0, 255}
+        intersection = cv2.countNonZero(cv2.bitwise_and(attended, attended, mask=one_mask))
+        union = cv2.countNonZero(attended) + cv2.countNonZero(one_mask) - intersection
+        if union:
+            scores[index] = intersection / union
+    return scores
 
 
-def iou_ceiling(mask_weights: Tensor, mask: Tensor, tau: float = TAU) -> Tensor:
-    """The IoU that the mask itself reaches when it is shown at the attention map's resolution, (B,).
+def iou_ceiling(mask_weights: np.ndarray, mask: np.ndarray, tau: float = TAU) -> np.ndarray:
+    """The IoU that the mask itself reaches when it is shown at the attention map's resolution, float64 (B,).
 
     A 7 x 7 map can't outline a monster of 20 pixels, however well it attends: read every IoU beside this.
 
     Args:
         mask_weights: (B, 2, h, w), the masks projected to the map's resolution by `camal.mask_weights`.
-        mask: (B, H, W) of zeros and ones, any dtype.
+        mask: uint8 (B, H, W) of zeros and ones, none of them empty.
     """
-    inside = mask_weights[:, 0] * (mask > 0).sum(dim=(1, 2))[:, None, None]  # (B, h, w)
-    outside = mask_weights[:, 1] * (mask == 0).sum(dim=(1, 2))[:, None, None]
+    covered = mask.sum(axis=(1, 2), dtype=np.int64)[:, None, None]  # (B, 1, 1)
+    inside = mask_weights[:, 0] * covered  # (B, h, w)
+    outside = mask_weights[:, 1] * (mask[0].size - covered)
     # Divided by what a full mask gives, because a cell at the border gathers from fewer pixels.
-    return iou(normalize(inside / (inside + outside)), mask, tau)
+    share = inside / (inside + outside)
+    low, high = share.min(axis=(1, 2), keepdims=True), share.max(axis=(1, 2), keepdims=True)
+    span = np.where(high > low, high - low, 1)
+    return iou(np.where(high > low, (share - low) / span, 0).astype(np.float32), mask, tau)

@@ -1,20 +1,19 @@
-"""PPO on ViZDoom with attention supervision: CleanRL's arithmetic plus the CAMAL loss of Eq. 2, read top to bottom.
+"""PPO on ViZDoom with attention supervision: CleanRL's arithmetic plus the CAMAL loss (Eq. 2).
 
-The critic's value is the scalar whose class activation map is supervised (paper, Sec. 3.3). Hyperparameters are those
-of Table 8, and CleanRL's `ppo_atari.py` where the table is silent.
+The critic's value is the scalar whose class activation map is supervised (paper, Sec. 3.3). Hyperparameters
+are those of Table 8, and of CleanRL's `ppo_atari.py` where the table is silent. Reads from top to bottom:
+arguments, agent, rollout, advantages, update, measurement of attention, the run and its folder.
 """
 
 from __future__ import annotations
 
 import os
 
-# Waiting torch threads spin by default, and would take the cores from the game engines. Read once, by torch's import.
+# Waiting torch threads spin by default, which takes the cores from the game engines. Read by torch's import.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import contextlib
 import dataclasses
-import io
-import json
 import signal
 import sys
 import time
@@ -23,97 +22,100 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import tyro
 
-from camal_rl import UserError, __version__, report, write_whole
+from camal_rl import UserError, __version__, report
+
+Count = Annotated[int, tyro.conf.arg(metavar="N")]
+Number = Annotated[float, tyro.conf.arg(metavar="X")]
 
 
 @dataclass
 class Run:
-    env: str = "Basic"
-    """name (python -m camal_rl.doom lists them) or .toml file"""
+    env: Annotated[str, tyro.conf.arg(metavar="NAME")] = "Basic"
+    """or .toml file; python -m camal_rl.doom lists them"""
     method: Annotated[Literal["camal", "vanilla", "suppress"], tyro.conf.arg(metavar="NAME")] = "camal"
-    """camal (Eq. 2), vanilla (plain PPO), suppress (beta alone, Table 4)"""
-    seed: int = 1
+    """camal (Eq. 2), vanilla (PPO), suppress (beta, Table 4)"""
+    seed: Count = 1
     """of weights, episodes and actions"""
-    total_timesteps: int = 10_000_000
+    total_timesteps: Count = 10_000_000
     """agent steps (Table 8)"""
     runs_dir: Path = Path("runs")
-    """the run's folder is <runs-dir>/<env>/<method>/seed<k>"""
-    checkpoint_every: int = 50_000
+    """holds <env>/<method>/seed<k>, the run's folder"""
+    checkpoint_every: Count = 50_000
     """agent steps"""
-    image_every: int = 50_000
+    image_every: Count = 50_000
     """agent steps between image strips in TensorBoard"""
 
 
 @dataclass
 class Environment:
-    frame_size: tuple[int, int] = (84, 84)
-    """pixels, height width (CleanRL)"""
+    frame_size: Annotated[tuple[int, int], tyro.conf.arg(metavar="H W")] = (84, 84)
+    """pixels (CleanRL)"""
     render_resolution: Annotated[
         Literal["160x120", "200x150", "256x192", "320x240"], tyro.conf.arg(metavar="WxH")
     ] = "320x240"
-    """pixels: 160x120, 200x150, 256x192, 320x240 (ViZDoom)"""
+    """pixels: 160x120, 200x150, 256x192, 320x240"""
     reward: Annotated[Literal["clip", "scale", "raw"], tyro.conf.arg(metavar="HOW")] = "clip"
-    """clip to [-1, 1] (Table 8), scale by the TOML's factor, raw"""
+    """clip to [-1, 1] (Table 8), scale by TOML's factor, raw"""
     bootstrap_truncated: bool = False
-    """a time limit ends with its last frame's value (not CleanRL)"""
+    """at a time limit, count on the last frame's value"""
 
 
 @dataclass
 class PPO:
-    learning_rate: float = 2.5e-4
+    learning_rate: Number = 2.5e-4
     """of Adam (Table 8)"""
     anneal_lr: bool = True
-    """linearly to 0 (CleanRL)"""
-    num_envs: int = 8
+    """annealed linearly to 0 (CleanRL), unless given"""
+    num_envs: Count = 8
     """games in parallel (Table 8)"""
-    num_steps: int = 128
+    num_steps: Count = 128
     """agent steps a game and rollout (Table 8)"""
-    update_epochs: int = 4
+    update_epochs: Count = 4
     """passes over a rollout (Table 8)"""
-    num_minibatches: int = 4
+    num_minibatches: Count = 4
     """a pass (Table 8)"""
-    gamma: float = 0.99
+    gamma: Number = 0.99
     """discount an agent step (Table 8)"""
-    gae_lambda: float = 0.95
+    gae_lambda: Number = 0.95
     """of the advantage estimate (Table 8)"""
-    clip_coef: float = 0.1
+    clip_coef: Number = 0.1
     """of the probability ratio (Table 8)"""
     clip_vloss: bool = True
-    """(CleanRL) slows the critic where returns leave [-1, 1]"""
-    ent_coef: float = 0.01
+    """value clip (CleanRL): slow where returns leave [-1, 1]"""
+    ent_coef: Number = 0.01
     """factor of the entropy (Table 8)"""
-    vf_coef: float = 0.5
+    vf_coef: Number = 0.5
     """factor of the value loss (Table 8)"""
-    max_grad_norm: float = 0.5
+    max_grad_norm: Number = 0.5
     """L2, of all gradients together (Table 8)"""
 
 
 @dataclass
 class Attention:
-    camal_coef: float = 1.0
+    camal_coef: Number = 1.0
     """lambda of Eq. 2 (Table 8)"""
     attention: Annotated[
         Literal["gradcam", "layercam", "hirescam", "diffgradcam", "smoothgrad", "integrated-gradients"],
         tyro.conf.arg(metavar="NAME"),
     ] = "gradcam"
-    """gradcam (Eq. 3), layercam, hirescam, diffgradcam, smoothgrad, integrated-gradients (Sec. 3.2)"""
+    """gradcam (Eq. 3), layercam, hirescam, diffgradcam, smoothgrad, integrated-gradients"""
     empty_mask: Annotated[Literal["ignore", "suppress"], tyro.conf.arg(metavar="HOW")] = "ignore"
-    """frames without a target: ignore, or suppress (beta alone)"""
-    measure_every: int = 1
+    """of frames without a target: ignore, or suppress (beta)"""
+    measure_every: Count = 1
     """iterations between camal/ measurements, 0 for none"""
 
 
 @dataclass
 class Machine:
-    device: str = "auto"
+    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
-    precision: Annotated[Literal["fp32", "bf16"], tyro.conf.arg(metavar="NAME")] = "fp32"
-    """of convolutions and hidden layer: fp32, bf16"""
-    torch_threads: int = 0
+    precision: Annotated[Literal["auto", "fp32", "bf16"], tyro.conf.arg(metavar="NAME")] = "auto"
+    """fp32, bf16, or auto: bf16 where the hardware has it"""
+    torch_threads: Count = 0
     """CPU threads of an update, 0 for all cores"""
 
 
@@ -128,9 +130,16 @@ class Args:
     machine: Machine = field(default_factory=Machine)
 
 
+DEFAULT_SWITCHES = ("--anneal-lr", "--clip-vloss", "--no-bootstrap-truncated")
+
+
 def parse_args(arguments: list[str] | None = None) -> Args:
     """Read the command line; exits with code 2 and a message where it can't be understood."""
-    return tyro.cli(Args, prog="python -m camal_rl.ppo", config=(tyro.conf.OmitArgPrefixes,), args=arguments)
+    # Listing both names of a switch would break the help's columns, so tyro knows the one that changes
+    # something, and the one that says what is so anyway is taken here.
+    given = [one for one in (sys.argv[1:] if arguments is None else arguments) if one not in DEFAULT_SWITCHES]
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    return tyro.cli(Args, prog="python -m camal_rl.ppo", config=config, args=given)
 
 
 if __name__ == "__main__":
@@ -138,18 +147,19 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from camal_rl import run_folder
 from camal_rl.doom import Definition, DoomVectorEnv, load_definition
 
-CHECKPOINT_VERSION = 1
 MEASURED_FRAMES = 256
 """Frames, at most, on which attention is measured: one minibatch of Table 8."""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Agent
 
 
@@ -162,46 +172,53 @@ class Output(NamedTuple):
     feature_maps: Tensor  # (B, K, h, w), after the last convolution's ReLU
 
 
+_KERNELS = ((8, 4), (4, 2), (3, 1))  # of the convolutions: size and stride
+
+
 class Agent(nn.Module):
     """CleanRL's five-layer network for Atari, whose feature maps and hidden layer can be seen.
 
     Args:
         num_actions: size of the action space.
         image_shape: (stack, H, W) of the observations, H and W at least 36 pixels.
-        precision: `fp32`, or `bf16` for the convolutions and the hidden layer (heads and attention stay fp32).
+        precision: `fp32`, or `bf16` for convolutions and hidden layer; heads and attention are fp32 anyway.
     """
 
     def __init__(self, num_actions: int, image_shape: tuple[int, ...], precision: str = "fp32") -> None:
         super().__init__()
         self.precision = precision
-        self.convolutions = nn.Sequential(
-            _initialized(nn.Conv2d(image_shape[0], 32, 8, stride=4)),
-            nn.ReLU(),
-            _initialized(nn.Conv2d(32, 64, 4, stride=2)),
-            nn.ReLU(),
-            _initialized(nn.Conv2d(64, 64, 3, stride=1)),
-            nn.ReLU(),
+        self.convolutions = nn.ModuleList(
+            _initialized(nn.Conv2d(channels, filters, kernel, stride))
+            for channels, filters, (kernel, stride) in zip(
+                (image_shape[0], 32, 64), (32, 64, 64), _KERNELS, strict=True
+            )
         )
         self.map_shape = (64, *feature_map_size(*image_shape[1:]))  # (K, h, w)
         self.fc = _initialized(nn.Linear(int(np.prod(self.map_shape)), 512))
         self.actor = _initialized(nn.Linear(512, num_actions), std=0.01)
         self.critic = _initialized(nn.Linear(512, 1), std=1.0)
-        self.to(memory_format=torch.channels_last)  # 2 to 3 times as fast on a CPU
+        # About twice as fast on a CPU, and what a GPU's tensor cores want.
+        nn.utils.convert_conv2d_weight_memory_format(self, torch.channels_last)
 
     def forward(self, images: Tensor) -> Output:
         """Images are uint8 (B, stack, H, W)."""
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            pixels = images.to(dtype, memory_format=torch.channels_last) / 255
-            feature_maps = self.convolutions(pixels)
+            pixels = images.to(dtype, memory_format=torch.channels_last)
+            first, second, third = cast("list[nn.Conv2d]", list(self.convolutions))
+            # Weights scaled to pixels of 0 to 255: far fewer numbers than pixels, which bf16 holds exactly.
+            feature_maps = F.conv2d(pixels, first.weight / 255, first.bias, first.stride).relu_()
+            feature_maps = third(second(feature_maps).relu_()).relu_()
             hidden = self.fc(feature_maps.flatten(1)).relu()
         hidden = hidden.float()
-        return Output(self.actor(hidden), self.critic(hidden).squeeze(1), hidden, feature_maps.float())
+        with torch.autocast(images.device.type, enabled=False):
+            return Output(self.actor(hidden), self.critic(hidden).squeeze(1), hidden, feature_maps.float())
 
     def cam(self, output: Output, method: str, generator: torch.Generator | None = None) -> Tensor:
-        """Attention of the critic's value, not normalised, (B, h, w); of the actor's best action for `diffgradcam`.
+        """Attention of the critic's value, (B, h, w), not normalised (Eq. 3); methods: `attention.METHODS`.
 
-        In closed form where that is exact, else by automatic differentiation of the two last layers.
+        `diffgradcam` contrasts classes, which a value does not have: it is taken of the actor's best action.
+        In closed form where that is exact, else by automatic differentiation of the last two layers.
         """
         from camal_rl import attention
 
@@ -224,12 +241,13 @@ class Agent(nn.Module):
         return attention.gradient_to_map(output.feature_maps, gradients, method)
 
     def _value(self, feature_maps: Tensor) -> Tensor:
-        return self.critic(self.fc(feature_maps.flatten(1)).relu()).squeeze(1)  # (B,)
+        value: Tensor = self.critic(self.fc(feature_maps.flatten(1)).relu()).squeeze(1)  # (B,)
+        return value
 
 
 def feature_map_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width of the agent's feature maps, and so of its attention, for frames of that many pixels."""
-    for kernel, stride in ((8, 4), (4, 2), (3, 1)):
+    """Height and width of the agent's feature maps, and so of its attention, for frames of this size."""
+    for kernel, stride in _KERNELS:
         height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
     return height, width
 
@@ -240,15 +258,15 @@ def _initialized(layer: Any, std: float = 2**0.5) -> Any:
     return layer
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # One iteration: rollout, advantages, update
 
 
 @dataclass
 class Rollout:
-    """What one rollout collects; T steps of N environments, allocated once and overwritten by every iteration."""
+    """What one rollout collects: T steps of N environments, allocated once, overwritten by the next."""
 
-    images: Tensor  # uint8 (T, N, stack, H, W)
+    images: Tensor  # uint8 (T, N, stack, H, W), channels last in memory as the network wants them
     actions: Tensor  # int64 (T, N)
     logprobs: Tensor  # (T, N)
     values: Tensor  # (T, N)
@@ -265,12 +283,12 @@ def allocate(args: Args, envs: DoomVectorEnv, agent: Agent, device: torch.device
     """An empty rollout of the right size."""
     steps, num_envs = args.ppo.num_steps, envs.num_envs
     shape = (steps, num_envs)
-    image_shape = envs.single_observation_space["image"].shape
-    mask_shape = envs.single_observation_space["mask"].shape
+    stack, height, width = envs.envs[0].image.shape
+    mask_shape = envs.envs[0].mask.shape
     supervised = args.run.method != "vanilla"
     measured = min(MEASURED_FRAMES, steps * num_envs) if args.attention.measure_every else 0
     return Rollout(
-        images=torch.zeros((*shape, *image_shape), dtype=torch.uint8, device=device),
+        images=torch.zeros((*shape, height, width, stack), dtype=torch.uint8, device=device).movedim(-1, 2),
         actions=torch.zeros(shape, dtype=torch.int64, device=device),
         logprobs=torch.zeros(shape, device=device),
         values=torch.zeros(shape, device=device),
@@ -321,49 +339,46 @@ def rollout(
     """Play `num_steps` in every environment into `store`, and return the episodes that ended."""
     device = store.images.device
     steps, num_envs = store.actions.shape
-    first_step = progress.iteration * steps * num_envs
+    step_number = progress.iteration * steps * num_envs
     rewards = np.zeros((steps, num_envs))
     episodes = []
-    store.measured[:] = np.sort(
-        np.random.default_rng((args.run.seed, progress.iteration)).choice(
-            steps * num_envs, len(store.measured), replace=False
-        )
-    )
-    for step in range(steps):
-        store.images[step] = torch.from_numpy(progress.observation["image"])
-        store.dones[step] = torch.from_numpy(progress.dones)
-        if progress.mask_weights is not None:
-            store.mask_weights[step] = torch.from_numpy(progress.mask_weights)
-        low, high = np.searchsorted(store.measured, (step * num_envs, (step + 1) * num_envs))
-        if low < high:
+    choice = np.random.default_rng((args.run.seed, progress.iteration))
+    store.measured[:] = np.sort(choice.choice(steps * num_envs, len(store.measured), replace=False))
+    # Within one autocast context the weights are cast once, not for every forward pass.
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=agent.precision == "bf16"):
+        for step in range(steps):
+            step_number += num_envs
+            store.images[step] = torch.from_numpy(progress.observation["image"])
+            store.dones[step] = torch.from_numpy(progress.dones)
+            if progress.mask_weights is not None:
+                store.mask_weights[step] = torch.from_numpy(progress.mask_weights)
+            low, high = np.searchsorted(store.measured, (step * num_envs, (step + 1) * num_envs))
             store.measured_masks[low:high] = progress.observation["mask"][store.measured[low:high] % num_envs]
 
-        with torch.no_grad():
             output = agent(store.images[step])
             logprobs = output.logits.log_softmax(dim=1)  # (N, actions)
             action = torch.multinomial(logprobs.exp(), 1, generator=generator)  # (N, 1)
-        store.values[step] = output.value
-        store.actions[step] = action.squeeze(1)
-        store.logprobs[step] = logprobs.gather(1, action).squeeze(1)
+            store.values[step] = output.value
+            store.actions[step] = action.squeeze(1)
+            store.logprobs[step] = logprobs.gather(1, action).squeeze(1)
 
-        progress.observation, raw, terminations, truncations, infos = envs.step(
-            action.squeeze(1).cpu().numpy()
-        )
-        progress.mask_weights = infos.get("mask_transform")
-        progress.dones = terminations | truncations
-        rewards[step] = shape_rewards(raw, args.environment.reward, envs.definition)
-        if args.environment.bootstrap_truncated and truncations.any():
-            last_frames = np.stack([final["image"] for final in infos["final_obs"][truncations]])
-            with torch.no_grad():
+            result = envs.step(action.squeeze(1).cpu().numpy())
+            progress.observation, raw, terminations, truncations, infos = result
+            progress.mask_weights = infos.get("mask_transform")
+            progress.dones = terminations | truncations
+            rewards[step] = shape_rewards(raw, args.environment.reward, envs.definition)
+            if args.environment.bootstrap_truncated and truncations.any():
+                last_frames = np.stack([final["image"] for final in infos["final_obs"][truncations]])
                 value = agent(torch.from_numpy(last_frames).to(device)).value
-            rewards[step, truncations] += args.ppo.gamma * value.cpu().numpy()
-        progress.returns += raw
-        progress.lengths += 1
-        for index in np.flatnonzero(progress.dones):
-            ended_at = first_step + (step + 1) * num_envs
-            episodes.append(Episode(ended_at, float(progress.returns[index]), int(progress.lengths[index])))
-            progress.recent.append(float(progress.returns[index]))
-            progress.returns[index] = progress.lengths[index] = 0
+                rewards[step, truncations] += args.ppo.gamma * value.cpu().numpy()
+            progress.returns += raw
+            progress.lengths += 1
+            for index in np.flatnonzero(progress.dones):
+                episodes.append(
+                    Episode(step_number, float(progress.returns[index]), int(progress.lengths[index]))
+                )
+                progress.recent.append(float(progress.returns[index]))
+                progress.returns[index] = progress.lengths[index] = 0
     store.rewards.copy_(torch.from_numpy(rewards))
     return episodes
 
@@ -371,7 +386,7 @@ def rollout(
 def shape_rewards(raw: np.ndarray, how: str, definition: Definition) -> np.ndarray:
     """What the agent learns from: raw rewards (N,), clipped to [-1, 1], or times the environment's factor."""
     if how == "clip":
-        return np.clip(raw, -1, 1)
+        return np.asarray(np.clip(raw, -1, 1))
     return raw * definition.reward_scale if how == "scale" else raw
 
 
@@ -470,7 +485,7 @@ def update(
 def camal_loss(
     agent: Agent, output: Output, mask_weights: Tensor, args: Args, generator: torch.Generator
 ) -> Tensor:
-    """L_CAMAL of Eq. 2 without lambda, from masks projected to the attention map's resolution (B, 2, h, w)."""
+    """L_CAMAL of Eq. 2 without lambda, from masks projected to the attention map's size, (B, 2, h, w)."""
     from camal_rl import attention, camal
 
     heat = attention.normalize(agent.cam(output, args.attention.attention, generator))
@@ -479,7 +494,7 @@ def camal_loss(
     )[0]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Watching attention, for every method alike
 
 
@@ -492,41 +507,48 @@ class Measurement(NamedTuple):
 
 @torch.no_grad()
 def measure(agent: Agent, store: Rollout, args: Args, iteration: int, draw: bool) -> Measurement:
-    """How well attention agrees with the masks right now, without gradients and without touching any random state."""
+    """How well attention agrees with the masks now; without gradients, and no random state is touched."""
     from camal_rl import attention, camal, metrics
 
     device = store.images.device
-    images = store.images.flatten(0, 1)[torch.from_numpy(store.measured).to(device)]
-    masks = torch.from_numpy(store.measured_masks).to(device)
-    weights = torch.from_numpy(camal.mask_weights(store.measured_masks, agent.map_shape[1:])).to(device)
+    images, masks = (
+        store.images.flatten(0, 1)[torch.from_numpy(store.measured).to(device)],
+        store.measured_masks,
+    )
+    weights = camal.mask_weights(masks, agent.map_shape[1:])
     generator = torch.Generator(device).manual_seed(iteration)
     cam = agent.cam(agent(images), args.attention.attention, generator)
     heat = attention.normalize(cam)
-    method = "suppress" if args.run.method == "suppress" else "camal"
     loss, alpha, beta, visible = camal.projected_loss(
-        heat, weights, empty_mask=args.attention.empty_mask, method=method
+        heat,
+        torch.from_numpy(weights).to(device),
+        empty_mask=args.attention.empty_mask,
+        method="suppress" if args.run.method == "suppress" else "camal",
     )
     scalars = {
         "camal/dead_map_fraction": float(attention.is_dead(cam).float().mean()),
         "camal/target_visible_fraction": float(visible.float().mean()),
     }
-    if visible.any():
+    maps, seen = heat.cpu().numpy(), visible.cpu().numpy()
+    if seen.any():
         scalars |= {
             "camal/loss": float(loss),
             "camal/alpha": float(alpha[visible].mean()),
             "camal/beta": float(beta[visible].mean()),
-            "camal/iou": float(metrics.iou(heat[visible], masks[visible]).mean()),
-            "camal/iou_ceiling": float(metrics.iou_ceiling(weights[visible], masks[visible]).mean()),
+            "camal/iou": float(metrics.iou(maps[seen], masks[seen]).mean()),
+            "camal/iou_ceiling": float(metrics.iou_ceiling(weights[seen], masks[seen]).mean()),
         }
-    rows = torch.cat([visible.nonzero().flatten(), (~visible).nonzero().flatten()])[:4].tolist()
-    strip = np.vstack(
-        [attention_strip(*(part[row].cpu().numpy() for part in (images, masks, heat))) for row in rows]
+    if not draw:
+        return Measurement(scalars, None)
+    rows = np.argsort(~seen, kind="stable")[:4]  # frames with a target first
+    return Measurement(
+        scalars,
+        np.vstack([attention_strip(images[row].cpu().numpy(), masks[row], maps[row]) for row in rows]),
     )
-    return Measurement(scalars, strip if draw else None)
 
 
 def attention_strip(image: np.ndarray, mask: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Frame, mask, heat map and heat map over frame side by side, uint8 (H, 4 W, 3) RGB, at the mask's resolution.
+    """Frame, mask, heat map, heat map over frame: uint8 (H, 4 W, 3) RGB at the mask's resolution.
 
     Args:
         image: uint8 (stack, h', w'), the newest frame last.
@@ -545,7 +567,7 @@ def attention_strip(image: np.ndarray, mask: np.ndarray, heat: np.ndarray) -> np
     return np.hstack([frame, cv2.cvtColor(mask * 255, cv2.COLOR_GRAY2RGB), colours, over])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The run and its folder
 
 
@@ -587,7 +609,7 @@ def check_args(args: Args) -> None:
     if batch_size % ppo.num_minibatches:
         raise UserError(
             f"{ppo.num_envs} environments x {ppo.num_steps} steps = {batch_size} do not divide into "
-            f"{ppo.num_minibatches} minibatches: choose --num-envs, --num-steps and --num-minibatches that do."
+            f"{ppo.num_minibatches} minibatches: change --num-envs, --num-steps or --num-minibatches."
         )
     if batch_size // ppo.num_minibatches < 2:
         raise UserError(
@@ -600,7 +622,8 @@ def check_args(args: Args) -> None:
         )
     if min(args.environment.frame_size) < 36:
         raise UserError(
-            f"--frame-size {' '.join(map(str, args.environment.frame_size))}: the network needs at least 36 36."
+            f"--frame-size {args.environment.frame_size[0]} {args.environment.frame_size[1]}: "
+            "the network needs at least 36 36."
         )
 
 
@@ -623,111 +646,17 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-# These change where and how fast a run is done, or what is kept of it on the way, but not what is learned.
-_FREE_OPTIONS = {"runs_dir", "checkpoint_every", "image_every", "measure_every", "device", "torch_threads"}
-
-
-def describe(args: Args, definition: Definition) -> dict[str, dict[str, Any]]:
-    """All that defines a run, in JSON's types: its options by group, and its environment."""
-    groups = json.loads(json.dumps(dataclasses.asdict(args), default=str))
-    kept = {
-        group: {name: value for name, value in options.items() if name not in _FREE_OPTIONS}
-        for group, options in groups.items()
-    }
-    paths = ("path", "scenario")  # the same environment may lie elsewhere tomorrow
-    kept["run"]["env"] = definition.name
-    kept["definition"] = {
-        name: Path(value).name if name in paths else value
-        for name, value in json.loads(json.dumps(dataclasses.asdict(definition), default=str)).items()
-    }
-    return kept
-
-
-def open_run_folder(args: Args, definition: Definition) -> Path:
-    """The run's folder, which may not exist yet.
-
-    Raises:
-        UserError: it holds a run with other arguments; the message shows the difference.
-    """
-    folder = args.run.runs_dir / definition.name / args.run.method / f"seed{args.run.seed}"
-    file = folder / "args.json"
-    if not file.exists():
-        return folder
-    try:
-        before = json.loads(file.read_text())
-        found = {
-            (group, name): value
-            for group in before
-            if group != "version"
-            for name, value in before[group].items()
-        }
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{file} is not readable as a run's arguments: move {folder} away to start anew."
-        ) from error
-    now = {
-        (group, name): value
-        for group, options in describe(args, definition).items()
-        for name, value in options.items()
-    }
-    missing = object()
-    differences = [
-        f"{name} was {found.get((group, name), 'not there')}, now {now.get((group, name), 'not there')}"
-        for group, name in sorted(now.keys() | found.keys())
-        if now.get((group, name), missing) != found.get((group, name), missing)
-    ]
-    if differences:
-        raise UserError(
-            f"{folder} holds a run with other arguments: {'; '.join(differences)}. "
-            "Choose another --runs-dir or --seed, or move that folder away."
-        )
-    return folder
-
-
-def save_checkpoint(
-    path: Path,
-    agent: Agent,
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-    envs: DoomVectorEnv,
-    progress: Progress,
-) -> None:
-    """Write all that training needs to go on as if it had not stopped; tensors and plain values only."""
-    buffer = io.BytesIO()
-    torch.save(
-        {
-            "version": CHECKPOINT_VERSION,
-            "iteration": progress.iteration,
-            "agent": agent.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "generator": generator.get_state(),
-            "envs": envs.state_dict(),
-            "dones": progress.dones.tolist(),
-            "returns": progress.returns.tolist(),
-            "lengths": progress.lengths.tolist(),
-            "recent": list(progress.recent),
-        },
-        buffer,
-    )
-    write_whole(path, buffer.getvalue())
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote; nothing in the file can run code.
-
-    Raises:
-        UserError: not a checkpoint, or one of another version.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        version = checkpoint["version"]
-    except Exception as error:
-        raise UserError(f"{path} is not a readable checkpoint: move it away to start anew.") from error
-    if version != CHECKPOINT_VERSION:
-        raise UserError(
-            f"{path} has version {version}, and this camal_rl reads version {CHECKPOINT_VERSION}."
-        )
-    return dict(checkpoint)
+def choose_precision(name: str, device: torch.device) -> Literal["fp32", "bf16"]:
+    """What the network computes in; `auto` is bf16 where the hardware has it, because it is faster there."""
+    if name != "auto":
+        return "bf16" if name == "bf16" else "fp32"
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type != "cpu":
+        return "fp32"
+    # Without the instructions a CPU emulates bf16 and takes longer. torch has no public name for this yet.
+    native = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile"))
+    return "bf16" if any(supported() for supported in native) else "fp32"
 
 
 def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
@@ -739,9 +668,11 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
     check_args(args)
     definition = load_definition(args.run.env)
     device = choose_device(args.machine.device)
-    folder = open_run_folder(args, definition)
-    checkpoint_file = folder / "checkpoint.pt"
-    checkpoint = load_checkpoint(checkpoint_file) if checkpoint_file.exists() else None
+    precision = args.machine.precision = choose_precision(args.machine.precision, device)
+    folder = args.run.runs_dir / definition.name / args.run.method / f"seed{args.run.seed}"
+    described = run_folder.describe(dataclasses.asdict(args), definition)
+    run_folder.check_args_file(folder, described)
+    checkpoint = run_folder.load_checkpoint(folder / "checkpoint.pt")
     batch_size = args.ppo.num_envs * args.ppo.num_steps
     iterations = args.run.total_timesteps // batch_size
     if checkpoint is not None and checkpoint["iteration"] >= iterations:
@@ -749,11 +680,12 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
         return folder
 
     print(
-        f"camal_rl {__version__}: {definition.name}, {args.run.method}, seed {args.run.seed}, {iterations:,} iterations of "
-        f"{batch_size:,} steps on {device} ({args.machine.precision})\n"
+        f"camal_rl {__version__}: {definition.name}, {args.run.method}, seed {args.run.seed}, "
+        f"{iterations:,} iterations of {batch_size:,} steps on {device} ({precision})\n"
         f"Run folder:  {folder}\nTensorBoard: tensorboard --logdir {args.run.runs_dir}",
         flush=True,
     )
+    torch.set_num_threads(1)  # the rounding of the initial weights depends on it
     torch.manual_seed(args.run.seed)
     torch.backends.cudnn.deterministic = True
     with contextlib.ExitStack() as cleanup:
@@ -763,14 +695,12 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
             args.environment.frame_size,
             args.environment.render_resolution,
             copy=False,
-            mask_transform=_projection(args) if args.run.method != "vanilla" else None,
+            mask_transform=_projection(args),
         )
         cleanup.callback(envs.close)
-        agent = Agent(
-            envs.single_action_space.n, envs.single_observation_space["image"].shape, args.machine.precision
-        )
-        agent.to(device)
-        optimizer = torch.optim.Adam(agent.parameters(), lr=args.ppo.learning_rate, eps=1e-5)
+        one_env = envs.envs[0]
+        agent = Agent(len(one_env.actions), one_env.image.shape, precision).to(device)
+        optimizer = torch.optim.Adam(agent.parameters(), lr=args.ppo.learning_rate, eps=1e-5, fused=True)
         generator = torch.Generator(device).manual_seed(args.run.seed)
         if checkpoint is None:
             seeds = np.random.SeedSequence(args.run.seed).generate_state(args.ppo.num_envs).tolist()
@@ -791,24 +721,12 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
             recent=deque(start["recent"], maxlen=100),
         )
         first_step = progress.iteration * batch_size
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            content = {"version": __version__, **describe(args, definition)}
-            write_whole(folder / "args.json", (json.dumps(content, indent=2) + "\n").encode())
-            # Steps after the checkpoint that an earlier process wrote before it was killed are done again.
-            writer = SummaryWriter(str(folder), purge_step=first_step + 1 if checkpoint else None)
-        except OSError as error:
-            raise UserError(
-                f"can't write into {folder}: {error.strerror}. Choose another --runs-dir."
-            ) from error
+        run_folder.write_args_file(folder, described)
+        # Steps that a killed process logged after its last checkpoint are done, and logged, again.
+        writer = SummaryWriter(str(folder), purge_step=first_step + 1 if checkpoint else None)
         cleanup.callback(writer.close)
         if checkpoint is None:
-            rows = "\n".join(
-                f"|{name}|{value}|"
-                for options in content.values()
-                if isinstance(options, dict)
-                for name, value in options.items()
-            )
+            rows = "\n".join(f"|{name}|{value}|" for one in described.values() for name, value in one.items())
             writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
         else:
             print(f"Going on from step {first_step:,}.", flush=True)
@@ -878,7 +796,18 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
             bar.update(batch_size)
             if last or _crossed(step, batch_size, args.run.checkpoint_every):
                 writer.flush()
-                save_checkpoint(checkpoint_file, agent, optimizer, generator, envs, progress)
+                state = {
+                    "iteration": progress.iteration,
+                    "agent": agent.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "generator": generator.get_state(),
+                    "envs": envs.state_dict(),
+                    "dones": progress.dones.tolist(),
+                    "returns": progress.returns.tolist(),
+                    "lengths": progress.lengths.tolist(),
+                    "recent": list(progress.recent),
+                }
+                run_folder.save_checkpoint(folder / "checkpoint.pt", state)
             if last:
                 break
         bar.refresh()
@@ -904,14 +833,16 @@ def _crossed(step: int, batch_size: int, every: int) -> bool:
     return step // every > (step - batch_size) // every
 
 
-def _projection(args: Args) -> Callable[[np.ndarray], np.ndarray]:
+def _projection(args: Args) -> Callable[[np.ndarray], np.ndarray] | None:
+    if args.run.method == "vanilla":
+        return None
     from camal_rl import camal
 
     return partial(camal.mask_weights, size=feature_map_size(*args.environment.frame_size))
 
 
 def main(args: Args) -> int:
-    """Train, and return the exit code: 0, 2 after a user's mistake, 130 or 143 where a signal stopped the run."""
+    """Train, and return the exit code: 0, 2 after a user's mistake, 130 or 143 after a signal."""
     received: list[int] = []
 
     def stop(number: int, frame: Any) -> None:

@@ -1,0 +1,118 @@
+"""The folder of a run, `<runs-dir>/<env>/<method>/seed<k>/`: what defines it and where it stands.
+
+A folder belongs to one set of arguments: the same ones go on where the run stopped, others are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from camal_rl import UserError, __version__, write_whole
+from camal_rl.doom import Definition
+
+CHECKPOINT_VERSION = 1
+FREE_OPTIONS = frozenset(
+    ("runs_dir", "checkpoint_every", "image_every", "measure_every", "device", "torch_threads")
+)
+"""Options that change where and how fast a run is done, or what is kept of it, but not what is learned."""
+
+
+def describe(options: Mapping[str, Mapping[str, Any]], definition: Definition) -> dict[str, dict[str, Any]]:
+    """All that defines a run, in JSON's types: its options by group, and its environment.
+
+    The environment counts by what it says, not by where its file lies.
+    """
+    described = {
+        group: {name: value for name, value in one.items() if name not in FREE_OPTIONS}
+        for group, one in options.items()
+    }
+    described["run"]["env"] = definition.name
+    described["definition"] = dataclasses.asdict(definition) | {
+        "path": definition.path.name,
+        "scenario": definition.scenario.name,
+    }
+    plain: dict[str, dict[str, Any]] = json.loads(json.dumps(described, default=str))
+    return plain
+
+
+def check_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a folder that holds a run with other arguments.
+
+    Raises:
+        UserError: the message shows every difference.
+    """
+    file = folder / "args.json"
+    if not file.exists():
+        return
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        before = {
+            name: value for group, one in content.items() if group != "version" for name, value in one.items()
+        }
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{file} is not a run's arguments: move {folder} away to start anew.") from error
+    now = {name: value for one in described.values() for name, value in one.items()}
+    absent = "nothing"
+    differences = [
+        f"{name} was {before.get(name, absent)}, now {now.get(name, absent)}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name, absent) != now.get(name, absent)
+    ]
+    if differences:
+        raise UserError(
+            f"{folder} holds a run with other arguments: {'; '.join(differences)}. "
+            "Choose another --runs-dir or --seed, or move that folder away."
+        )
+
+
+def write_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write args.json, making the folder where it is missing.
+
+    Raises:
+        UserError: the folder can't be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"can't make {folder}: {error.strerror}. Choose another --runs-dir.") from error
+    content = {"version": __version__, **described}
+    write_whole(folder / "args.json", (json.dumps(content, indent=2) + "\n").encode())
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write all that a run needs to go on: tensors and plain values, whole or not at all.
+
+    Raises:
+        UserError: the disk is full or the folder can't be written; the checkpoint before is still there.
+    """
+    buffer = io.BytesIO()
+    torch.save({"version": CHECKPOINT_VERSION, **state}, buffer)
+    write_whole(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """Read what `save_checkpoint` wrote, None where there is none; nothing in the file can run code.
+
+    Raises:
+        UserError: not a checkpoint, or one of another version.
+    """
+    if not path.exists():
+        return None
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        version = checkpoint["version"]
+    except Exception as error:  # a damaged file makes torch raise all kinds
+        raise UserError(f"{path} is not a readable checkpoint: move it away to start anew.") from error
+    if version != CHECKPOINT_VERSION:
+        raise UserError(
+            f"{path} has version {version}, and this camal_rl reads version {CHECKPOINT_VERSION}: "
+            "use the camal_rl that wrote it, or move it away to start anew."
+        )
+    return checkpoint

@@ -1,0 +1,763 @@
+"""The training loop: arithmetic against independent computations, the run as a user sees it, and resuming."""
+
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import vizdoom
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from camal_rl import UserError, attention, camal, doom, ppo
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class FakeGame:
+    """Stands in for the engine in fast tests: episodes of 5 to 12 actions, a target placed by the seed."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self.size = (height, width)
+
+    def get_available_buttons(self) -> list[vizdoom.Button]:
+        return [vizdoom.Button.MOVE_LEFT, vizdoom.Button.MOVE_RIGHT, vizdoom.Button.ATTACK]
+
+    def set_seed(self, seed: int) -> None:
+        self.seed = seed
+
+    def new_episode(self) -> None:
+        self.rng = np.random.default_rng(self.seed)
+        self.length = int(self.rng.integers(5, 13))
+        self.place = int(self.rng.integers(0, self.size[1] - 40))
+        self.done = 0
+
+    def set_action(self, action: list[float]) -> None:
+        self.action = action
+
+    def advance_action(self, tics: int, update: bool) -> None:
+        self.done += 1
+        self.place = int(np.clip(self.place + 8 * (self.action[1] - self.action[0]), 0, self.size[1] - 40))
+
+    def make_action(self, action: list[float], tics: int) -> float:
+        self.set_action(action)
+        self.advance_action(tics, True)
+        return 3.0 if action[2] else -1.0
+
+    def is_episode_finished(self) -> bool:
+        return self.done >= self.length
+
+    def is_episode_timeout_reached(self) -> bool:
+        return self.is_episode_finished() and self.length % 2 == 0
+
+    def is_player_dead(self) -> bool:
+        return False
+
+    def get_state(self) -> object:
+        screen = np.full(self.size, 30 + self.done, np.uint8)
+        labels = np.zeros(self.size, np.uint8)
+        if self.done % 4 != 3:
+            labels[60:90, self.place : self.place + 40] = 9
+            screen[60:90, self.place : self.place + 40] = 220
+        label = type("Label", (), {"value": 9, "object_name": "Cacodemon", "object_category": "Monster"})()
+        return type("State", (), {"screen_buffer": screen, "labels_buffer": labels, "labels": [label]})()
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def fake_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doom, "_start_engine", lambda definition, height, width: FakeGame(height, width))
+
+
+def small_args(folder: Path, **options: object) -> ppo.Args:
+    """A run of 4 iterations of 64 steps that takes a second."""
+    args = ppo.Args()
+    args.run.runs_dir = folder
+    args.run.total_timesteps = 256
+    args.ppo.num_envs, args.ppo.num_steps, args.ppo.num_minibatches, args.ppo.update_epochs = 4, 16, 2, 2
+    args.environment.frame_size = (52, 60)
+    args.environment.render_resolution = "160x120"
+    args.machine.precision = "fp32"
+    args.machine.torch_threads = 1
+    for name, value in options.items():
+        group = next(group for group in vars(args).values() if hasattr(group, name))
+        setattr(group, name, value)
+    return args
+
+
+def stop_after(iterations: int):
+    """An `interrupted` for `train` that stops it after so many iterations."""
+    calls = iter([False] * (iterations - 1) + [True])
+    return lambda: next(calls)
+
+
+def checkpoint_of(folder: Path) -> dict:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def assert_same(one: object, other: object, where: str = "checkpoint") -> None:
+    """Equal bit for bit, through all levels."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}[{key}]")
+    elif isinstance(one, list):
+        assert len(one) == len(other), where
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            assert_same(*pair, f"{where}[{index}]")
+    else:
+        assert one == other, where
+
+
+def events_of(folder: Path) -> EventAccumulator:
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
+    return events.Reload()
+
+
+ENGINE_RUN = [
+    *("--total-timesteps", "512", "--num-envs", "4", "--num-steps", "32"),
+    *("--torch-threads", "1", "--precision", "fp32"),
+]
+
+
+def command(*options: object, module: str = "ppo") -> list[str]:
+    return [sys.executable, "-m", f"camal_rl.{module}", *map(str, options)]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Arithmetic
+
+
+def test_gae_equals_the_sum_of_discounted_errors_written_out():
+    generator = torch.Generator().manual_seed(0)
+    steps, envs, gamma, lam = 7, 3, 0.9, 0.8
+    rewards, values = torch.randn(2, steps, envs, dtype=torch.float64, generator=generator)
+    dones = (torch.rand(steps, envs, generator=generator) < 0.3).double()
+    next_value = torch.randn(envs, dtype=torch.float64, generator=generator)
+    next_done = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    advantages, returns = ppo.gae(rewards, values, dones, next_value, next_done, gamma, lam)
+    all_values = torch.cat([values, next_value[None]])
+    all_dones = torch.cat([dones, next_done[None]])
+    for env in range(envs):
+        for start in range(steps):
+            expected, weight = 0.0, 1.0
+            for step in range(start, steps):
+                goes_on = 1 - all_dones[step + 1, env]
+                error = rewards[step, env] + gamma * goes_on * all_values[step + 1, env] - values[step, env]
+                expected += weight * error
+                weight *= gamma * lam * goes_on
+            assert advantages[start, env] == pytest.approx(float(expected), abs=1e-12)
+    assert torch.equal(returns, advantages + values)
+
+
+def test_rewards_are_clipped_scaled_or_left_as_they_are():
+    definition = doom.load_definition("Basic")
+    raw = np.array([-4.0, 0.5, 101.0])
+    assert ppo.shape_rewards(raw, "clip", definition).tolist() == [-1.0, 0.5, 1.0]
+    assert ppo.shape_rewards(raw, "scale", definition) == pytest.approx(raw * definition.reward_scale)
+    assert ppo.shape_rewards(raw, "raw", definition).tolist() == raw.tolist()
+
+
+@pytest.mark.parametrize("size", [(84, 84), (36, 50), (240, 320)])
+def test_feature_maps_have_the_size_that_is_computed_beforehand(size):
+    agent = ppo.Agent(3, (4, *size))
+    output = agent(torch.zeros(2, 4, *size, dtype=torch.uint8))
+    assert output.feature_maps.shape == (2, *agent.map_shape) == (2, 64, *ppo.feature_map_size(*size))
+    assert output.logits.shape == (2, 3)
+    assert output.value.shape == (2,)
+
+
+def test_agent_computes_what_cleanrls_network_computes():
+    torch.manual_seed(0)
+    agent = ppo.Agent(3, (4, 84, 84))
+    images = torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8)
+    convolutions = [layer for conv in agent.convolutions for layer in (conv, nn.ReLU())]
+    network = nn.Sequential(*convolutions, nn.Flatten(), agent.fc, nn.ReLU())
+    hidden = network(images / 255.0)
+    output = agent(images)
+    torch.testing.assert_close(output.value, agent.critic(hidden).squeeze(1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(output.logits, agent.actor(hidden), rtol=1e-5, atol=1e-6)
+    assert agent.actor.weight.norm(dim=1).tolist() == pytest.approx([0.01] * 3, rel=1e-4)
+    assert agent.fc.weight.norm(dim=1).tolist() == pytest.approx([2**0.5] * 512, rel=1e-4)
+
+
+def test_bf16_is_close_to_fp32_and_gives_fp32_outputs():
+    torch.manual_seed(0)
+    exact = ppo.Agent(3, (4, 84, 84))
+    coarse = ppo.Agent(3, (4, 84, 84), "bf16")
+    coarse.load_state_dict(exact.state_dict())
+    images = torch.randint(0, 256, (8, 4, 84, 84), dtype=torch.uint8)
+    one, other = exact(images), coarse(images)
+    assert all(tensor.dtype == torch.float32 for tensor in other)
+    assert (one.feature_maps - other.feature_maps).norm() < 0.02 * one.feature_maps.norm()
+    assert not torch.equal(one.feature_maps, other.feature_maps)
+
+
+@pytest.mark.parametrize("method", attention.METHODS)
+def test_agents_attention_is_that_of_automatic_differentiation(method):
+    torch.manual_seed(1)
+    agent = ppo.Agent(4, (4, 52, 60))
+    with torch.no_grad():
+        agent.actor.weight.normal_()  # its initial weights contrast nothing
+    output = agent(torch.randint(0, 256, (3, 4, 52, 60), dtype=torch.uint8))
+    head = agent.actor if method == "diffgradcam" else agent.critic
+
+    def target(feature_maps: torch.Tensor) -> torch.Tensor:
+        last = head(agent.fc(feature_maps.flatten(1)).relu())
+        return last if method == "diffgradcam" else last.squeeze(1)
+
+    expected = attention.class_activation_map(
+        output.feature_maps, target, method, generator=torch.Generator().manual_seed(1)
+    )
+    actual = agent.cam(output, method, torch.Generator().manual_seed(1))
+    assert expected.amax() > 0
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-7)
+    parameters = [*agent.convolutions.parameters(), agent.fc.weight, head.weight]
+    gradients = [
+        torch.autograd.grad(cam.square().sum(), parameters, retain_graph=True, allow_unused=True)
+        for cam in (actual, expected)
+    ]
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
+
+
+def filled_rollout(args: ppo.Args, agent: ppo.Agent, envs: doom.DoomVectorEnv) -> ppo.Rollout:
+    store = ppo.allocate(args, envs, agent, torch.device("cpu"))
+    observation, infos = envs.reset(seed=[1, 2, 3, 4])
+    zeros = np.zeros(4)
+    progress = ppo.Progress(
+        0,
+        observation,
+        infos.get("mask_transform"),
+        np.ones(4, bool),
+        zeros,
+        zeros.astype(int),
+        deque(maxlen=100),
+    )
+    ppo.rollout(agent, envs, store, progress, args, torch.Generator().manual_seed(0))
+    return store
+
+
+def make_envs(args: ppo.Args) -> doom.DoomVectorEnv:
+    return doom.DoomVectorEnv(
+        "Basic", 4, args.environment.frame_size, args.environment.render_resolution,
+        copy=False, mask_transform=ppo._projection(args),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("clip_vloss", [True, False])
+def test_a_vanilla_update_is_cleanrls(fake_engine, tmp_path, clip_vloss):
+    args = small_args(tmp_path, method="vanilla", clip_vloss=clip_vloss)
+    torch.manual_seed(0)
+    agent = ppo.Agent(4, (4, 52, 60))
+    envs = make_envs(args)
+    store = filled_rollout(args, agent, envs)
+    envs.close()
+    torch.manual_seed(1)
+    advantages, returns = torch.randn(2, 16, 4)
+    reference = ppo.Agent(4, (4, 52, 60))
+    reference.load_state_dict(agent.state_dict())
+
+    optimizer = torch.optim.Adam(agent.parameters(), lr=1e-3, eps=1e-5)
+    means = ppo.update(agent, optimizer, store, advantages, returns, args, torch.Generator().manual_seed(5))
+
+    optimizer = torch.optim.Adam(reference.parameters(), lr=1e-3, eps=1e-5)
+    generator = torch.Generator().manual_seed(5)
+    observations, actions = store.images.reshape(64, 4, 52, 60), store.actions.reshape(64)
+    old_logprobs, old_values = store.logprobs.reshape(64), store.values.reshape(64)
+    value_losses, clip_fractions = [], []
+    for _ in range(2):
+        order = torch.randperm(64, generator=generator)
+        for start in (0, 32):
+            index = order[start : start + 32]
+            logits, value, *_ = reference(observations[index])
+            policy = torch.distributions.Categorical(logits=logits)
+            ratio = (policy.log_prob(actions[index]) - old_logprobs[index]).exp()
+            clip_fractions.append(((ratio - 1).abs() > 0.1).float().mean().item())
+            advantage = advantages.reshape(64)[index]
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+            policy_loss = torch.max(-advantage * ratio, -advantage * torch.clamp(ratio, 0.9, 1.1)).mean()
+            target = returns.reshape(64)[index]
+            if clip_vloss:
+                clipped = old_values[index] + torch.clamp(value - old_values[index], -0.1, 0.1)
+                value_loss = 0.5 * torch.max((value - target) ** 2, (clipped - target) ** 2).mean()
+            else:
+                value_loss = 0.5 * ((value - target) ** 2).mean()
+            value_losses.append(value_loss.item())
+            loss = policy_loss - 0.01 * policy.entropy().mean() + 0.5 * value_loss
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
+            optimizer.step()
+    for (name, mine), theirs in zip(agent.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(
+            mine, theirs, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    assert len(set(value_losses)) == 4
+    assert means["value_loss"] == pytest.approx(np.mean(value_losses), rel=1e-4)
+    assert means["clipfrac"] == pytest.approx(np.mean(clip_fractions), abs=1e-6)
+
+
+def test_the_supervised_loss_is_the_plain_one_at_the_masks_resolution(fake_engine, tmp_path):
+    args = small_args(tmp_path, measure_every=1)
+    torch.manual_seed(1)
+    agent = ppo.Agent(4, (4, 52, 60))
+    envs = make_envs(args)
+    store = filled_rollout(args, agent, envs)
+    envs.close()
+    assert len(store.measured) == 64  # every frame, so that its mask is known
+    images, weights = store.images.flatten(0, 1), store.mask_weights.flatten(0, 1)
+    output = agent(images)
+    heat = attention.normalize(agent.cam(output, "gradcam"))
+    plain = camal.camal_loss(heat, torch.from_numpy(store.measured_masks))
+    mine = ppo.camal_loss(agent, output, weights, args, torch.Generator())
+    assert mine.item() == pytest.approx(plain.item(), abs=1e-6)
+    assert plain.item() != 0
+
+
+def test_the_rollout_keeps_each_frame_with_its_own_mask_and_reward(fake_engine, tmp_path):
+    args = small_args(tmp_path, reward="raw")
+    agent = ppo.Agent(4, (4, 52, 60))
+    envs = make_envs(args)
+    store = filled_rollout(args, agent, envs)
+    twin = doom.DoomVectorEnv("Basic", 4, (52, 60), "160x120")
+    observation, _ = twin.reset(seed=[1, 2, 3, 4])
+    done = np.ones(4, bool)
+    for step in range(16):
+        assert np.array_equal(store.images[step].numpy(), observation["image"])
+        assert np.array_equal(store.measured_masks[step * 4 : step * 4 + 4], observation["mask"])
+        assert store.dones[step].tolist() == done.tolist()
+        observation, rewards, terminated, truncated, _ = twin.step(store.actions[step].numpy())
+        done = terminated | truncated
+        assert store.rewards[step].tolist() == rewards.tolist()
+    envs.close()
+    twin.close()
+
+
+def test_a_time_limit_counts_on_the_value_of_the_last_real_frame(fake_engine, tmp_path):
+    stores = {}
+    for bootstrap in (False, True):
+        args = small_args(tmp_path, reward="raw", bootstrap_truncated=bootstrap)
+        torch.manual_seed(0)
+        agent = ppo.Agent(4, (4, 52, 60))
+        envs = make_envs(args)
+        stores[bootstrap] = filled_rollout(args, agent, envs)
+        envs.close()
+    assert torch.equal(stores[False].actions, stores[True].actions)
+    twin = doom.DoomVectorEnv("Basic", 4, (52, 60), "160x120")
+    twin.reset(seed=[1, 2, 3, 4])
+    truncations = 0
+    for step in range(16):
+        _, _, _, truncated, infos = twin.step(stores[True].actions[step].numpy())
+        for env in range(4):
+            extra = (stores[True].rewards[step, env] - stores[False].rewards[step, env]).item()
+            if truncated[env]:
+                truncations += 1
+                with torch.no_grad():
+                    value = agent(torch.from_numpy(infos["final_obs"][env]["image"])[None]).value
+                assert extra == pytest.approx(0.99 * value.item(), abs=1e-5)
+            else:
+                assert extra == 0
+    twin.close()
+    assert truncations > 0
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The command line
+
+
+def test_help_fits_one_screen_and_gives_every_option_a_text():
+    environment = os.environ | {"COLUMNS": "100", "PYTHONIOENCODING": "utf-8"}
+    text = subprocess.run(command("--help"), env=environment, capture_output=True, check=True).stdout.decode()
+    assert len(text.splitlines()) <= 50
+    for group in dataclasses.fields(ppo.Args):
+        for option in dataclasses.fields(group.default_factory):
+            name = option.name.replace("_", "-")
+            assert re.search(rf"--(no-)?{name} .*[a-z(]", text), name
+
+
+def test_every_option_is_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    for group in dataclasses.fields(ppo.Args):
+        for option in dataclasses.fields(group.default_factory):
+            assert f"`--{option.name.replace('_', '-')}" in readme, option.name
+
+
+def test_defaults_are_those_of_table_8():
+    args = ppo.parse_args([])
+    assert (args.ppo.num_envs, args.run.total_timesteps, args.ppo.num_steps) == (8, 10_000_000, 128)
+    assert (args.ppo.update_epochs, args.ppo.num_minibatches, args.ppo.learning_rate) == (4, 4, 0.00025)
+    assert (args.ppo.gamma, args.ppo.gae_lambda, args.ppo.clip_coef) == (0.99, 0.95, 0.1)
+    assert (args.ppo.ent_coef, args.ppo.vf_coef, args.ppo.max_grad_norm) == (0.01, 0.5, 0.5)
+    assert (args.attention.camal_coef, args.environment.reward, doom.FRAME_STACK) == (1.0, "clip", 4)
+    assert {doom.load_definition(name).frame_skip for name in doom.available()} == {4}
+
+
+def test_both_names_of_a_switch_are_understood():
+    assert ppo.parse_args(["--clip-vloss"]).ppo.clip_vloss
+    assert not ppo.parse_args(["--no-clip-vloss"]).ppo.clip_vloss
+    assert ppo.parse_args(["--anneal-lr", "--no-bootstrap-truncated"]) == ppo.Args()
+    assert ppo.parse_args(["--bootstrap-truncated"]).environment.bootstrap_truncated
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_minibatches": 3}, "64 do not divide into 3 minibatches"),
+        ({"num_minibatches": 64}, "minibatches of one step"),
+        ({"num_envs": 0}, "--num-envs 0: give a number of at least 1"),
+        ({"total_timesteps": 63}, "less than one iteration of 64"),
+        ({"frame_size": (35, 84)}, "needs at least 36 36"),
+        ({"frame_size": (121, 84)}, "does not fit in what is rendered"),
+        ({"gamma": 1.5}, "--gamma 1.5: give a number from 0 to 1"),
+        ({"learning_rate": float("nan")}, "--learning-rate nan"),
+        ({"max_grad_norm": 0.0}, "--max-grad-norm 0.0: give a number greater than 0"),
+        ({"device": "cuda:9"}, "--device cuda:9: not usable here"),
+        ({"device": "abacus"}, "--device abacus: not usable here"),
+        ({"env": "Basik"}, "did you mean Basic"),
+        ({"seed": -1}, "--seed -1"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(fake_engine, tmp_path, options, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        ppo.train(small_args(tmp_path, **options))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_precision_auto_is_bf16_only_where_the_hardware_has_it(monkeypatch):
+    cpu = torch.device("cpu")
+    for supported, expected in ((True, "bf16"), (False, "fp32")):
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, name, lambda supported=supported: supported, raising=False)
+        assert ppo.choose_precision("auto", cpu) == expected
+        assert ppo.choose_precision("fp32", cpu) == "fp32"
+        assert ppo.choose_precision("bf16", cpu) == "bf16"
+    assert ppo.choose_precision("auto", torch.device("mps")) == "fp32"
+
+
+# ------------------------------------------------------------------------------------------------------------
+# A run, with the fake engine
+
+
+@pytest.mark.parametrize("method", ["camal", "vanilla", "suppress"])
+def test_a_run_logs_cleanrls_tags_and_attention_for_every_method(fake_engine, tmp_path, method, capsys):
+    folder = ppo.train(small_args(tmp_path, method=method, image_every=128))
+    assert folder == tmp_path / "Basic" / method / "seed1"
+    events = events_of(folder)
+    charts = {f"charts/{name}" for name in ("episodic_return", "episodic_length", "SPS", "learning_rate")}
+    names = ("value_loss", "policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac")
+    losses = {f"losses/{name}" for name in (*names, "explained_variance", "grad_norm")}
+    if method != "vanilla":
+        losses.add("losses/camal_loss")
+    names = ("loss", "alpha", "beta", "iou", "iou_ceiling", "dead_map_fraction", "target_visible_fraction")
+    assert set(events.Tags()["scalars"]) == charts | losses | {f"camal/{name}" for name in names}
+    assert [event.step for event in events.Scalars("camal/iou")] == [64, 128, 192, 256]
+    assert [event.step for event in events.Images("camal/attention")] == [64, 128, 256]
+    assert (events.Images("camal/attention")[0].height, events.Images("camal/attention")[0].width) == (
+        480,
+        640,
+    )
+    assert "hyperparameters/text_summary" in events.Tags()["tensors"]
+    rates = [event.value for event in events.Scalars("charts/learning_rate")]
+    assert rates == pytest.approx([2.5e-4, 1.875e-4, 1.25e-4, 0.625e-4])
+    output = capsys.readouterr().out
+    assert f"Run folder:  {folder}" in output
+    assert f"tensorboard --logdir {tmp_path}" in output
+
+
+def test_episodic_return_is_the_raw_one(fake_engine, tmp_path):
+    events = events_of(ppo.train(small_args(tmp_path, reward="clip")))
+    lengths = [event.value for event in events.Scalars("charts/episodic_length")]
+    returns = [event.value for event in events.Scalars("charts/episodic_return")]
+    assert len(returns) > 10
+    # -1 a step and +3 for each shot, so the return differs from -length by a multiple of 4
+    assert all((total + length) % 4 == 0 for total, length in zip(returns, lengths, strict=True))
+    assert max(total + length for total, length in zip(returns, lengths, strict=True)) > 0
+
+
+def test_measuring_can_be_rarer_or_left_out(fake_engine, tmp_path):
+    events = events_of(ppo.train(small_args(tmp_path, measure_every=3)))
+    assert [event.step for event in events.Scalars("camal/alpha")] == [64, 256]
+    events = events_of(ppo.train(small_args(tmp_path, measure_every=0, seed=2)))
+    assert not [tag for tag in events.Tags()["scalars"] if tag.startswith("camal/")]
+
+
+@pytest.mark.parametrize("method", ["camal", "vanilla"])
+def test_a_run_with_the_same_seed_is_the_same_and_measuring_changes_nothing(fake_engine, tmp_path, method):
+    folders = [
+        ppo.train(small_args(tmp_path / str(measure), method=method, measure_every=measure))
+        for measure in (0, 1)
+    ]
+    assert_same(*map(checkpoint_of, folders))
+    other = ppo.train(small_args(tmp_path, method=method, seed=2))
+    assert not torch.equal(
+        checkpoint_of(other)["agent"]["fc.weight"], checkpoint_of(folders[0])["agent"]["fc.weight"]
+    )
+
+
+@pytest.mark.parametrize("method", attention.METHODS)
+def test_every_attention_method_trains_and_resumes(fake_engine, tmp_path, method):
+    straight = ppo.train(small_args(tmp_path / "straight", attention=method))
+    ppo.train(small_args(tmp_path / "stopped", attention=method), stop_after(2))
+    resumed = ppo.train(small_args(tmp_path / "stopped", attention=method))
+    assert_same(*map(checkpoint_of, (straight, resumed)))
+    assert all(np.isfinite(event.value) for event in events_of(straight).Scalars("losses/camal_loss"))
+
+
+def test_supervision_changes_what_is_learned(fake_engine, tmp_path):
+    weights = {
+        name: checkpoint_of(ppo.train(small_args(tmp_path / name, **options)))["agent"]["fc.weight"]
+        for name, options in {
+            "vanilla": {"method": "vanilla"}, "camal": {}, "suppress": {"method": "suppress"},
+            "zero": {"camal_coef": 0.0}, "empty": {"empty_mask": "suppress"},
+        }.items()
+    }  # fmt: skip
+    assert torch.equal(weights["vanilla"], weights["zero"])
+    assert len({one.double().sum().item() for one in weights.values()}) == 4
+
+
+def test_a_finished_run_is_left_as_it_is(fake_engine, tmp_path, capsys):
+    folder = ppo.train(small_args(tmp_path))
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    ppo.train(small_args(tmp_path))
+    assert "already done: 256 steps" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_other_arguments_in_the_same_folder_are_refused_with_the_difference(fake_engine, tmp_path):
+    folder = ppo.train(small_args(tmp_path), stop_after(1))
+    before = (folder / "checkpoint.pt").read_bytes()
+    with pytest.raises(UserError, match=r"gamma was 0\.99, now 0\.9\b.*Choose another --runs-dir"):
+        ppo.train(small_args(tmp_path, gamma=0.9))
+    assert (folder / "checkpoint.pt").read_bytes() == before
+    ppo.train(small_args(tmp_path, torch_threads=2, checkpoint_every=64))  # these change nothing learned
+
+
+def test_steps_after_the_last_checkpoint_are_done_again_and_logged_once(fake_engine, tmp_path, monkeypatch):
+    straight = ppo.train(small_args(tmp_path / "straight"))
+    args = small_args(tmp_path / "killed", checkpoint_every=128)
+    real, calls = ppo.update, []
+
+    def killed(*arguments: object) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt  # as abrupt as a kill: no checkpoint of iteration 3
+        return real(*arguments)
+
+    monkeypatch.setattr(ppo, "update", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ppo.train(args)
+    monkeypatch.setattr(ppo, "update", real)
+    assert checkpoint_of(tmp_path / "killed/Basic/camal/seed1")["iteration"] == 2
+    resumed = ppo.train(args)
+    assert_same(*map(checkpoint_of, (straight, resumed)))
+    for tag in ("losses/value_loss", "charts/episodic_return", "camal/iou"):
+        both = [
+            [(event.step, event.value) for event in events_of(one).Scalars(tag)]
+            for one in (straight, resumed)
+        ]
+        assert both[0] == both[1], tag
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The real engine
+
+
+def leftovers() -> set[str]:
+    """Engine processes and shared memory of any ViZDoom on this machine."""
+    engines = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            name = (process / "comm").read_text().strip()
+        except OSError:  # it has just ended
+            continue
+        if name == "vizdoom":
+            engines.add(process.name)
+    return engines | {path.name for path in Path("/dev/shm").glob("ViZDoom*")}
+
+
+@pytest.fixture
+def nothing_left_behind():
+    before = leftovers()
+    yield
+    deadline = time.monotonic() + 10
+    while (left := leftovers() - before) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("env", "method"), [("Basic", "camal"), ("DefendCenter", "vanilla"), ("TakeCover", "camal")]
+)
+def test_resuming_gives_the_weights_of_a_run_that_was_not_interrupted(
+    env, method, tmp_path, nothing_left_behind
+):
+    options = {
+        "env": env, "method": method, "frame_size": (84, 84), "render_resolution": "320x240",
+        "num_steps": 32, "total_timesteps": 768, "reward": "scale", "precision": "auto",
+    }  # fmt: skip
+    straight = ppo.train(small_args(tmp_path / "straight", **options))
+    ppo.train(small_args(tmp_path / "stopped", **options), stop_after(3))
+    resumed = ppo.train(small_args(tmp_path / "stopped", **options))
+    assert checkpoint_of(straight)["iteration"] == 6
+    assert_same(*map(checkpoint_of, (straight, resumed)))
+
+
+@pytest.mark.engine
+def test_vanilla_is_bit_for_bit_ppo_without_the_attention_modules(tmp_path, nothing_left_behind):
+    without = (
+        "import sys; sys.modules.update({'camal_rl.attention': None, 'camal_rl.camal': None});"
+        "from camal_rl import ppo; sys.exit(ppo.main(ppo.parse_args(sys.argv[1:])))"
+    )
+    options = ["--method", "vanilla", *ENGINE_RUN]
+    subprocess.run(
+        [sys.executable, "-c", without, *options, "--measure-every", "0", "--runs-dir", tmp_path / "without"],
+        check=True,
+    )
+    subprocess.run(command(*options, "--runs-dir", tmp_path / "with"), check=True)
+    states = [checkpoint_of(tmp_path / name / "Basic/vanilla/seed1") for name in ("with", "without")]
+    assert_same(*states)
+    blocked = subprocess.run(
+        [sys.executable, "-c", without, *ENGINE_RUN, "--runs-dir", tmp_path / "camal"],
+        capture_output=True,
+        text=True,
+    )
+    assert "camal_rl.camal" in blocked.stderr  # the block works: CAMAL can't run without
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_whole_process_group_saves_and_the_same_command_goes_on(
+    number, code, tmp_path, nothing_left_behind
+):
+    run = command("--total-timesteps", 2560, *ENGINE_RUN[2:], "--runs-dir", tmp_path)
+    trainer = subprocess.Popen(
+        run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    folder = tmp_path / "Basic/camal/seed1"
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("events*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    os.killpg(trainer.pid, number)  # as a terminal does: the engines get it too
+    _, errors = trainer.communicate(timeout=60)
+    assert trainer.returncode == code, errors
+    assert "Stopping after this iteration" in errors
+    done = checkpoint_of(folder)["iteration"]
+    assert 1 <= done < 20
+    again = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert f"Going on from step {done * 128:,}" in again.stdout
+    straight = command("--total-timesteps", 2560, *ENGINE_RUN[2:], "--runs-dir", tmp_path / "straight")
+    subprocess.run(straight, check=True, capture_output=True)
+    assert_same(checkpoint_of(folder), checkpoint_of(tmp_path / "straight/Basic/camal/seed1"))
+
+
+@pytest.mark.engine
+def test_a_killed_trainer_goes_on_from_its_last_checkpoint(tmp_path):
+    run = command(
+        "--total-timesteps", 1920, *ENGINE_RUN[2:], "--checkpoint-every", 256, "--runs-dir", tmp_path
+    )
+    folder = tmp_path / "Basic/camal/seed1"
+    trainer = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (folder / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    trainer.kill()
+    trainer.wait()
+    again = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert re.search(r"Going on from step (256|512|768|1,024)", again.stdout)
+    steps = [event.step for event in events_of(folder).Scalars("losses/value_loss")]
+    assert steps == list(range(128, 1921, 128))
+
+
+BAD_TOML = (ROOT / "envs/Basic.toml").read_text().replace("frame_skip", "frame_skp")
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--env", "Basik"], "did you mean Basic"),
+        (["--env", "bad.toml"], "frame_skp: unknown key"),
+        (["--env", "missing.toml"], "missing.toml: No such file"),
+        (["--env", "nowad.toml"], "can't read its WAD"),
+        (["--device", "cuda:7"], "--device cuda:7: not usable here"),
+        (["--num-minibatches", "7"], "do not divide into 7 minibatches"),
+        (["--frame-size", "400", "400"], "does not fit in what is rendered"),
+        (["--runs-dir", "/proc/no"], "can't make /proc/no/Basic/camal/seed1"),
+        (["--runs-dir", "a-file"], "can't make a-file/Basic/camal/seed1"),
+        (["--methd", "camal"], "--methd"),
+        (["--method", "camel"], "camel"),
+    ],
+)
+def test_a_mistake_gets_a_clear_message_exit_code_2_and_leaves_nothing(
+    options, words, tmp_path, nothing_left_behind
+):
+    (tmp_path / "bad.toml").write_text(BAD_TOML)
+    (tmp_path / "nowad.cfg").write_text("doom_scenario_path = nowhere.wad\navailable_buttons = { ATTACK }\n")
+    (tmp_path / "nowad.toml").write_text(
+        (ROOT / "envs/Basic.toml").read_text().replace('"basic.cfg"', '"nowad.cfg"', 1)
+    )
+    (tmp_path / "a-file").write_text("")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        command(*ENGINE_RUN, *options), cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 2, run.stderr
+    assert words in run.stderr
+    assert "Traceback" not in run.stderr
+    if options[0] not in ("--methd", "--method"):  # those are tyro's own, in a box
+        assert len([line for line in run.stderr.splitlines() if line.startswith("camal_rl: ")]) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.engine
+def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(tmp_path, nothing_left_behind):
+    can_mount = ["unshare", "-m", "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
+    try:
+        subprocess.run(can_mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a small disk needs root")
+    # 45 MB hold one checkpoint of 20 MB and the one being written, but not a third file of that size
+    run = " ".join(command(*ENGINE_RUN, "--checkpoint-every", 128, "--runs-dir", tmp_path / "runs"))
+    script = (
+        f"mount -t tmpfs -o size=45m tmpfs {tmp_path} && cd {ROOT} && "
+        f"(while [ ! -f {tmp_path}/runs/Basic/camal/seed1/checkpoint.pt ]; do sleep 0.02; done; "
+        f"head -c 24m /dev/zero > {tmp_path}/filler) & cd {ROOT}; {run}; code=$?; wait; "
+        f"rm -f {tmp_path}/filler; {sys.executable} -c \"import torch; print('iteration', "
+        f"torch.load('{tmp_path}/runs/Basic/camal/seed1/checkpoint.pt', weights_only=True)['iteration'])\"; "
+        f"ls -a {tmp_path}/runs/Basic/camal/seed1; exit $code"
+    )
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert re.search(r"iteration [1-3]\n", done.stdout)
+    assert not re.search(r"\.checkpoint", done.stdout)
+
+
+@pytest.mark.engine
+def test_attention_turns_to_the_target_within_a_few_thousand_steps(tmp_path, nothing_left_behind):
+    args = ppo.Args()
+    args.run.runs_dir, args.run.total_timesteps = tmp_path, 6144
+    args.environment.reward, args.ppo.clip_vloss = "scale", False
+    events = events_of(ppo.train(args))
+    alphas = [event.value for event in events.Scalars("camal/alpha")]
+    betas = [event.value for event in events.Scalars("camal/beta")]
+    assert alphas[-1] > 0.7
+    assert betas[-1] < 0.25
+    assert alphas[0] - betas[0] < alphas[-1] - betas[-1]

@@ -1,0 +1,116 @@
+"""A run's folder: what defines it, what it refuses, and that nothing is ever half-written."""
+
+import dataclasses
+import json
+import os
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from camal_rl import UserError, ppo, run_folder, write_whole
+from camal_rl.doom import load_definition
+
+
+def described(**options: object) -> dict:
+    groups = dataclasses.asdict(ppo.Args())
+    for name, value in options.items():
+        next(group for group in groups.values() if name in group)[name] = value
+    return run_folder.describe(groups, load_definition("Basic"))
+
+
+def test_a_description_is_plain_json_with_the_environment_in_it():
+    content = described()
+    assert json.loads(json.dumps(content)) == content
+    assert content["run"]["env"] == "Basic"
+    assert content["environment"]["frame_size"] == [84, 84]
+    assert content["definition"]["target_names"] == ["Cacodemon"]
+    assert content["definition"]["scenario"] == "basic.cfg"
+
+
+def test_options_that_change_nothing_learned_do_not_define_a_run():
+    assert described(runs_dir=Path("elsewhere"), device="cuda", torch_threads=7) == described()
+    assert described(seed=2) != described()
+
+
+def test_the_same_arguments_are_accepted_and_others_named(tmp_path):
+    run_folder.check_args_file(tmp_path, described())  # an empty folder takes any
+    run_folder.write_args_file(tmp_path / "run", described())
+    run_folder.check_args_file(tmp_path / "run", described())
+    with pytest.raises(UserError) as error:
+        run_folder.check_args_file(tmp_path / "run", described(ent_coef=0.5, frame_size=(90, 90)))
+    assert "ent_coef was 0.01, now 0.5; frame_size was [84, 84], now [90, 90]" in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"run": 3}', '"text"', "\x00"])
+def test_an_unreadable_args_file_is_refused(tmp_path, content):
+    (tmp_path / "args.json").write_text(content)
+    with pytest.raises(UserError, match="is not a run's arguments"):
+        run_folder.check_args_file(tmp_path, described())
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    assert run_folder.load_checkpoint(path) is None
+    run_folder.save_checkpoint(path, {"agent": {"w": torch.arange(3.0)}, "envs": [{"actions": b"\x01\x02"}]})
+    checkpoint = run_folder.load_checkpoint(path)
+    assert checkpoint["agent"]["w"].tolist() == [0, 1, 2]
+    assert checkpoint["envs"] == [{"actions": b"\x01\x02"}]
+    assert checkpoint["version"] == run_folder.CHECKPOINT_VERSION
+
+
+def test_damaged_checkpoints_are_refused_in_one_line(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    run_folder.save_checkpoint(path, {"agent": {"w": torch.arange(300.0)}})
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:10], whole[: len(whole) // 2], b"PK" + b"\0" * 100, whole[:-1]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="is not a readable checkpoint"):
+            run_folder.load_checkpoint(path)
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path):
+    torch.save({"version": 99}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match="version 99"):
+        run_folder.load_checkpoint(tmp_path / "checkpoint.pt")
+
+
+class Harm:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize(
+    "save",
+    [lambda harm, file: torch.save(harm, file), lambda harm, file: file.write_bytes(pickle.dumps(harm))],
+)
+def test_nothing_in_a_checkpoint_can_run_code(tmp_path, save):
+    save({"version": 1, "agent": Harm(tmp_path / "harmed")}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match="is not a readable checkpoint"):
+        run_folder.load_checkpoint(tmp_path / "checkpoint.pt")
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "scores.json"
+    write_whole(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=re.escape(f"can't write {path}: No space left on device")):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [one.name for one in tmp_path.iterdir()] == ["scores.json"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"can't make .* Choose another --runs-dir"):
+        run_folder.write_args_file(tmp_path / "file" / "run", described())
