@@ -26,7 +26,7 @@ def report(mistake: UserError) -> int:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: whoever reads `path`, at any moment, finds the old content or the new.
+    """Write a file whole or not at all: who reads `path`, at any moment, finds the old content or the new.
 
     Raises:
         UserError: the disk is full, or the folder can't be written; the old file is still there.
@@ -34,11 +34,11 @@ def write_whole(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         try:
-            with open(temporary, "wb") as file:
+            with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

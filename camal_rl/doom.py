@@ -1,22 +1,24 @@
 """ViZDoom -> Gymnasium: a stack of grey frames and, beside it, the mask of the targets in the newest frame.
 
-The mask comes from the engine's label buffer and stays at that buffer's resolution. ViZDoom is deterministic given
-the seed of an episode and the actions since, so that pair is an environment's whole state: it is what a checkpoint
-keeps, and replaying it rebuilds the environment in any engine.
+The mask comes from the engine's label buffer and stays at that buffer's resolution. ViZDoom is deterministic
+given the seed of an episode and the actions since, so that pair is an environment's whole state: it is what a
+checkpoint keeps, and replaying it rebuilds the environment in any engine.
 """
 
 from __future__ import annotations
 
 import atexit
 import difflib
+import operator
 import os
 import re
 import shlex
-import shutil
 import signal
 import struct
+import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import zipfile
 from collections import Counter
@@ -24,9 +26,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
 
 import cv2
 import gymnasium
@@ -37,7 +39,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from camal_rl import ENVS_DIR, UserError, report
+from camal_rl import ENVS_DIR, UserError, report, write_whole
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -58,17 +60,20 @@ RENDER_RESOLUTIONS = {
 }
 """ViZDoom's 4:3 resolutions up to the default of its scenarios: name -> (height, width) in pixels."""
 
-# What ViZDoom's labels can say of an object, besides its name.
 # fmt: off
 CATEGORIES = frozenset((
-    "Ammo", "Armor", "Artifact", "Breakable", "Dead", "Decoration", "DynamicLight", "Explosive", "Gibs", "Gore",
-    "Hazard", "Health", "Internal", "Item", "Key", "LightSource", "Monster", "Obstacle", "Player", "PowerUp", "Powerup",
-    "Puzzle", "ScriptThing", "Self", "SFX", "Teleport", "Token", "Unknown", "Vegetation", "Weapon",
+    "Ammo", "Armor", "Artifact", "Breakable", "Bridge", "Dead", "Decoration", "DynamicLight", "Explosive",
+    "Gibs", "Gore", "Hazard", "Health", "Internal", "Item", "Key", "LightSource", "Monster", "Player",
+    "Powerup", "ScriptThing", "Self", "SFX", "Teleport", "Token", "Unknown", "Vegetation", "Weapon",
 ))
 # fmt: on
+"""What a label can say of an object besides its name. Nineteen of them were seen by placing every object of
+ViZDoom 1.3.2 in view; the others are among the engine's strings."""
+START_TIMEOUT = 60.0
+"""Seconds after which an engine that has not started, for want of its map for example, is given up."""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Definitions: environments are data
 
 
@@ -135,7 +140,7 @@ def load_definition(env: str | Path) -> Definition:
         env: a name out of `available()`, or the path of a TOML file.
 
     Raises:
-        UserError: no such environment, or a file with a mistake in it: the message names the line and the key.
+        UserError: no such environment, or a mistake in its file: the message names the line and the key.
     """
     path = Path(env)
     if path.suffix != ".toml":
@@ -149,7 +154,7 @@ def load_definition(env: str | Path) -> Definition:
             )
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"can't read the environment {path}: {getattr(error, 'strerror', None) or error}."
         ) from error
@@ -161,6 +166,9 @@ def load_definition(env: str | Path) -> Definition:
     def mistake(key: str, problem: str) -> UserError:
         return UserError(f"{path}, line {_line_of(text, key)}: {key}: {problem}")
 
+    for section in ("targets", "returns"):
+        if not isinstance(table.get(section, {}), dict):
+            raise mistake(section, f"{table[section]!r} is not a section: write [{section}] above its keys.")
     values = {
         f"{section}.{key}" if isinstance(content, dict) else section: value
         for section, content in table.items()
@@ -208,11 +216,11 @@ def load_definition(env: str | Path) -> Definition:
     for name in values["targets.names"]:
         if name.casefold() not in known:
             near = [known[match] for match in difflib.get_close_matches(name.casefold(), known, 3)]
+            hint = f"did you mean {' or '.join(near)}?" if near else "no name is like it."
             raise mistake(
                 "targets.names",
-                f"unknown object {name!r}; {'did you mean ' + ' or '.join(near) if near else 'no name is near it'}? "
-                f"`python -m camal_rl.doom {env}` lists what the label buffer shows once the name is valid; "
-                "a category such as Monster works as well.",
+                f"unknown object {name!r}; {hint} To see what occurs, write names = [] and "
+                'categories = ["Monster"] for now, and run `python -m camal_rl.doom` with this file.',
             )
     return Definition(
         name=path.stem,
@@ -232,14 +240,17 @@ def load_definition(env: str | Path) -> Definition:
 
 def _line_of(text: str, key: str) -> int:
     """The line of a TOML text that sets `section.key`, or that opens its section."""
-    section, _, name = key.rpartition(".")
     current, opened = "", 1
     for number, line in enumerate(text.splitlines(), start=1):
-        if header := re.match(r"\s*\[+\s*([^\]]+?)\s*\]", line):
-            current = header[1].strip("\"'")
-            opened = number if current == section else opened
-        elif current == section and re.match(rf"\s*[\"']?{re.escape(name)}[\"']?\s*=", line):
-            return number
+        if header := re.match(r"\s*\[+([^\]]+)\]", line):
+            current = re.sub(r"[\s\"']", "", header[1])
+            opened = number if current == key.partition(".")[0] else opened
+        elif setting := re.match(r"([^=#]+)=", line):
+            name = re.sub(r"[\s\"']", "", setting[1])
+            full = f"{current}.{name}" if current else name
+            if full == key:
+                return number
+            opened = number if key.startswith(f"{full}.") else opened  # section = { key = ... }
     return opened
 
 
@@ -258,28 +269,31 @@ def object_names(scenario: Path) -> frozenset[str]:
     """Names of all objects that a scenario can hold: the engine's own, and those its WAD defines.
 
     Raises:
-        UserError: the scenario can't be read, or its WAD is missing.
+        UserError: the .cfg has lines that ViZDoom does not understand, or its WAD is missing or is none.
     """
     game = vizdoom.DoomGame()
-    game.load_config(str(scenario))
-    names: set[str] = set()
-    with zipfile.ZipFile(Path(vizdoom.__file__).with_name("vizdoom.pk3")) as archive:
-        for member in archive.namelist():
-            if member.startswith("actors/"):
-                names.update(_ACTOR.findall(archive.read(member).decode("latin-1")))
-    wad = Path(game.get_doom_scenario_path())
-    try:
-        names.update(_ACTOR.findall(_decorate_lumps(wad.read_bytes()).decode("latin-1")))
-    except (OSError, struct.error) as error:
-        raise UserError(
-            f"{scenario}: can't read its WAD {wad}: {getattr(error, 'strerror', None) or 'not a WAD file'}. "
-            "Put the file there, or correct doom_scenario_path."
-        ) from error
-    return frozenset(names)
+    if not game.load_config(str(scenario)):
+        raise UserError(f"{scenario}: mend or remove the lines that ViZDoom's warnings name.")
+    texts = [_object_definitions(Path(vizdoom.__file__).with_name("vizdoom.pk3"))]
+    if game.get_doom_scenario_path():  # else it plays a map of the game's own WAD
+        wad = Path(game.get_doom_scenario_path())
+        try:
+            texts.append(_object_definitions(wad))
+        except (OSError, struct.error, zipfile.BadZipFile) as error:
+            problem = getattr(error, "strerror", None) or "not a WAD file"
+            raise UserError(
+                f"{scenario}: can't read its WAD {wad}: {problem}. "
+                "Put the file there, or correct doom_scenario_path, which is relative to the .cfg."
+            ) from error
+    return frozenset(name for text in texts for name in _ACTOR.findall(text))
 
 
-def _decorate_lumps(wad: bytes) -> bytes:
-    """The text in which a WAD defines objects of its own (lumps named DECORATE)."""
+def _object_definitions(archive: Path) -> str:
+    """The texts in which a WAD (lumps named DECORATE) or a .pk3 (any file) defines objects."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as members:
+            return "\n".join(members.read(name).decode("latin-1") for name in members.namelist())
+    wad = archive.read_bytes()
     magic, entries, directory = struct.unpack_from("<4sii", wad)
     if magic not in (b"IWAD", b"PWAD"):
         raise struct.error(f"not a WAD: it begins with {magic!r}")
@@ -288,26 +302,67 @@ def _decorate_lumps(wad: bytes) -> bytes:
         offset, size, name = struct.unpack_from("<ii8s", wad, directory + 16 * entry)
         if name.rstrip(b"\0").upper() == b"DECORATE":
             text += wad[offset : offset + size] + b"\n"
-    return text
+    return text.decode("latin-1")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The engine process
 
 
-@lru_cache
-def _engine_folder() -> Path:
-    """This process's own folder for what engines write, and the launcher that starts them in it.
+_LAUNCHER = """#!/bin/sh
+cd {folder} || exit 1
+echo $$ > newest
+for word; do
+    [ "$before" = +viz_instance_id ] && : > "engines/$word"
+    before=$word
+done
+exec {engine} "$@"
+"""
+_CARETAKER = """
+read -r end_of_file
+cd {folder}/engines && for id in *; do
+    for process in $(grep -ls "$id" /proc/[0-9]*/cmdline); do
+        process=${{process#/proc/}}
+        kill -9 "${{process%/cmdline}}"
+    done
+    rm -f "/dev/shm/ViZDoomSM$id" "/dev/shm/ViZDoomMQCtr$id" "/dev/shm/ViZDoomMQDoom$id"
+done
+rm -rf {folder}
+"""
 
-    The engine makes a folder in its working directory, and crashes the calling process where it can't. Started in a
-    temporary folder it neither litters the user's nor needs to write there.
+
+@lru_cache
+def _engine_folder(process: int) -> Path:
+    """A folder of this process's own, with the launcher that starts engines in it.
+
+    An engine makes a folder in its working directory, and crashes the calling process where it can't: started
+    here it neither litters the user's folder nor needs to write there. Nor does an engine end with a process
+    that is killed. So a caretaker, a shell, waits for this process's end, however it comes, and then removes
+    what is left of engines, shared memory and the folder.
     """
     folder = Path(tempfile.mkdtemp(prefix="camal_rl-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    engine = Path(vizdoom.__file__).with_name("vizdoom")
+    (folder / "engines").mkdir()  # an empty file for each engine, named as its shared memory is
+    names = {
+        "folder": shlex.quote(str(folder)),
+        "engine": shlex.quote(str(Path(vizdoom.__file__).with_name("vizdoom"))),
+    }
     launcher = folder / "engine"
-    launcher.write_text(f'#!/bin/sh\ncd {shlex.quote(str(folder))} && exec {shlex.quote(str(engine))} "$@"\n')
+    launcher.write_text(_LAUNCHER.format(**names))
     launcher.chmod(0o700)
+    caretaker = subprocess.Popen(
+        ["/bin/sh", "-c", _CARETAKER.format(**names)],
+        stdin=subprocess.PIPE,  # nobody writes: it ends when no process holds the other end any more
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        start_new_session=True,  # Ctrl-C in the terminal is not for it
+    )
+
+    def end() -> None:
+        if os.getpid() == process:  # and not a fork, which must leave the folder to its parent
+            caretaker.communicate()
+
+    atexit.register(end)
     return folder
 
 
@@ -318,8 +373,8 @@ _starting = threading.Lock()  # ViZDoom 1.3.2 now and then crashes where two thr
 def _signals_blocked() -> Iterator[None]:
     """Engines inherit the signal mask of the thread that starts them.
 
-    A terminal sends Ctrl-C to the whole process group: with the signals blocked an engine lives on, so that the
-    trainer can end its iteration and save.
+    A terminal sends Ctrl-C to the whole process group: with the signals blocked an engine lives on, so that
+    the trainer can end its iteration and save.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -342,50 +397,87 @@ def _start_engine(definition: Definition, height: int, width: int) -> vizdoom.Do
     game.set_depth_buffer_enabled(False)
     game.set_automap_buffer_enabled(False)
     game.set_audio_buffer_enabled(False)
-    folder = _engine_folder()
-    # The bobbing of the weapon in the hand is the one thing in a frame that depends on how many frames were drawn
-    # before, and not on the game alone; without it a replay that draws only the last frames shows the same ones.
+    # The bobbing of the weapon in the hand is the one thing in a frame that depends on how many were drawn
+    # before, and not on the game alone; without it a replay that draws only the last frames shows the same.
     game.add_game_args("+movebob 0")
-    game.set_doom_config_path(os.devnull)  # else all engines read, and in the end write, one file of settings
-    if os.access(folder / "engine", os.X_OK):  # a temporary folder mounted noexec can't hold the launcher
-        game.set_vizdoom_path(str(folder / "engine"))
-    _check_shared_memory()
+    game.set_doom_config_path(os.devnull)  # else all engines read, and in the end write, one settings file
+    _check_shared_memory(1)
     try:
-        with _starting, _signals_blocked():
+        with _starting, _signals_blocked(), _given_up_after(START_TIMEOUT, game):
             game.init()
+            game.new_episode()  # `init` takes any map for one that is missing; this waits for ever then
     except Exception as error:
+        game.close()
         raise UserError(
-            f"the ViZDoom engine did not start for {definition.name}: {str(error).strip() or type(error).__name__} "
-            "Check free memory (`free -m`) and shared memory (`df /dev/shm`), or use fewer environments."
+            f"the ViZDoom engine did not start for {definition.name}: {' '.join(str(error).split())} "
+            f"Check the paths and doom_map in {definition.scenario.name}, free memory (`free -m`) and "
+            "shared memory (`df /dev/shm`), or use fewer environments."
         ) from error
     return game
 
 
-def _check_shared_memory() -> None:
-    """An engine maps its buffers in shared memory; where that runs out, it dies of SIGBUS without a word."""
-    needed = 16 * 2**20  # bytes; a 320x240 engine maps 10 MiB
+@contextmanager
+def _given_up_after(seconds: float, game: vizdoom.DoomGame) -> Iterator[None]:
+    """Have the launcher start the engine, and kill it where it does not answer: ViZDoom waits for ever."""
+    if os.name != "posix":
+        yield
+        return
+    folder = _engine_folder(os.getpid())
+    newest = folder / "newest"  # the id of the process that the launcher becomes
+    newest.unlink(missing_ok=True)
+    if os.access(folder / "engine", os.X_OK):  # a temporary folder mounted noexec can't hold the launcher
+        game.set_vizdoom_path(str(folder / "engine"))
+    expired = threading.Event()
+
+    def kill() -> None:
+        if newest.exists():
+            expired.set()
+            os.kill(int(newest.read_text()), signal.SIGKILL)
+
+    timer = threading.Timer(seconds, kill)
+    timer.start()
+    try:
+        yield
+    except Exception as error:
+        if expired.is_set():
+            raise TimeoutError(f"no answer within {seconds:g} seconds.") from error
+        raise
+    finally:
+        timer.cancel()
+
+
+def _check_shared_memory(engines: int) -> None:
+    """Refuse to start engines that shared memory can't hold: where it runs out they die of SIGBUS.
+
+    An engine maps 10 MiB and, rendering 320x240, fills 0.2 MiB of them (measured): 1 MiB leaves a margin.
+
+    Raises:
+        UserError: not enough is free.
+    """
     try:
         stats = os.statvfs("/dev/shm")
     except (AttributeError, OSError):  # no such thing on this system
         return
-    if (free := stats.f_bavail * stats.f_frsize) < needed:
+    if (free := stats.f_bavail * stats.f_frsize) < engines * 2**20:
         raise UserError(
-            f"shared memory is full: /dev/shm has {free // 2**20} MiB free, and an engine needs {needed // 2**20}. "
-            "Free some, use fewer environments, or give a container more (docker run --shm-size=1g)."
+            f"shared memory is full: /dev/shm has {free / 2**20:.1f} MiB free, and {engines} game engine"
+            f"{'s need' if engines > 1 else ' needs'} {engines} MiB. Free some, use fewer environments, "
+            "or give a container more (docker run --shm-size=1g)."
         )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Environments
 
 
 class DoomEnv(gymnasium.Env[Observation, np.int64]):
     """One ViZDoom game.
 
-    Observations are `{"image": uint8 (stack, H, W), "mask": uint8 {0, 1} (h_label, w_label)}`: grey frames, the newest
-    last, and the targets' pixels in the newest frame at the label buffer's resolution. After an episode's last action
-    ViZDoom has no frame to show, and the observation is the last real one. An action is one button or none, in the
-    order of ViZDoom's own wrapper with `max_buttons_pressed=1`; buttons with a range (`..._DELTA`) are left alone.
+    Observations are `{"image": uint8 (stack, H, W), "mask": uint8 {0, 1} (h_label, w_label)}`: grey frames,
+    the newest last, and the targets' pixels in the newest frame at the label buffer's resolution. After an
+    episode's last action ViZDoom has no frame to show, and the observation is the last real one. An action
+    is one button or none, in the order of ViZDoom's own wrapper with `max_buttons_pressed=1`; buttons with a
+    range (`..._DELTA`) are left alone.
 
     Args:
         env: an environment's name, the path of a TOML file, or a `Definition`.
@@ -414,33 +506,44 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
             raise UserError(
                 f"no render resolution {render_resolution!r}; choose one of {', '.join(RENDER_RESOLUTIONS)}."
             )
+        if render_mode not in (None, "rgb_array"):
+            raise UserError(f"no render mode {render_mode!r}; choose rgb_array or None.")
         label_size = RENDER_RESOLUTIONS[render_resolution]
-        height, width = frame_size
+        try:
+            height, width, frame_stack = map(operator.index, (*frame_size, frame_stack))
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"frame size {frame_size!r}, frame stack {frame_stack!r}: "
+                "a size is two whole numbers (height width), a stack is one."
+            ) from error
         if not (1 <= height <= label_size[0] and 1 <= width <= label_size[1]):
             raise UserError(
-                f"frame size {height} {width} (height width) does not fit in what is rendered, {label_size[0]} "
-                f"{label_size[1]}: choose a smaller --frame-size or a greater --render-resolution."
+                f"frame size {height} {width} (height width) exceeds the {label_size[0]} {label_size[1]} that are "
+                "rendered: choose a smaller frame size or a greater render resolution."
             )
         if frame_stack < 1:
             raise UserError(f"frame stack {frame_stack} is not at least 1.")
         self.frame_size = (height, width)
         self.label_size = label_size
-        self.observation_space = spaces.Dict(
-            {
-                "image": spaces.Box(0, 255, (frame_stack, height, width), np.uint8),
-                "mask": spaces.Box(0, 1, label_size, np.uint8),
-            }
-        )
+        boxes: dict[str, spaces.Space[Any]] = {
+            "image": spaces.Box(0, 255, (frame_stack, height, width), np.uint8),
+            "mask": spaces.Box(0, 1, label_size, np.uint8),
+        }
+        self.observation_space = cast("spaces.Space[Observation]", spaces.Dict(boxes))
         self.game = _start_engine(self.definition, *label_size)
         self.buttons = [button.name for button in self.game.get_available_buttons()]
-        self.actions = _single_buttons(self.game.get_available_buttons())
+        try:
+            self.actions = _single_buttons(self.game.get_available_buttons())
+        except UserError:
+            self.close()
+            raise
         self.action_space = spaces.Discrete(len(self.actions))
         # A vector environment points these two at its own arrays, so that a step writes where it is read.
         self.image = np.zeros((frame_stack, height, width), np.uint8)
         self.mask = np.zeros(label_size, np.uint8)
-        self._screen = np.zeros(label_size, np.uint8)
+        self._screen: np.ndarray | None = None
         self._lookup = np.zeros(256, np.uint8)
-        self._episode_seed: int | None = None
+        self._episode_seed: int | None = None  # None where no episode is running
         self._episode_actions: list[int] = []
 
     # Gymnasium's interface
@@ -458,9 +561,13 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         reward, terminated, truncated = self.advance(int(action))
         return self._observation(), reward, terminated, truncated, {}
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
-        """The newest frame at the render resolution, uint8 (h_label, w_label, 3), or None without a render mode."""
-        return np.repeat(self._screen[..., None], 3, axis=2) if self.render_mode == "rgb_array" else None
+    def render(self) -> np.ndarray | None:
+        """The newest frame as it was drawn, uint8 (h_label, w_label, 3), or None without a render mode."""
+        if self.render_mode is None:
+            return None
+        if self._screen is None:
+            raise RuntimeError("nothing has been drawn yet: call reset() before render()")
+        return np.repeat(self._screen[..., None], 3, axis=2)
 
     def close(self) -> None:
         """End the engine's process."""
@@ -469,27 +576,38 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
     # What a vector environment calls
 
     def begin_episode(self) -> None:
-        """Start an episode with a seed drawn from `np_random`, and put its first frame into all of the stack."""
+        """Start an episode, its seed drawn from `np_random`, and fill the stack with its first frame."""
         self._start(int(self.np_random.integers(2**32)))
 
     def advance(self, action: int) -> tuple[float, bool, bool]:
         """Act once: the reward, and whether the episode terminated or was truncated, never both."""
         if self._episode_seed is None:
-            raise RuntimeError("call reset() before step()")
+            raise RuntimeError("no episode is running: call reset() before step()")
+        if not 0 <= action < len(self.actions):
+            raise ValueError(f"no action {action}: valid actions are 0 to {len(self.actions) - 1}")
         reward = float(self.game.make_action(self.actions[action], self.definition.frame_skip))
         self._episode_actions.append(action)
         if not self.game.is_episode_finished():
             self._push_frame()
             return reward, False, False
+        self._episode_seed = None
         # A player who dies in the very tic of the time limit has died.
         truncated = bool(self.game.is_episode_timeout_reached() and not self.game.is_player_dead())
         return reward, not truncated, truncated
 
     def state_dict(self) -> dict[str, Any]:
-        """The environment's exact state, of plain values: the episode's seed, the actions since, the seeds to come."""
+        """The exact state, of plain values: the episode's seed, the actions since, and the seeds to come.
+
+        Raises:
+            RuntimeError: no episode is running.
+        """
+        if self._episode_seed is None:
+            raise RuntimeError("no episode is running: call reset() before state_dict()")
         return {
             "episode_seed": self._episode_seed,
-            "episode_actions": bytes(self._episode_actions),
+            "episode_actions": bytes(
+                self._episode_actions
+            ),  # ViZDoom has fewer buttons than a byte has values
             "np_random": self.np_random.bit_generator.state,
         }
 
@@ -521,12 +639,17 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         self.game.set_seed(seed)
         self.game.new_episode()
         if self.game.is_episode_finished():
-            raise RuntimeError(f"{self.definition.name}: the episode of seed {seed} was over before it began")
+            raise UserError(
+                f"{self.definition.name}: the episode of seed {seed} was over before it began. "
+                f"Check episode_start_time and episode_timeout in {self.definition.scenario}."
+            )
         self._push_frame()
         self.image[:-1] = self.image[-1]
 
     def _push_frame(self) -> None:
         state = self.game.get_state()
+        assert state.labels is not None
+        assert state.labels_buffer is not None
         self._screen = state.screen_buffer
         self.image[:-1] = self.image[1:]
         if self.frame_size == self.label_size:
@@ -539,19 +662,19 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
             for label in state.labels
             if self.definition.is_target(label.object_name, label.object_category)
         ]
-        if values:
-            self._lookup[:] = 0
-            self._lookup[values] = 1
-            cv2.LUT(state.labels_buffer, self._lookup, dst=self.mask)
-        else:
-            self.mask[:] = 0
+        self._lookup[:] = 0
+        self._lookup[values] = 1
+        self._lookup[:2] = (
+            0  # walls, floors and ceilings, also where a crowd of labels has used up the values
+        )
+        cv2.LUT(state.labels_buffer, self._lookup, dst=self.mask)
 
     def _observation(self) -> Observation:
         return {"image": self.image.copy(), "mask": self.mask.copy()}
 
 
 def _single_buttons(buttons: Sequence[vizdoom.Button]) -> list[list[float]]:
-    """The actions: nothing, then each binary button alone, from the last to the first (as ViZDoom's wrapper does)."""
+    """The actions: nothing, then each binary button alone, the last first, as in ViZDoom's wrapper."""
     binary = [index for index, button in enumerate(buttons) if not vizdoom.is_delta_button(button)]
     if not binary:
         raise UserError(
@@ -563,15 +686,15 @@ def _single_buttons(buttons: Sequence[vizdoom.Button]) -> list[list[float]]:
 class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
     """Several ViZDoom games stepped at once, one thread each: the engines are processes of their own.
 
-    A finished environment starts its next episode in the same step (`AutoresetMode.SAME_STEP`): the observation is the
-    new episode's first, and `infos["final_obs"]` holds the last real one of the old.
+    A finished environment starts its next episode in the same step (`AutoresetMode.SAME_STEP`): the
+    observation is the new episode's first, and `infos["final_obs"]` holds the last real one of the old.
 
     Args:
         env, frame_size, render_resolution, frame_stack: as for `DoomEnv`.
         num_envs: how many.
-        copy: whether `reset` and `step` return arrays of their own, or the ones that the next step overwrites.
-        mask_transform: applied to every mask by the thread that took it, so that the work hides behind the engines;
-            results are in `infos["mask_transform"]`, (N, ...).
+        copy: whether `reset` and `step` return arrays of their own, or those that the next step overwrites.
+        mask_transform: applied to every mask by the thread that took it, so that the work hides behind the
+            engines; results are in `infos["mask_transform"]`, (N, ...).
 
     Raises:
         UserError: as `DoomEnv`; the engines already started are ended first.
@@ -599,26 +722,27 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         self.mask_transform = mask_transform
         self.envs: list[DoomEnv] = []
         self._threads = ThreadPoolExecutor(num_envs, thread_name_prefix="doom")
+        _check_shared_memory(num_envs)
         try:
             for _ in range(num_envs):
                 self.envs.append(
                     DoomEnv(self.definition, frame_size, render_resolution, frame_stack, render_mode)
                 )
+            self._images = np.zeros((num_envs, *self.envs[0].image.shape), np.uint8)
+            self._masks = np.zeros((num_envs, *self.envs[0].mask.shape), np.uint8)
+            self._transformed: np.ndarray | None = None
+            if mask_transform is not None:
+                example = mask_transform(self._masks[0])
+                self._transformed = np.zeros((num_envs, *example.shape), example.dtype)
         except BaseException:
             self.close_extras()
             raise
+        for index, one in enumerate(self.envs):
+            one.image, one.mask = self._images[index], self._masks[index]
         self.single_observation_space = self.envs[0].observation_space
         self.single_action_space = self.envs[0].action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._images = np.zeros((num_envs, *self.envs[0].image.shape), np.uint8)
-        self._masks = np.zeros((num_envs, *self.envs[0].mask.shape), np.uint8)
-        for index, one in enumerate(self.envs):
-            one.image, one.mask = self._images[index], self._masks[index]
-        self._transformed: np.ndarray | None = None
-        if mask_transform is not None:
-            example = mask_transform(self._masks[0])
-            self._transformed = np.zeros((num_envs, *example.shape), example.dtype)
         self._rewards = np.zeros(num_envs)
         self._terminations = np.zeros(num_envs, np.bool_)
         self._truncations = np.zeros(num_envs, np.bool_)
@@ -627,30 +751,35 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Start an episode everywhere. An int seeds environment i with `seed + i`, a sequence gives each its own."""
-        seeds = (
-            list(range(seed, seed + self.num_envs))
-            if isinstance(seed, int)
-            else seed or [None] * self.num_envs
-        )
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments")
-        self._each(self._reset_one, seeds)
+        """Start an episode everywhere, or where `options["reset_mask"]`, bool (N,), is true.
+
+        An int seeds environment i with `seed + i`, a sequence gives each its own, None goes on with the old.
+        """
+        if seed is None:
+            seeds: list[int | None] = [None] * self.num_envs
+        elif isinstance(seed, (int, np.integer)):
+            seeds = [int(seed) + index for index in range(self.num_envs)]
+        else:
+            seeds = list(seed)
+        chosen = (options or {}).get("reset_mask", [True] * self.num_envs)
+        if not len(seeds) == len(chosen) == self.num_envs:
+            raise ValueError(
+                f"{len(seeds)} seeds and a mask of {len(chosen)} for {self.num_envs} environments"
+            )
+        self._each(self._reset_one, list(zip(seeds, chosen, strict=True)))
         return self._observations(), self._infos()
 
     def step(
         self, actions: np.ndarray
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Act in every environment; `actions` is int (N,). Rewards are float64 (N,), unclipped."""
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,):
+            raise ValueError(f"actions of shape {actions.shape} for {self.num_envs} environments")
         self._each(self._step_one, actions.tolist())
-        ended = self._terminations | self._truncations
         infos = self._infos()
-        if ended.any():
-            finals = np.full(self.num_envs, None, dtype=object)
-            details = np.full(self.num_envs, None, dtype=object)
-            for index in np.flatnonzero(ended):
-                finals[index], details[index] = self._final[index], {}
-            infos |= {"final_obs": finals, "_final_obs": ended, "final_info": details, "_final_info": ended}
+        for index in np.flatnonzero(self._terminations | self._truncations).tolist():
+            infos = self._add_info(infos, {"final_obs": self._final[index], "final_info": {}}, index)
         return (
             self._observations(),
             self._rewards.copy(),
@@ -659,7 +788,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
             infos,
         )
 
-    def render(self) -> tuple[np.ndarray | None, ...]:  # type: ignore[override]
+    def render(self) -> tuple[Any, ...]:
         """Each environment's newest frame, as `DoomEnv.render`."""
         return tuple(env.render() for env in self.envs)
 
@@ -690,9 +819,11 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
                 "Run the same command again to go on from the last checkpoint."
             ) from error
 
-    def _reset_one(self, index: int, seed: int | None) -> None:
-        self.envs[index].reset(seed=seed)
-        self._transform(index)
+    def _reset_one(self, index: int, seed_and_chosen: tuple[int | None, bool]) -> None:
+        seed, chosen = seed_and_chosen
+        if chosen:
+            self.envs[index].reset(seed=seed)
+            self._transform(index)
 
     def _step_one(self, index: int, action: int) -> None:
         env = self.envs[index]
@@ -720,7 +851,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         return {"mask_transform": self._transformed.copy() if self.copy else self._transformed}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Command line: look at an environment before training on it
 
 
@@ -728,16 +859,20 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
 class Args:
     """List the environments, or show one: its definition, what the label buffer names, and a picture."""
 
-    env: tyro.conf.Positional[str | None] = None
-    """An environment's name or the path of a TOML file; without one, all are listed."""
-    output: Path | None = None
-    """PNG to write: what the agent sees beside the target mask (default: <env>.png in this folder)."""
+    env: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="ENV", help_behavior_hint="")] = (
+        None
+    )
+    """an environment's name or the path of a .toml file; without one, all are listed"""
+    output: Annotated[
+        Path | None, tyro.conf.arg(metavar="PNG", help_behavior_hint="(default: ENV.png in this folder)")
+    ] = None
+    """picture to write: what the agent sees beside the target mask"""
     steps: int = 500
-    """Agent steps of random play from which labels are counted and the picture is taken."""
+    """frames of random play from which labels are counted and the picture is taken"""
     random_episodes: int = 0
-    """Episodes over which to measure the uniform random policy's return, for a TOML's returns.random."""
+    """episodes over which to measure the uniform random policy's return, for returns.random"""
     seed: int = 0
-    """Seed of the random play."""
+    """of the random play"""
 
 
 def random_returns(definition: Definition, episodes: int, seed: int = 0) -> np.ndarray:
@@ -759,7 +894,7 @@ def random_returns(definition: Definition, episodes: int, seed: int = 0) -> np.n
 
 
 def picture(screen: np.ndarray, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """What was drawn, what the agent sees of it, the mask, and the mask over the frame, uint8 (H', W', 3) BGR."""
+    """What was drawn, what the agent sees of it, the mask, the mask over the frame: uint8 (H', W', 3) BGR."""
     height, width = screen.shape
     seen = cv2.resize(image[-1], (width, height), interpolation=cv2.INTER_NEAREST)
     overlay = cv2.cvtColor(screen, cv2.COLOR_GRAY2BGR)
@@ -781,62 +916,70 @@ def picture(screen: np.ndarray, image: np.ndarray, mask: np.ndarray) -> np.ndarr
 
 
 def _show(definition: Definition, args: Args) -> None:
-    env = DoomEnv(definition)
+    output = args.output or Path(f"{definition.name}.png")
+    if not output.parent.is_dir():
+        raise UserError(f"can't write {output}: there is no folder {output.parent}. Choose another --output.")
     rng = np.random.default_rng(args.seed)
     seen: Counter[tuple[str, str]] = Counter()
-    best: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
-    visible, ended = 0, True
-    for step in range(args.steps):
-        if ended:
-            env.reset(seed=args.seed if step == 0 else None)
-        else:
-            ended = any(env.advance(int(rng.integers(len(env.actions))))[1:])
-            if ended:
-                continue
-        ended = False
-        state = env.game.get_state()
-        present = set(np.unique(state.labels_buffer).tolist())
-        seen.update(
-            {(label.object_name, label.object_category) for label in state.labels if label.value in present}
-        )
-        visible += bool(env.mask.any())
-        if best is None or env.mask.sum() > best[2].sum():
-            best = state.screen_buffer.copy(), env.image.copy(), env.mask.copy()
-    env.close()
+    most = -1  # target pixels in the frame of the picture
+    visible = 0
+    env = DoomEnv(definition)
+    try:
+        env.reset(seed=args.seed)
+        for _ in range(args.steps):
+            state = env.game.get_state()
+            assert state.labels is not None
+            assert state.labels_buffer is not None
+            present = set(np.unique(state.labels_buffer).tolist())
+            shown = [label for label in state.labels if label.value in present]
+            seen.update({(label.object_name, label.object_category) for label in shown})
+            pixels = int(env.mask.sum())
+            visible += pixels > 0
+            if pixels > most:
+                most, panels = pixels, picture(state.screen_buffer, env.image, env.mask)
+            if any(env.advance(int(rng.integers(len(env.actions))))[1:]):
+                env.reset()
+    finally:
+        env.close()
+    write_whole(output, cv2.imencode(".png", panels)[1].tobytes())
 
+    buttons = [env.buttons[action.index(1.0)] for action in env.actions[1:]]
     print(f"{definition.name}  ({definition.path})")
     print(f"  scenario        {definition.scenario}")
-    print(
-        f"  actions         {', '.join(['nothing', *[env.buttons[a.index(1.0)] for a in env.actions[1:]]])}"
-    )
+    print(f"  actions         {', '.join(['nothing', *buttons])}")
     print(f"  frame skip      {definition.frame_skip} tics")
     print(f"  reward scale    {definition.reward_scale:g}")
     print(f"  targets         {', '.join((*definition.target_names, *definition.target_categories))}")
-    print(f"                  {definition.target_reason}")
-    print(f"  random return   {definition.random_return:g} ({definition.random_source})")
-    print(f"  reference       {definition.reference_return:g} ({definition.reference_source})")
-    print(
-        f"Seen in {args.steps} steps of random play; a target is in view in {visible / args.steps:.0%} of them:"
-    )
+    print(_wrapped(definition.target_reason))
+    print(f"  random return   {definition.random_return:g}")
+    print(_wrapped(definition.random_source))
+    print(f"  reference       {definition.reference_return:g}")
+    print(_wrapped(definition.reference_source))
+    print(f"Random play, {args.steps} frames: a target is in view in {visible / args.steps:.1%} of them.")
     for (name, category), times in seen.most_common():
         mark = "  <- target" if definition.is_target(name, category) else ""
         print(f"  {name:24} {category:12} {times / args.steps:6.1%} of frames{mark}")
-    output = args.output or Path(f"{definition.name}.png")
-    if best is not None and not (output.parent.is_dir() and cv2.imwrite(str(output), picture(*best))):
-        raise UserError(
-            f"can't write the picture {output}: give a path in a folder that exists and can be written."
-        )
     print(f"Picture: {output}")
     if args.random_episodes:
         returns = random_returns(definition, args.random_episodes, args.seed)
         error = returns.std(ddof=1) / np.sqrt(len(returns)) if len(returns) > 1 else float("nan")
         print(
-            f"Random policy over {len(returns)} episodes: mean {returns.mean():.2f}, standard error {error:.2f}"
+            f"Random policy, {len(returns)} episodes: "
+            f"mean return {returns.mean():.4g}, standard error {error:.2g}"
         )
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 100, initial_indent=" " * 18, subsequent_indent=" " * 18)
 
 
 def main() -> None:
     args = tyro.cli(Args, prog="python -m camal_rl.doom")
+    if args.steps < 1 or args.random_episodes < 0 or args.seed < 0:
+        raise UserError(
+            f"--steps {args.steps} --random-episodes {args.random_episodes} --seed {args.seed}: "
+            "give at least 1 step, and numbers that are not negative."
+        )
     if args.env is not None:
         _show(load_definition(args.env), args)
         return

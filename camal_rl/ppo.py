@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import tyro
 
-from camal_rl import UserError, __version__, report
+from camal_rl import UserError, __version__, report, write_whole
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 Number = Annotated[float, tyro.conf.arg(metavar="X")]
@@ -567,6 +567,13 @@ def attention_strip(image: np.ndarray, mask: np.ndarray, heat: np.ndarray) -> np
     return np.hstack([frame, cv2.cvtColor(mask * 255, cv2.COLOR_GRAY2RGB), colours, over])
 
 
+def encode_png(image: np.ndarray) -> bytes:
+    """The content of a PNG file, of an image uint8 (H, W, 3) RGB."""
+    import cv2
+
+    return bytes(cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1])
+
+
 # ------------------------------------------------------------------------------------------------------------
 # The run and its folder
 
@@ -685,10 +692,12 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
         f"Run folder:  {folder}\nTensorBoard: tensorboard --logdir {args.run.runs_dir}",
         flush=True,
     )
-    torch.set_num_threads(1)  # the rounding of the initial weights depends on it
-    torch.manual_seed(args.run.seed)
-    torch.backends.cudnn.deterministic = True
     with contextlib.ExitStack() as cleanup:
+        cleanup.callback(torch.set_num_threads, torch.get_num_threads())
+        update_threads = args.machine.torch_threads or torch.get_num_threads()
+        torch.set_num_threads(1)  # the rounding of the initial weights depends on it
+        torch.manual_seed(args.run.seed)
+        torch.backends.cudnn.deterministic = True
         envs = DoomVectorEnv(
             definition,
             args.ppo.num_envs,
@@ -700,7 +709,9 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
         cleanup.callback(envs.close)
         one_env = envs.envs[0]
         agent = Agent(len(one_env.actions), one_env.image.shape, precision).to(device)
-        optimizer = torch.optim.Adam(agent.parameters(), lr=args.ppo.learning_rate, eps=1e-5, fused=True)
+        optimizer = torch.optim.Adam(
+            agent.parameters(), lr=args.ppo.learning_rate, eps=1e-5, fused=device.type in ("cpu", "cuda")
+        )
         generator = torch.Generator(device).manual_seed(args.run.seed)
         if checkpoint is None:
             seeds = np.random.SeedSequence(args.run.seed).generate_state(args.ppo.num_envs).tolist()
@@ -741,7 +752,6 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
             )
         )
         store = allocate(args, envs, agent, device)
-        update_threads = args.machine.torch_threads or len(os.sched_getaffinity(0))
         began = time.perf_counter()
         while progress.iteration < iterations:
             learning_rate = args.ppo.learning_rate
@@ -787,6 +797,8 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
                     writer.add_scalar(tag, value, step)
                 if measured.strip is not None:
                     writer.add_image("camal/attention", measured.strip, step, dataformats="HWC")
+                    (folder / "media").mkdir(exist_ok=True)
+                    write_whole(folder / "media" / "attention.png", encode_png(measured.strip))
                 status |= {
                     name: f"{measured.scalars[f'camal/{name}']:.2f}"
                     for name in ("alpha", "beta", "iou")

@@ -1,5 +1,6 @@
 """The training loop: arithmetic against independent computations, the run as a user sees it, and resuming."""
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -7,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections import deque
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -420,7 +423,7 @@ def test_both_names_of_a_switch_are_understood():
         ({"num_envs": 0}, "--num-envs 0: give a number of at least 1"),
         ({"total_timesteps": 63}, "less than one iteration of 64"),
         ({"frame_size": (35, 84)}, "needs at least 36 36"),
-        ({"frame_size": (121, 84)}, "does not fit in what is rendered"),
+        ({"frame_size": (121, 84)}, "that are rendered"),
         ({"gamma": 1.5}, "--gamma 1.5: give a number from 0 to 1"),
         ({"learning_rate": float("nan")}, "--learning-rate nan"),
         ({"max_grad_norm": 0.0}, "--max-grad-norm 0.0: give a number greater than 0"),
@@ -472,6 +475,8 @@ def test_a_run_logs_cleanrls_tags_and_attention_for_every_method(fake_engine, tm
     assert "hyperparameters/text_summary" in events.Tags()["tensors"]
     rates = [event.value for event in events.Scalars("charts/learning_rate")]
     assert rates == pytest.approx([2.5e-4, 1.875e-4, 1.25e-4, 0.625e-4])
+    strip = cv2.imread(str(folder / "media/attention.png"))
+    assert strip.shape == (480, 640, 3)
     output = capsys.readouterr().out
     assert f"Run folder:  {folder}" in output
     assert f"tensorboard --logdir {tmp_path}" in output
@@ -528,6 +533,14 @@ def test_supervision_changes_what_is_learned(fake_engine, tmp_path):
     assert len({one.double().sum().item() for one in weights.values()}) == 4
 
 
+def test_training_leaves_torchs_number_of_threads_as_it_was(fake_engine, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    ppo.train(small_args(tmp_path), stop_after(1))
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(before)
+
+
 def test_a_finished_run_is_left_as_it_is(fake_engine, tmp_path, capsys):
     folder = ppo.train(small_args(tmp_path))
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
@@ -575,27 +588,36 @@ def test_steps_after_the_last_checkpoint_are_done_again_and_logged_once(fake_eng
 # The real engine
 
 
-def leftovers() -> set[str]:
-    """Engine processes and shared memory of any ViZDoom on this machine."""
-    engines = set()
+def engines_started_with(marker: str) -> set[str]:
+    """Engine processes alive that inherited an environment with this marker."""
+    found = set()
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            name = (process / "comm").read_text().strip()
-        except OSError:  # it has just ended
-            continue
-        if name == "vizdoom":
-            engines.add(process.name)
-    return engines | {path.name for path in Path("/dev/shm").glob("ViZDoom*")}
+        with contextlib.suppress(OSError):  # it may just have ended
+            is_engine = (process / "comm").read_text().strip() == "vizdoom"
+            if is_engine and marker.encode() in (process / "environ").read_bytes():
+                found.add(process.name)
+    return found
+
+
+def orphaned_segments() -> set[str]:
+    """ViZDoom's shared memory that no living process has mapped."""
+    mapped = ""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            mapped += (process / "maps").read_text()
+    return {path.name for path in Path("/dev/shm").glob("ViZDoom*") if path.name not in mapped}
 
 
 @pytest.fixture
-def nothing_left_behind():
-    before = leftovers()
+def nothing_left_behind(monkeypatch: pytest.MonkeyPatch):
+    marker = uuid.uuid4().hex
+    monkeypatch.setenv("CAMAL_RL_TEST", marker)
+    before = orphaned_segments()
     yield
     deadline = time.monotonic() + 10
-    while (left := leftovers() - before) and time.monotonic() < deadline:
+    while left := engines_started_with(marker) | (orphaned_segments() - before):
+        assert time.monotonic() < deadline, left
         time.sleep(0.1)
-    assert not left
 
 
 @pytest.mark.engine
@@ -696,7 +718,7 @@ BAD_TOML = (ROOT / "envs/Basic.toml").read_text().replace("frame_skip", "frame_s
         (["--env", "nowad.toml"], "can't read its WAD"),
         (["--device", "cuda:7"], "--device cuda:7: not usable here"),
         (["--num-minibatches", "7"], "do not divide into 7 minibatches"),
-        (["--frame-size", "400", "400"], "does not fit in what is rendered"),
+        (["--frame-size", "400", "400"], "that are rendered"),
         (["--runs-dir", "/proc/no"], "can't make /proc/no/Basic/camal/seed1"),
         (["--runs-dir", "a-file"], "can't make a-file/Basic/camal/seed1"),
         (["--methd", "camal"], "--methd"),
