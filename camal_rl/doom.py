@@ -7,26 +7,18 @@ checkpoint keeps, and replaying it rebuilds the environment in any engine.
 
 from __future__ import annotations
 
-import atexit
 import difflib
 import operator
-import os
 import re
-import shlex
-import signal
 import struct
-import subprocess
 import sys
-import tempfile
 import textwrap
-import threading
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -40,6 +32,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from camal_rl import ENVS_DIR, UserError, report, write_whole
+from camal_rl.engine import check_shared_memory, start_engine
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -69,8 +62,6 @@ CATEGORIES = frozenset((
 # fmt: on
 """What a label can say of an object besides its name. Nineteen of them were seen by placing every object of
 ViZDoom 1.3.2 in view; the others are among the engine's strings."""
-START_TIMEOUT = 60.0
-"""Seconds after which an engine that has not started, for want of its map for example, is given up."""
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -106,11 +97,13 @@ class Definition:
     reference_source: str
     """Where `reference_return` comes from."""
 
+    @cached_property
+    def _folded_names(self) -> frozenset[str]:
+        return frozenset(name.casefold() for name in self.target_names)
+
     def is_target(self, name: str, category: str) -> bool:
         """Whether an object with this label is a target; names compare as the engine does, without case."""
-        return category in self.target_categories or name.casefold() in {
-            n.casefold() for n in self.target_names
-        }
+        return category in self.target_categories or name.casefold() in self._folded_names
 
 
 _REQUIRED: dict[str, tuple[type, ...]] = {
@@ -306,167 +299,6 @@ def _object_definitions(archive: Path) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# The engine process
-
-
-_LAUNCHER = """#!/bin/sh
-cd {folder} || exit 1
-echo $$ > newest
-for word; do
-    [ "$before" = +viz_instance_id ] && : > "engines/$word"
-    before=$word
-done
-exec {engine} "$@"
-"""
-_CARETAKER = """
-read -r end_of_file
-cd {folder}/engines && for id in *; do
-    for process in $(grep -ls "$id" /proc/[0-9]*/cmdline); do
-        process=${{process#/proc/}}
-        kill -9 "${{process%/cmdline}}"
-    done
-    rm -f "/dev/shm/ViZDoomSM$id" "/dev/shm/ViZDoomMQCtr$id" "/dev/shm/ViZDoomMQDoom$id"
-done
-rm -rf {folder}
-"""
-
-
-@lru_cache
-def _engine_folder(process: int) -> Path:
-    """A folder of this process's own, with the launcher that starts engines in it.
-
-    An engine makes a folder in its working directory, and crashes the calling process where it can't: started
-    here it neither litters the user's folder nor needs to write there. Nor does an engine end with a process
-    that is killed. So a caretaker, a shell, waits for this process's end, however it comes, and then removes
-    what is left of engines, shared memory and the folder.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="camal_rl-"))
-    (folder / "engines").mkdir()  # an empty file for each engine, named as its shared memory is
-    names = {
-        "folder": shlex.quote(str(folder)),
-        "engine": shlex.quote(str(Path(vizdoom.__file__).with_name("vizdoom"))),
-    }
-    launcher = folder / "engine"
-    launcher.write_text(_LAUNCHER.format(**names))
-    launcher.chmod(0o700)
-    caretaker = subprocess.Popen(
-        ["/bin/sh", "-c", _CARETAKER.format(**names)],
-        stdin=subprocess.PIPE,  # nobody writes: it ends when no process holds the other end any more
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-        start_new_session=True,  # Ctrl-C in the terminal is not for it
-    )
-
-    def end() -> None:
-        if os.getpid() == process:  # and not a fork, which must leave the folder to its parent
-            caretaker.communicate()
-
-    atexit.register(end)
-    return folder
-
-
-_starting = threading.Lock()  # ViZDoom 1.3.2 now and then crashes where two threads start engines at once
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Engines inherit the signal mask of the thread that starts them.
-
-    A terminal sends Ctrl-C to the whole process group: with the signals blocked an engine lives on, so that
-    the trainer can end its iteration and save.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_engine(definition: Definition, height: int, width: int) -> vizdoom.DoomGame:
-    game = vizdoom.DoomGame()
-    game.load_config(str(definition.scenario))
-    game.set_window_visible(False)
-    game.set_mode(vizdoom.Mode.PLAYER)
-    game.set_screen_format(vizdoom.ScreenFormat.GRAY8)
-    game.set_screen_resolution(getattr(vizdoom.ScreenResolution, f"RES_{width}X{height}"))
-    game.set_labels_buffer_enabled(True)
-    game.set_depth_buffer_enabled(False)
-    game.set_automap_buffer_enabled(False)
-    game.set_audio_buffer_enabled(False)
-    # The bobbing of the weapon in the hand is the one thing in a frame that depends on how many were drawn
-    # before, and not on the game alone; without it a replay that draws only the last frames shows the same.
-    game.add_game_args("+movebob 0")
-    game.set_doom_config_path(os.devnull)  # else all engines read, and in the end write, one settings file
-    _check_shared_memory(1)
-    try:
-        with _starting, _signals_blocked(), _given_up_after(START_TIMEOUT, game):
-            game.init()
-            game.new_episode()  # `init` takes any map for one that is missing; this waits for ever then
-    except Exception as error:
-        game.close()
-        raise UserError(
-            f"the ViZDoom engine did not start for {definition.name}: {' '.join(str(error).split())} "
-            f"Check the paths and doom_map in {definition.scenario.name}, free memory (`free -m`) and "
-            "shared memory (`df /dev/shm`), or use fewer environments."
-        ) from error
-    return game
-
-
-@contextmanager
-def _given_up_after(seconds: float, game: vizdoom.DoomGame) -> Iterator[None]:
-    """Have the launcher start the engine, and kill it where it does not answer: ViZDoom waits for ever."""
-    if os.name != "posix":
-        yield
-        return
-    folder = _engine_folder(os.getpid())
-    newest = folder / "newest"  # the id of the process that the launcher becomes
-    newest.unlink(missing_ok=True)
-    if os.access(folder / "engine", os.X_OK):  # a temporary folder mounted noexec can't hold the launcher
-        game.set_vizdoom_path(str(folder / "engine"))
-    expired = threading.Event()
-
-    def kill() -> None:
-        if newest.exists():
-            expired.set()
-            os.kill(int(newest.read_text()), signal.SIGKILL)
-
-    timer = threading.Timer(seconds, kill)
-    timer.start()
-    try:
-        yield
-    except Exception as error:
-        if expired.is_set():
-            raise TimeoutError(f"no answer within {seconds:g} seconds.") from error
-        raise
-    finally:
-        timer.cancel()
-
-
-def _check_shared_memory(engines: int) -> None:
-    """Refuse to start engines that shared memory can't hold: where it runs out they die of SIGBUS.
-
-    An engine maps 10 MiB and, rendering 320x240, fills 0.2 MiB of them (measured): 1 MiB leaves a margin.
-
-    Raises:
-        UserError: not enough is free.
-    """
-    try:
-        stats = os.statvfs("/dev/shm")
-    except (AttributeError, OSError):  # no such thing on this system
-        return
-    if (free := stats.f_bavail * stats.f_frsize) < engines * 2**20:
-        raise UserError(
-            f"shared memory is full: /dev/shm has {free / 2**20:.1f} MiB free, and {engines} game engine"
-            f"{'s need' if engines > 1 else ' needs'} {engines} MiB. Free some, use fewer environments, "
-            "or give a container more (docker run --shm-size=1g)."
-        )
-
-
-# ------------------------------------------------------------------------------------------------------------
 # Environments
 
 
@@ -518,8 +350,9 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
             ) from error
         if not (1 <= height <= label_size[0] and 1 <= width <= label_size[1]):
             raise UserError(
-                f"frame size {height} {width} (height width) exceeds the {label_size[0]} {label_size[1]} that are "
-                "rendered: choose a smaller frame size or a greater render resolution."
+                f"frame size {height} {width} (height width) does not fit in the "
+                f"{label_size[0]} {label_size[1]} that are rendered: "
+                "choose a smaller frame size or a greater render resolution."
             )
         if frame_stack < 1:
             raise UserError(f"frame stack {frame_stack} is not at least 1.")
@@ -530,7 +363,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
             "mask": spaces.Box(0, 1, label_size, np.uint8),
         }
         self.observation_space = cast("spaces.Space[Observation]", spaces.Dict(boxes))
-        self.game = _start_engine(self.definition, *label_size)
+        self.game = start_engine(self.definition.scenario, *label_size)
         self.buttons = [button.name for button in self.game.get_available_buttons()]
         try:
             self.actions = _single_buttons(self.game.get_available_buttons())
@@ -605,9 +438,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
             raise RuntimeError("no episode is running: call reset() before state_dict()")
         return {
             "episode_seed": self._episode_seed,
-            "episode_actions": bytes(
-                self._episode_actions
-            ),  # ViZDoom has fewer buttons than a byte has values
+            "episode_actions": list(self._episode_actions),
             "np_random": self.np_random.bit_generator.state,
         }
 
@@ -664,9 +495,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         ]
         self._lookup[:] = 0
         self._lookup[values] = 1
-        self._lookup[:2] = (
-            0  # walls, floors and ceilings, also where a crowd of labels has used up the values
-        )
+        self._lookup[:2] = 0  # walls and floors, also where a crowd of labels has used up the values
         cv2.LUT(state.labels_buffer, self._lookup, dst=self.mask)
 
     def _observation(self) -> Observation:
@@ -722,7 +551,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         self.mask_transform = mask_transform
         self.envs: list[DoomEnv] = []
         self._threads = ThreadPoolExecutor(num_envs, thread_name_prefix="doom")
-        _check_shared_memory(num_envs)
+        check_shared_memory(num_envs)
         try:
             for _ in range(num_envs):
                 self.envs.append(
@@ -855,17 +684,17 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
 # Command line: look at an environment before training on it
 
 
+def _shown(metavar: str, default: str) -> Any:
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=default)
+
+
 @dataclass
 class Args:
     """List the environments, or show one: its definition, what the label buffer names, and a picture."""
 
-    env: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="ENV", help_behavior_hint="")] = (
-        None
-    )
+    env: tyro.conf.Positional[Annotated[str | None, _shown("ENV", "")]] = None
     """an environment's name or the path of a .toml file; without one, all are listed"""
-    output: Annotated[
-        Path | None, tyro.conf.arg(metavar="PNG", help_behavior_hint="(default: ENV.png in this folder)")
-    ] = None
+    output: Annotated[Path | None, _shown("PNG", "(default: ENV.png in this folder)")] = None
     """picture to write: what the agent sees beside the target mask"""
     steps: int = 500
     """frames of random play from which labels are counted and the picture is taken"""

@@ -20,7 +20,7 @@ import vizdoom
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from camal_rl import UserError, attention, camal, doom, ppo
+from camal_rl import UserError, attention, camal, doom, ppo, run_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -79,7 +79,7 @@ class FakeGame:
 
 @pytest.fixture
 def fake_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doom, "_start_engine", lambda definition, height, width: FakeGame(height, width))
+    monkeypatch.setattr(doom, "start_engine", lambda config, height, width: FakeGame(height, width))
 
 
 def small_args(folder: Path, **options: object) -> ppo.Args:
@@ -547,6 +547,17 @@ def test_a_finished_run_is_left_as_it_is(fake_engine, tmp_path, capsys):
     ppo.train(small_args(tmp_path))
     assert "already done: 256 steps" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_games_at_their_first_frame_can_be_saved_and_read_back(fake_engine, tmp_path):
+    envs = make_envs(small_args(tmp_path))
+    envs.reset(seed=1)
+    assert [state["episode_actions"] for state in envs.state_dict()] == [
+        []
+    ] * 4  # empty bytes can't be read back
+    run_folder.save_checkpoint(tmp_path / "checkpoint.pt", {"envs": envs.state_dict()})
+    assert run_folder.load_checkpoint(tmp_path / "checkpoint.pt")["envs"] == envs.state_dict()
+    envs.close()
 
 
 def test_other_arguments_in_the_same_folder_are_refused_with_the_difference(fake_engine, tmp_path):

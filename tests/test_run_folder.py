@@ -54,10 +54,10 @@ def test_an_unreadable_args_file_is_refused(tmp_path, content):
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     path = tmp_path / "checkpoint.pt"
     assert run_folder.load_checkpoint(path) is None
-    run_folder.save_checkpoint(path, {"agent": {"w": torch.arange(3.0)}, "envs": [{"actions": b"\x01\x02"}]})
+    run_folder.save_checkpoint(path, {"agent": {"w": torch.arange(3.0)}, "envs": [{"actions": [1, 2]}]})
     checkpoint = run_folder.load_checkpoint(path)
     assert checkpoint["agent"]["w"].tolist() == [0, 1, 2]
-    assert checkpoint["envs"] == [{"actions": b"\x01\x02"}]
+    assert checkpoint["envs"] == [{"actions": [1, 2]}]
     assert checkpoint["version"] == run_folder.CHECKPOINT_VERSION
 
 

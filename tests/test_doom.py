@@ -1,0 +1,917 @@
+"""Definitions and their mistakes; on the real engine: observations, masks, episode ends, replay, clean-up."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import gymnasium
+import numpy as np
+import pytest
+import vizdoom
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from camal_rl import UserError, doom, engine
+
+ROOT = Path(__file__).resolve().parent.parent
+SCENARIOS = Path(vizdoom.scenarios_path)
+PAPER = ["Basic", "DefendLine", "DefendCenter", "TakeCover"]
+SMALL = "160x120"  # drawn fastest
+NOTHING, ATTACK = 0, 1  # in Basic, and
+MOVE_RIGHT, MOVE_LEFT = 2, 3
+
+VALID = """\
+scenario = "basic.cfg"
+frame_skip = 4
+reward_scale = 0.01
+
+[targets]
+names = ["Cacodemon"]
+categories = []
+reason = "It is the monster."
+
+[returns]
+random = -150.0
+random_source = "measured"
+reference = 80
+reference_source = "a guess"
+"""
+
+
+def write_toml(folder: Path, text: str = VALID) -> Path:
+    path = folder / "Mine.toml"
+    path.write_text(text)
+    return path
+
+
+def write_cfg(folder: Path, *lines: str, buttons: str = "MOVE_LEFT ATTACK") -> Path:
+    """A TOML of the user's own beside a .cfg of the user's own."""
+    text = "\n".join([f"available_buttons = {{ {buttons} }}" if buttons else "", *lines, ""])
+    (folder / "mine.cfg").write_text(text)
+    return write_toml(folder, VALID.replace("basic.cfg", "mine.cfg"))
+
+
+def run(*arguments: str, folder: Path, prefix: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*prefix, sys.executable, *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Definitions, without an engine
+
+
+@pytest.mark.parametrize("name", doom.available())
+def test_every_environment_that_comes_with_the_package_loads(name: str) -> None:
+    definition = doom.load_definition(name)
+    assert definition.name == name
+    assert definition.scenario.is_file()
+    assert definition.target_names
+    assert definition.random_return < definition.reference_return
+    assert doom.load_definition(definition.path) == definition
+
+
+def test_the_papers_environments_and_the_other_stock_ones_are_there() -> None:
+    others = ["DeadlyCorridor", "HealthGathering", "HealthGatheringSupreme", "MyWayHome", "PredictPosition"]
+    assert set(doom.available()) >= {*PAPER, *others, "RocketBasic", "SimplerBasic"}
+
+
+def test_a_users_own_file_loads_with_names_in_any_case_and_categories(tmp_path: Path) -> None:
+    text = VALID.replace('"Cacodemon"', '"cacoDEMON"').replace("categories = []", 'categories = ["Health"]')
+    definition = doom.load_definition(write_toml(tmp_path, text))
+    assert (definition.name, definition.frame_skip, definition.reference_return) == ("Mine", 4, 80.0)
+    assert definition.is_target("Cacodemon", "Monster")
+    assert definition.is_target("Stimpack", "Health")
+    assert not definition.is_target("DeadCacodemon", "Gore")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("frame_skip = 4", "frame_skips = 4", ["line 2: frame_skips", "unknown key", "targets.reason"]),
+        ("names =", "name =", ["line 6: targets.name:", "unknown key", "targets.names"]),
+        ("frame_skip = 4", "frame_skip = 0", ["line 2: frame_skip", "0", "at least 1 tic"]),
+        ("frame_skip = 4", "frame_skip = 4.5", ["line 2: frame_skip", "4.5", "a whole number"]),
+        ("frame_skip = 4", "frame_skip = true", ["line 2: frame_skip", "True", "a whole number"]),
+        ("frame_skip = 4\n", "", ["frame_skip is missing", "a whole number"]),
+        ("0.01", "-1", ["line 3: reward_scale", "-1", "greater than 0"]),
+        ("0.01", "nan", ["line 3: reward_scale", "nan", "finite"]),
+        ("0.01", '"x"', ["line 3: reward_scale", "'x'", "a number"]),
+        ('["Cacodemon"]', '"Cacodemon"', ["line 6: targets.names", "a list of strings"]),
+        ('["Cacodemon"]', "[1]", ["line 6: targets.names", "[1]", "a list of strings"]),
+        ('["Cacodemon"]', "[]", ["line 6: targets.names", "at least one"]),
+        ('"Cacodemon"', '"Cacodemno"', ["line 6: targets.names", "'Cacodemno'", "did you mean Cacodemon"]),
+        ('"Cacodemon"', '"xyzzyxyz"', ["line 6: targets.names", "'xyzzyxyz'", "Monster"]),
+        ("categories = []", 'categories = ["Foe"]', ["line 7: targets.categories", "'Foe'", "Monster"]),
+        ("basic.cfg", "basics.cfg", ["line 1: scenario", "'basics.cfg'", "basic.cfg", "take_cover.cfg"]),
+        ("reference = 80", "reference = -150", ["line 13: returns.reference", "greater than returns.random"]),
+        ("[targets]", "[goals]", ["line 6: goals.names", "unknown key"]),
+        ("[targets]", "[[targets]]", ["line 5: targets", "not a section", "[targets]"]),
+        ("frame_skip = 4", "frame_skip = ", ["not valid TOML", "line 2"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_line_and_what_is_valid(
+    tmp_path: Path, old: str, new: str, words: list[str]
+) -> None:
+    path = write_toml(tmp_path, VALID.replace(old, new, 1))
+    with pytest.raises(UserError) as caught:
+        doom.load_definition(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in [str(path), *words]:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("targets", "line"),
+    [
+        ('targets = { names = ["Cacodemon"], categories = ["Foe"], reason = "" }', 4),
+        ('targets.names = []\ntargets."categories" = ["Foe"]\ntargets.reason = ""', 5),
+        ("[ targets ]\nnames = []\nreason = ''\n'categories' = [\n'Foe']", 7),
+        ("targets = 3", 4),
+    ],
+)
+def test_the_line_is_found_however_toml_writes_a_section(tmp_path: Path, targets: str, line: int) -> None:
+    head, _, tail = VALID.partition("\n[targets]")
+    with pytest.raises(UserError, match=rf"line {line}: targets"):
+        doom.load_definition(
+            write_toml(tmp_path, head + targets + "\n[returns]" + tail.split("[returns]")[1])
+        )
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.toml: No such file"):
+        doom.load_definition(tmp_path / "none.toml")
+    (tmp_path / "folder.toml").mkdir()
+    with pytest.raises(UserError, match=r"folder\.toml: Is a directory"):
+        doom.load_definition(tmp_path / "folder.toml")
+    (tmp_path / "latin.toml").write_bytes(b'scenario = "\xff"')
+    with pytest.raises(UserError, match=r"latin\.toml: 'utf-8' codec"):
+        doom.load_definition(tmp_path / "latin.toml")
+    with pytest.raises(UserError, match="scenario is missing"):
+        doom.load_definition(write_toml(tmp_path, ""))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("basic", "did you mean Basic"), ("Tetris", "Choose one of Basic")]
+)
+def test_an_unknown_environment_gets_a_hint_and_the_list(name: str, hint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        doom.load_definition(name)
+    assert hint in str(caught.value)
+    assert "TakeCover" in str(caught.value)
+
+
+def test_a_missing_or_broken_wad_is_named(tmp_path: Path) -> None:
+    path = write_cfg(tmp_path, "doom_scenario_path = mine.wad")
+    with pytest.raises(UserError, match=r"mine\.wad: No such file .*doom_scenario_path"):
+        doom.load_definition(path)
+    doom.object_names.cache_clear()
+    for content in (b"", b"no WAD is like this", b"PWAD\x01\0\0\0\xff\0\0\0"):
+        (tmp_path / "mine.wad").write_bytes(content)
+        with pytest.raises(UserError, match=r"mine\.wad: not a WAD file"):
+            doom.load_definition(path)
+
+
+def test_lines_of_a_cfg_that_vizdoom_would_skip_are_refused(tmp_path: Path, capfd: Any) -> None:
+    with pytest.raises(UserError, match=r"mine\.cfg: mend or remove the lines"):
+        doom.load_definition(write_cfg(tmp_path, "shoes = 2"))
+    assert "Unsupported key: shoes in line #2" in capfd.readouterr().err
+
+
+def test_a_cfg_without_a_wad_plays_the_games_own(tmp_path: Path) -> None:
+    names = doom.object_names(doom.load_definition(write_cfg(tmp_path, "doom_map = map01")).scenario)
+    assert {"Cacodemon", "Medikit"} <= names
+    assert "CustomMedikit" not in names
+
+
+def test_objects_that_the_scenario_defines_are_known(tmp_path: Path) -> None:
+    assert "CustomMedikit" in doom.object_names(SCENARIOS / "health_gathering_supreme.cfg")
+    with zipfile.ZipFile(tmp_path / "mine.pk3", "w") as archive:
+        archive.writestr("decorate.txt", 'ACTOR "PinkElephant" : Demon\n{\n}\n')
+    path = write_cfg(tmp_path, "doom_scenario_path = mine.pk3")
+    path.write_text(path.read_text().replace("Cacodemon", "PinkElephant"))
+    assert doom.load_definition(path).target_names == ("PinkElephant",)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"frame_size": (84,)}, "two whole numbers"),
+        ({"frame_size": ("a", 84)}, "two whole numbers"),
+        ({"frame_size": 84}, "two whole numbers"),
+        ({"frame_size": (0, 84)}, "0 84"),
+        ({"frame_size": (241, 320)}, "does not fit in .*240 320"),
+        ({"frame_size": (130, 84), "render_resolution": SMALL}, "does not fit in .*120 160"),
+        ({"frame_stack": 0}, "frame stack 0"),
+        ({"frame_stack": 1.5}, "stack is one"),
+        ({"render_resolution": "640x480"}, "choose one of 160x120"),
+        ({"render_mode": "human"}, "choose rgb_array"),
+        ({"env": "Tetris"}, "no environment"),
+    ],
+)
+def test_a_bad_option_is_refused_before_an_engine_starts(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], words: str
+) -> None:
+    monkeypatch.setattr(doom, "start_engine", lambda *_: pytest.fail("an engine was started"))
+    with pytest.raises(UserError, match=words):
+        doom.DoomEnv(**options)
+    with pytest.raises(UserError, match=words):
+        doom.DoomVectorEnv(num_envs=2, **options)
+
+
+def test_a_vector_env_needs_an_environment() -> None:
+    with pytest.raises(UserError, match="at least 1"):
+        doom.DoomVectorEnv("Basic", 0)
+
+
+class StillGame:
+    """Stands in for the engine: one frame, with labels as given."""
+
+    def __init__(self, labels: dict[int, str], pixels: np.ndarray) -> None:
+        listed = [SimpleNamespace(value=v, object_name=n, object_category="") for v, n in labels.items()]
+        screen = np.zeros_like(pixels)
+        self.state = SimpleNamespace(screen_buffer=screen, labels=listed, labels_buffer=pixels)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
+
+    def get_available_buttons(self) -> list[vizdoom.Button]:
+        buttons = vizdoom.Button
+        return [buttons.TURN_LEFT_RIGHT_DELTA, buttons.MOVE_LEFT, buttons.ATTACK]
+
+    def get_state(self) -> SimpleNamespace:
+        return self.state
+
+    def make_action(self, action: list[float], tics: int) -> float:
+        return float(tics)
+
+
+def test_mask_follows_the_pixels_and_not_the_list_of_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.zeros((120, 160), np.uint8)
+    pixels[60:] = 1  # floor
+    pixels[10:20, 30:50] = 80
+    pixels[40:50, 30:50] = 90
+    labels = {80: "Cacodemon", 90: "DeadCacodemon", 70: "Cacodemon", 1: "Cacodemon", 0: "Cacodemon"}
+    monkeypatch.setattr(doom, "start_engine", lambda *_: StillGame(labels, pixels))
+    mask = doom.DoomEnv("Basic", (84, 84), SMALL).reset(seed=0)[0]["mask"]
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask, pixels == 80)
+
+
+def test_actions_are_single_buttons_without_those_that_have_a_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doom, "start_engine", lambda *_: StillGame({}, np.zeros((120, 160), np.uint8)))
+    env = doom.DoomEnv("Basic", (84, 84), SMALL)
+    assert env.actions == [[0, 0, 0], [0, 0, 1], [0, 1, 0]]
+    assert env.action_space.n == 3
+
+
+def test_misuse_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doom, "start_engine", lambda *_: StillGame({}, np.zeros((120, 160), np.uint8)))
+    env = doom.DoomEnv("Basic", (84, 84), SMALL, render_mode="rgb_array")
+    for early in (lambda: env.step(0), env.render, env.state_dict):
+        with pytest.raises(RuntimeError, match=r"call reset\(\) before"):
+            early()
+    env.reset(seed=0)
+    for action in (-1, 3):
+        with pytest.raises(ValueError, match=rf"no action {action}: valid actions are 0 to 2"):
+            env.step(action)
+    assert env.render().shape == (120, 160, 3)
+    assert env.step(np.int64(2))[1] == 4
+    envs = doom.DoomVectorEnv("Basic", 2, (84, 84), SMALL)
+    with pytest.raises(ValueError, match="3 seeds and a mask of 2 for 2 environments"):
+        envs.reset(seed=[1, 2, 3])
+    envs.reset(seed=[1, 2])
+    with pytest.raises(ValueError, match=r"actions of shape \(3,\) for 2 environments"):
+        envs.step(np.zeros(3, np.int64))
+    with pytest.raises(ValueError, match="no action 3"):
+        envs.step(np.array([0, 3]))
+    envs.close()
+
+
+def test_list_names_every_environment(tmp_path: Path) -> None:
+    result = run("-m", "camal_rl.doom", folder=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert [line.split()[0] for line in result.stdout.splitlines()[1:-1]] == doom.available()
+    assert "MarineChainsawVzd" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["Basics"], "did you mean Basic?"),
+        (["Basic", "--steps", "0"], "at least 1 step"),
+        (["Basic", "--random-episodes", "-1"], "not negative"),
+        (["Basic", "--output", "no/folder/b.png"], "there is no folder no/folder"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line_and_code_2(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    result = run("-m", "camal_rl.doom", *arguments, folder=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("camal_rl: ")
+    assert result.stderr.count("\n") == 1
+    assert words in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The real engine
+
+
+def processes_of(engine: str) -> list[int]:
+    """Ids of the engine processes that use the shared memory of this name."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if engine in (process / "cmdline").read_text().split("\0"):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def own_engines() -> list[str]:
+    return [path.name for path in (engine.engine_folder(os.getpid()) / "engines").iterdir()]
+
+
+def left_of(engines: list[str]) -> list[object]:
+    segments = [path for name in engines for path in Path("/dev/shm").glob(f"ViZDoom*{name}")]
+    return [*segments, *chain.from_iterable(map(processes_of, engines))]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test on the engine its processes and shared memory are gone."""
+    yield
+    if request.node.get_closest_marker("engine"):
+        assert left_of(own_engines()) == []
+
+
+@pytest.fixture
+def start(nothing_left: None) -> Iterator[Callable[..., doom.DoomEnv]]:
+    """Starts environments, and closes them in the end."""
+    started: list[doom.DoomEnv] = []
+
+    def start(
+        env: str | Path = "Basic", *args: Any, render_resolution: str = SMALL, **options: Any
+    ) -> doom.DoomEnv:
+        started.append(doom.DoomEnv(env, *args, render_resolution=render_resolution, **options))
+        return started[-1]
+
+    yield start
+    for env in started:
+        env.close()
+
+
+@pytest.fixture
+def start_vector(nothing_left: None) -> Iterator[Callable[..., doom.DoomVectorEnv]]:
+    started: list[doom.DoomVectorEnv] = []
+
+    def start(env: str, num_envs: int, **options: Any) -> doom.DoomVectorEnv:
+        started.append(doom.DoomVectorEnv(env, num_envs, render_resolution=SMALL, **options))
+        return started[-1]
+
+    yield start
+    for envs in started:
+        envs.close()
+
+
+@pytest.fixture
+def stock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_left: None
+) -> Iterator[Callable[..., Any]]:
+    """ViZDoom's own environment, with the settings that ours has."""
+    monkeypatch.chdir(tmp_path)  # it makes a folder
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pygame
+        from vizdoom.gymnasium_wrapper.base_gymnasium_env import VizdoomEnv
+    started = []
+
+    def start(name: str, width: int, height: int) -> Any:
+        env = VizdoomEnv(
+            str(doom.load_definition(name).scenario),
+            frame_skip=4,
+            max_buttons_pressed=1,
+            screen_format=vizdoom.ScreenFormat.GRAY8,
+            screen_resolution=getattr(vizdoom.ScreenResolution, f"RES_{width}X{height}"),
+            labels_buffer_enabled=True,
+            game_args="+movebob 0",
+        )
+        started.append(env)
+        env.reset()
+        return env
+
+    yield start
+    for env in started:
+        env.close()
+
+
+def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    np.testing.assert_array_equal(one["image"], other["image"])
+    np.testing.assert_array_equal(one["mask"], other["mask"])
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("name", doom.available())
+def test_exactly_the_targets_pixels_are_in_the_mask(start: Callable[..., doom.DoomEnv], name: str) -> None:
+    """Never the agent's weapon, bullet puffs, blood or corpses; and each name of the TOML occurs."""
+    env = start(name, (30, 40))
+    env.reset(seed=0)
+    if name == "MyWayHome":  # an episode that begins with the rare vest in view
+        env.load_state_dict(env.state_dict() | {"episode_seed": 118})
+    rng = np.random.default_rng(0)
+    masked, unmasked = set(), set()
+    for _ in range(120):
+        state = env.game.get_state()
+        for label in state.labels:
+            pixels = state.labels_buffer == label.value
+            if pixels.any():
+                assert len(np.unique(env.mask[pixels])) == 1
+                (masked if env.mask[pixels].any() else unmasked).add(label.object_name)
+        assert env.mask.sum() == np.isin(state.labels_buffer, [0, 1], invert=True)[env.mask > 0].sum()
+        if any(env.advance(int(rng.integers(len(env.actions))))[1:]):
+            env.begin_episode()
+    assert masked == set(env.definition.target_names)
+    assert masked.isdisjoint(unmasked)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("name", "size"), [("Basic", (240, 320)), ("DefendLine", (84, 84))])
+def test_frames_masks_and_actions_are_those_of_vizdooms_own_wrapper(
+    start: Callable[..., doom.DoomEnv], stock: Callable[..., Any], name: str, size: tuple[int, int]
+) -> None:
+    ours, theirs = start(name, size, render_resolution="320x240", frame_stack=2), stock(name, 320, 240)
+    assert ours.action_space == theirs.action_space
+    ours.reset()
+    observation, _ = ours.reset(seed=7)
+    expected, _ = theirs.reset(seed=7)
+    rng = np.random.default_rng(0)
+    targets = 0
+    for _ in range(60):
+        screen = expected["screen"][..., 0]
+        frame = cv2.resize(screen, size[::-1], interpolation=cv2.INTER_AREA)
+        np.testing.assert_array_equal(observation["image"][-1], frame)
+        values = [
+            label.value for label in theirs.state.labels if label.object_name in ours.definition.target_names
+        ]
+        mask = np.isin(expected["labels"][..., 0], values)
+        np.testing.assert_array_equal(observation["mask"], mask)
+        targets += mask.sum()
+        action = rng.integers(len(ours.actions))
+        observation, reward, terminated, truncated, info = ours.step(action)
+        expected, their_reward, over, timeout, _ = theirs.step(action)
+        assert (reward, terminated or truncated, info) == (their_reward, over or timeout, {})
+        if terminated or truncated:
+            observation, _ = ours.reset()
+            expected, _ = theirs.reset()
+    assert targets > 0
+
+
+@pytest.mark.engine
+def test_the_newest_frame_is_last_and_the_first_fills_the_stack(start: Callable[..., doom.DoomEnv]) -> None:
+    env = start("DefendCenter", frame_stack=3, render_mode="rgb_array")
+    first = env.reset(seed=1)[0]["image"]
+    assert (first == first[0]).all()
+    turn = next(i for i, action in enumerate(env.actions) if action[env.buttons.index("TURN_LEFT")])
+    before = first
+    for _ in range(4):
+        image = env.step(turn)[0]["image"]
+        np.testing.assert_array_equal(image[:-1], before[1:])
+        assert (image[-1] != image[-2]).any()
+        drawn = cv2.resize(env.render()[..., 0], (84, 84), interpolation=cv2.INTER_AREA)
+        np.testing.assert_array_equal(image[-1], drawn)
+        before = image
+
+
+def play(env: doom.DoomEnv, policy: Callable[[doom.DoomEnv], int]) -> tuple[list[Any], dict[str, np.ndarray]]:
+    """One episode's last step, and the observation before it."""
+    observation, _ = env.reset(seed=3)
+    while True:
+        last = env.step(policy(env))
+        if last[2] or last[3]:
+            return list(last), observation
+        observation = last[0]
+
+
+def aim(env: doom.DoomEnv) -> int:
+    """Basic: move until in line with the monster, then shoot."""
+    offset = np.flatnonzero(env.mask.any(axis=0)).mean() - env.mask.shape[1] / 2
+    return ATTACK if abs(offset) < 6 else MOVE_RIGHT if offset > 0 else MOVE_LEFT
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("name", "policy", "terminated"),
+    [
+        ("Basic", lambda _: NOTHING, False),  # the time limit
+        ("Basic", aim, True),  # success
+        ("HealthGathering", lambda _: NOTHING, True),  # death
+    ],
+)
+def test_an_episode_ends_with_the_last_real_frame_and_one_of_two_flags(
+    start: Callable[..., doom.DoomEnv], name: str, policy: Callable[[doom.DoomEnv], int], terminated: bool
+) -> None:
+    env = start(name)
+    (last, reward, *flags, info), before = play(env, policy)
+    assert flags == [terminated, not terminated]
+    assert info == {}
+    assert_same(last, before)
+    assert last["image"].any()
+    assert last["mask"].any() or name != "Basic"
+    assert (reward > 0) == (policy is aim)
+    with pytest.raises(RuntimeError, match=r"no episode is running: call reset\(\)"):
+        env.step(0)
+    assert (env.reset()[0]["image"] != last["image"]).any()
+
+
+@pytest.mark.engine
+def test_gymnasiums_checker_finds_nothing_to_complain_about() -> None:
+    env = gymnasium.make("camal_rl/Basic-v0", render_mode="rgb_array", frame_size=[84, 84])
+    try:
+        check_env(env.unwrapped)
+        env.reset(seed=1)
+        assert env.render().shape == (240, 320, 3)
+        assert env.spec is not None
+        assert env.spec.id == "camal_rl/Basic-v0"
+    finally:
+        env.close()
+
+
+@pytest.mark.engine
+def test_make_vec_gives_the_vector_env() -> None:
+    envs = gymnasium.make_vec(
+        "camal_rl/Basic-v0", num_envs=2, render_resolution=SMALL, render_mode="rgb_array"
+    )
+    try:
+        assert isinstance(envs, doom.DoomVectorEnv)
+        assert envs.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+        observations, _ = envs.reset(seed=1)
+        assert observations in envs.observation_space
+        observations, rewards, *_ = envs.step(envs.action_space.sample())
+        assert observations in envs.observation_space
+        assert rewards.shape == (2,)
+        assert rewards.dtype == np.float64
+        assert [frame.shape for frame in envs.render()] == [(120, 160, 3)] * 2
+    finally:
+        envs.close()
+
+
+@pytest.mark.engine
+def test_vector_env_gives_what_gymnasiums_own_gives(
+    start: Callable[..., doom.DoomEnv], start_vector: Callable[..., doom.DoomVectorEnv]
+) -> None:
+    ours = start_vector("PredictPosition", 2, mask_transform=lambda mask: mask.sum(axis=1, dtype=np.int64))
+    theirs = SyncVectorEnv([lambda: start("PredictPosition")] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    assert ours.observation_space == theirs.observation_space
+    assert ours.action_space == theirs.action_space
+    observations, infos = ours.reset(seed=5)
+    expected, _ = theirs.reset(seed=5)
+    rng = np.random.default_rng(0)
+    ends = 0
+    for step in range(120):
+        assert_same(observations, expected)
+        np.testing.assert_array_equal(infos.pop("mask_transform"), observations["mask"].sum(axis=2))
+        if step == 60:  # one of them afresh, the other goes on
+            options = {"reset_mask": np.array([False, True])}
+            observations, infos = ours.reset(seed=[None, 9], options=options.copy())
+            expected, _ = theirs.reset(seed=[None, 9], options=options)
+            continue
+        actions = rng.integers(len(ours.envs[0].actions), size=2)
+        observations, *results, infos = ours.step(actions)
+        expected, *their_results, their_infos = theirs.step(actions)
+        for result, their_result in zip(results, their_results, strict=True):
+            np.testing.assert_array_equal(result, their_result)
+            assert result.dtype == their_result.dtype
+        assert infos.keys() - {"mask_transform"} == their_infos.keys()
+        if "final_obs" in their_infos:
+            assert infos["final_info"] == their_infos["final_info"]
+            for key in ("_final_obs", "_final_info"):
+                np.testing.assert_array_equal(infos[key], their_infos[key])
+            for final, their_final in zip(infos["final_obs"], their_infos["final_obs"], strict=True):
+                assert (final is None) == (their_final is None)
+                if final is not None:
+                    ends += 1
+                    assert_same(final, their_final)
+    assert ends >= 2
+
+
+@pytest.mark.engine
+def test_observations_are_copies_unless_asked_otherwise(
+    start_vector: Callable[..., doom.DoomVectorEnv],
+) -> None:
+    copies, views = (start_vector("DefendCenter", 1, copy=copy) for copy in (True, False))
+    for envs, shared in ((copies, False), (views, True)):
+        before, _ = envs.reset(seed=2)
+        after, *_ = envs.step(np.array([2]))
+        assert np.shares_memory(before["image"], after["image"]) == shared
+        assert np.shares_memory(before["mask"], after["mask"]) == shared
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("name", ["DefendCenter", "TakeCover"])
+def test_same_seeds_and_actions_give_the_same_run(
+    start_vector: Callable[..., doom.DoomVectorEnv], name: str
+) -> None:
+    one, other = (start_vector(name, 2) for _ in range(2))
+    observations, _ = one.reset(seed=[4, 5])
+    assert_same(observations, other.reset(seed=[4, 5])[0])
+    rng = np.random.default_rng(0)
+    different, ends = False, 0
+    for _ in range(200):
+        actions = np.repeat(rng.integers(len(one.envs[0].actions)), 2)
+        observations, *results, _ = one.step(actions)
+        expected, *their_results, _ = other.step(actions)
+        assert_same(observations, expected)
+        np.testing.assert_array_equal(results, their_results)
+        different |= bool((observations["image"][0] != observations["image"][1]).any())
+        ends += int(results[1].sum())
+    assert different, "the two environments of a vector env have seeds of their own"
+    assert ends > 0, "episodes after the first were compared, too"
+
+
+@pytest.mark.engine
+def test_reset_seeds_the_episodes_after_it_and_without_a_seed_goes_on(
+    start: Callable[..., doom.DoomEnv],
+) -> None:
+    env = start("Basic")
+
+    def first_frames(seed: int) -> list[bytes]:
+        return [env.reset(seed=seed if i == 0 else None)[0]["image"].tobytes() for i in range(3)]
+
+    frames = first_frames(1)
+    assert len(set(frames)) == 3
+    assert first_frames(1) == frames
+    assert first_frames(2) != frames
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("name", PAPER)
+def test_replay_brings_back_an_environment_and_its_future(
+    start: Callable[..., doom.DoomEnv], name: str
+) -> None:
+    """At an episode's first frame, with fewer actions than the stack has frames, with more, after an end."""
+    env = start(name)
+    rng = np.random.default_rng(1)
+    observation, _ = env.reset(seed=1)
+    states, run = [], []
+    for _ in range(240):
+        states.append((env.state_dict(), observation))
+        action = int(rng.integers(len(env.actions)))
+        observation, *results, _ = env.step(action)
+        if results[1] or results[2]:
+            observation, _ = env.reset()
+        run.append((action, observation, results))
+    assert any(terminated or truncated for _, _, (_, terminated, truncated) in run)
+    other = start(name)
+    other.reset(seed=99)
+    for moment in (0, 2, 4, 60, 139):
+        state, observation = states[moment]
+        other.load_state_dict(state)
+        assert_same(other._observation(), observation)
+        assert other.state_dict() == state
+        for action, expected, expected_results in run[moment : moment + 100]:
+            observation, *results, _ = other.step(action)
+            assert results == expected_results
+            if results[1] or results[2]:
+                observation, _ = other.reset()
+            assert_same(observation, expected)
+
+
+@pytest.mark.engine
+def test_replay_in_a_vector_env(start_vector: Callable[..., doom.DoomVectorEnv]) -> None:
+    one, other = (
+        start_vector("TakeCover", 2, mask_transform=lambda mask: mask.sum(axis=0)) for _ in range(2)
+    )
+    one.reset(seed=1)
+    for _ in range(10):
+        observations, *_, infos = one.step(np.array([1, 2]))
+    replayed, replayed_infos = other.load_state_dict(one.state_dict())
+    assert_same(replayed, observations)
+    np.testing.assert_array_equal(replayed_infos["mask_transform"], infos["mask_transform"])
+    assert_same(one.step(np.array([0, 1]))[0], other.step(np.array([0, 1]))[0])
+
+
+@pytest.mark.engine
+def test_a_replay_that_ends_early_is_refused(start: Callable[..., doom.DoomEnv]) -> None:
+    env = start("Basic")
+    env.reset(seed=1)
+    with pytest.raises(RuntimeError, match="replay of Basic ended after 75 of 80 actions"):
+        env.load_state_dict(env.state_dict() | {"episode_actions": bytes(80)})
+
+
+@pytest.mark.engine
+def test_signals_of_the_terminal_do_not_end_an_engine(start: Callable[..., doom.DoomEnv]) -> None:
+    env = start("Basic")
+    env.reset(seed=1)
+    engines = [process for name in own_engines() for process in processes_of(name)]
+    assert len(engines) == 1
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(engines[0], number)
+    for _ in range(5):
+        env.step(0)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set(), "the caller's own are as they were"
+    assert len(env.state_dict()["episode_actions"]) == 5
+
+
+@pytest.mark.engine
+def test_an_engine_that_dies_is_named_and_the_rest_can_be_closed(
+    start_vector: Callable[..., doom.DoomVectorEnv],
+) -> None:
+    envs = start_vector("Basic", 2)
+    envs.reset(seed=1)
+    engines = [process for name in own_engines() for process in processes_of(name)]
+    os.kill(engines[0], signal.SIGKILL)
+    with pytest.raises(UserError, match="engine ended unexpectedly"):
+        envs.step(np.zeros(2, np.int64))
+
+
+@pytest.mark.engine
+def test_closing_twice_and_after_a_failed_start_is_safe(monkeypatch: pytest.MonkeyPatch) -> None:
+    for one in (doom.DoomEnv("Basic", render_resolution=SMALL), doom.DoomVectorEnv("Basic", 2)):
+        one.close()
+        one.close()
+    real = doom.start_engine
+    started = []
+
+    def second_fails(*arguments: Any) -> vizdoom.DoomGame:
+        if started:
+            raise UserError("no more")
+        started.append(real(*arguments))
+        return started[0]
+
+    monkeypatch.setattr(doom, "start_engine", second_fails)
+    with pytest.raises(UserError, match="no more"):
+        doom.DoomVectorEnv("Basic", 3)
+    assert len(started) == 1
+    assert not started[0].is_running()
+    monkeypatch.setattr(doom, "start_engine", real)
+    with pytest.raises(ZeroDivisionError):
+        doom.DoomVectorEnv("Basic", 1, mask_transform=lambda mask: 1 / int(mask.sum()))
+
+
+@pytest.mark.engine
+def test_engines_can_be_started_from_several_threads(start: Callable[..., doom.DoomEnv]) -> None:
+    observations: list[np.ndarray] = []
+    threads = [
+        threading.Thread(target=lambda: observations.append(start("Basic").reset(seed=1)[0]["image"]))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(observations) == 3
+    assert (observations[0] == observations[1]).all()
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("lines", "buttons", "words"),
+    [
+        (["doom_scenario_path = basic.wad"], "TURN_LEFT_RIGHT_DELTA", "no binary button"),
+        (["doom_game_path = none.wad"], "ATTACK", r"none\.wad.* does not exist"),
+    ],
+)
+def test_a_cfg_with_which_no_game_can_start_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str], buttons: str, words: str
+) -> None:
+    (tmp_path / "basic.wad").write_bytes((SCENARIOS / "basic.wad").read_bytes())
+    with pytest.raises(UserError, match=words) as caught:
+        doom.DoomEnv(write_cfg(tmp_path, *lines, buttons=buttons), render_resolution=SMALL)
+    assert left_of(own_engines()) == []
+    assert caught.tb is not None, "which keeps the environment alive, so it was closed and not collected"
+
+
+@pytest.mark.engine
+def test_an_engine_needs_no_writable_working_folder_and_leaves_nothing_there(tmp_path: Path) -> None:
+    program = (
+        "from camal_rl import doom\n"
+        "env = doom.DoomEnv('Basic', render_resolution='160x120')\n"
+        "print(env.reset(seed=1)[0]['image'].mean())\n"
+    )
+    results = [run("-c", program, folder=folder) for folder in (Path("/proc"), tmp_path)]
+    assert [result.returncode for result in results] == [0, 0]
+    assert results[0].stdout == results[1].stdout != ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def wait_until(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 15
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.mark.engine
+def test_a_fork_leaves_its_parents_engines_and_folder_alone(tmp_path: Path) -> None:
+    program = (
+        "import os, sys\n"
+        "from camal_rl import doom, engine\n"
+        "folder = engine.engine_folder(os.getpid())\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    sys.exit()\n"
+        "os.waitpid(child, 0)\n"
+        "env = doom.DoomEnv('Basic', render_resolution='160x120')\n"
+        "env.reset(seed=1)\n"
+        "print(folder, *os.listdir(folder / 'engines'))\n"
+    )
+    result = run("-W", "ignore", "-c", program, folder=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    folder, *engines = result.stdout.split()
+    assert len(engines) == 1
+    assert wait_until(lambda: not Path(folder).exists())
+    assert left_of(engines) == []
+
+
+@pytest.mark.engine
+def test_nothing_is_left_of_a_process_that_is_killed(tmp_path: Path) -> None:
+    program = (
+        "import os, time\n"
+        "from camal_rl import doom, engine\n"
+        "envs = doom.DoomVectorEnv('Basic', 2, render_resolution='160x120')\n"
+        "envs.reset(seed=1)\n"
+        "folder = engine.engine_folder(os.getpid())\n"
+        "print(folder, *os.listdir(folder / 'engines'), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    killed = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert killed.stdout is not None
+    folder, *engines = killed.stdout.readline().split()
+    assert len(left_of(engines)) == 2 * 4  # three segments and a process each
+    killed.kill()
+    killed.communicate()
+    assert wait_until(lambda: not left_of(engines) and not Path(folder).exists())
+
+
+@pytest.mark.engine
+def test_too_little_shared_memory_is_one_clear_line(tmp_path: Path) -> None:
+    small = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=2m tmpfs /dev/shm && exec "$@"', "sh")
+    if subprocess.run([*small, "true"], capture_output=True).returncode:
+        pytest.skip("no right to mount a small /dev/shm")
+    program = (
+        "import sys\n"
+        "from camal_rl import UserError, doom, report\n"
+        "try:\n"
+        "    doom.DoomVectorEnv('Basic', int(sys.argv[1])).close()\n"
+        "except UserError as mistake:\n"
+        "    sys.exit(report(mistake))\n"
+    )
+    assert run("-c", program, "2", folder=tmp_path, prefix=small).returncode == 0
+    result = run("-c", program, "3", folder=tmp_path, prefix=small)
+    assert result.returncode == 2
+    assert "2.0 MiB free, and 3 game engines need 3 MiB" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.engine
+def test_showing_an_environment_names_its_objects_and_writes_a_picture(tmp_path: Path) -> None:
+    arguments = ("--output", "b.png", "--steps", "120", "--random-episodes", "3")
+    result = run("-m", "camal_rl.doom", "Basic", *arguments, folder=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "actions         nothing, ATTACK, MOVE_RIGHT, MOVE_LEFT" in result.stdout
+    marked = [line.split()[0] for line in result.stdout.splitlines() if line.endswith("<- target")]
+    assert marked == ["Cacodemon"]
+    assert "DoomPlayer" in result.stdout
+    assert "in view in 100.0% of them" in result.stdout
+    assert "Random policy, 3 episodes: mean return -" in result.stdout
+    shown = cv2.imread(str(tmp_path / "b.png"))
+    assert shown.shape == (24 + 240 + 4, 4 * (320 + 4), 3)
+    drawn, seen, mask, over = (panel[24:264, :320] for panel in np.split(shown, 4, axis=1))
+    assert set(np.unique(mask)) == {0, 255}
+    target = mask[..., 0] > 0
+    assert (over[target] != drawn[target]).any()
+    np.testing.assert_array_equal(over[~target], drawn[~target])
+    assert len(np.unique(seen)) > 10
+
+
+@pytest.mark.engine
+def test_a_picture_that_cannot_be_written_is_one_line_and_code_2(tmp_path: Path) -> None:
+    result = run("-m", "camal_rl.doom", "Basic", "--steps", "1", "--output", "/proc/b.png", folder=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("camal_rl: can't write /proc/b.png: ")
+    assert result.stderr.count("\n") == 1

@@ -1,0 +1,92 @@
+"""The shape of the repository: imports run one way, and nothing lies where it does not belong."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "camal_rl"
+
+# Each module and the modules of the package that it may import; `camal_rl` itself is open to all.
+MAY_IMPORT = {
+    "attention": set(),
+    "camal": {"attention"},
+    "doom": {"engine"},
+    "engine": set(),
+    "metrics": set(),
+    "run_folder": {"doom"},
+    "ppo": {"attention", "camal", "doom", "metrics", "run_folder"},
+    "evaluate": {"attention", "camal", "doom", "metrics", "run_folder", "ppo"},
+    "experiment": {"doom", "run_folder", "ppo", "evaluate"},
+    "stats": set(),
+    "report": {"stats"},
+    "benchmark": {"attention", "camal", "doom", "metrics", "run_folder", "ppo", "evaluate"},
+}
+WITHOUT_TORCH = {"doom", "engine", "metrics", "stats", "report"}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of all that a file imports, wherever in the file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def modules() -> list[str]:
+    return sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+def tracked_files() -> list[str]:
+    try:
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_run_one_way(module: str) -> None:
+    assert module in MAY_IMPORT, "a module that the layout does not know: say here what it may import"
+    used = {name.split(".")[1] for name in imports(PACKAGE / f"{module}.py") if name.startswith("camal_rl.")}
+    assert used & set(modules()) <= MAY_IMPORT[module]
+
+
+@pytest.mark.parametrize("module", sorted(WITHOUT_TORCH & set(modules())))
+def test_what_reads_games_and_files_does_without_torch(module: str) -> None:
+    names = {name.split(".")[0] for name in imports(PACKAGE / f"{module}.py")}
+    assert "torch" not in names
+
+
+def test_the_package_itself_imports_none_of_its_modules() -> None:
+    assert not [name for name in imports(PACKAGE / "__init__.py") if name.startswith("camal_rl")]
+
+
+def test_top_level_holds_what_the_design_says_and_nothing_else() -> None:
+    allowed = {"camal_rl", "envs", "runs", "tests", "pyproject.toml", "README.md", "LICENSE", ".ci"}
+    found = {name.split("/")[0] for name in tracked_files()}
+    assert {
+        name for name in found - allowed if not (name.startswith(".") and (ROOT / name).is_file())
+    } == set()
+    assert allowed - {"runs", ".ci"} <= found
+
+
+def test_every_module_has_a_test_file() -> None:
+    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    assert set(modules()) <= tests
+
+
+def test_no_file_names_a_path_of_the_machine_it_was_written_on() -> None:
+    pattern = re.compile(
+        rb"/(?:" + b"|".join([b"work", b"opt/" + b"dev", b"root", b"home/" + rb"\w"]) + rb")\b"
+    )
+    own = Path(__file__).relative_to(ROOT).as_posix()
+    named = {name for name in tracked_files() if pattern.search((ROOT / name).read_bytes())}
+    assert named - {own} == set()
