@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -272,6 +273,8 @@ def object_names(scenario: Path) -> frozenset[str]:
         wad = Path(game.get_doom_scenario_path())
         try:
             texts.append(_object_definitions(wad))
+            if not zipfile.is_zipfile(wad):
+                _check_map(scenario, wad, game.get_doom_map().upper())
         except (OSError, struct.error, zipfile.BadZipFile) as error:
             problem = getattr(error, "strerror", None) or "not a WAD file"
             raise UserError(
@@ -281,21 +284,34 @@ def object_names(scenario: Path) -> frozenset[str]:
     return frozenset(name for text in texts for name in _ACTOR.findall(text))
 
 
+def _check_map(scenario: Path, wad: Path, chosen: str) -> None:
+    """Refuse a map that is nowhere: the engine would wait for it for ever."""
+    standard = re.fullmatch(r"MAP(0[1-9]|[12]\d|3[0-2])", chosen)  # in the game's own WAD
+    names = [name for name, _ in _lumps(wad)]
+    if not standard and chosen not in names:
+        maps = [name for name, following in pairwise(names) if following in ("THINGS", "TEXTMAP")]
+        raise UserError(f"{scenario}: doom_map {chosen} is not in {wad.name}, which has {', '.join(maps)}.")
+
+
 def _object_definitions(archive: Path) -> str:
     """The texts in which a WAD (lumps named DECORATE) or a .pk3 (any file) defines objects."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as members:
             return "\n".join(members.read(name).decode("latin-1") for name in members.namelist())
-    wad = archive.read_bytes()
-    magic, entries, directory = struct.unpack_from("<4sii", wad)
+    return "\n".join(lump.decode("latin-1") for name, lump in _lumps(archive) if name == "DECORATE")
+
+
+def _lumps(wad: Path) -> list[tuple[str, bytes]]:
+    """Names and contents of all that a WAD holds."""
+    content = wad.read_bytes()
+    magic, entries, directory = struct.unpack_from("<4sii", content)
     if magic not in (b"IWAD", b"PWAD"):
         raise struct.error(f"not a WAD: it begins with {magic!r}")
-    text = b""
+    lumps = []
     for entry in range(entries):
-        offset, size, name = struct.unpack_from("<ii8s", wad, directory + 16 * entry)
-        if name.rstrip(b"\0").upper() == b"DECORATE":
-            text += wad[offset : offset + size] + b"\n"
-    return text.decode("latin-1")
+        offset, size, name = struct.unpack_from("<ii8s", content, directory + 16 * entry)
+        lumps.append((name.rstrip(b"\0").decode("latin-1").upper(), content[offset : offset + size]))
+    return lumps
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -2,14 +2,9 @@
 
 import os
 import signal
-import subprocess
-import sys
-import threading
-import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,15 +14,15 @@ import gymnasium
 import numpy as np
 import pytest
 import vizdoom
+from conftest import SMALL, left_of, own_engines, processes_of, run
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from camal_rl import UserError, doom, engine
+from camal_rl import UserError, doom
 
 ROOT = Path(__file__).resolve().parent.parent
 SCENARIOS = Path(vizdoom.scenarios_path)
 PAPER = ["Basic", "DefendLine", "DefendCenter", "TakeCover"]
-SMALL = "160x120"  # drawn fastest
 NOTHING, ATTACK = 0, 1  # in Basic, and
 MOVE_RIGHT, MOVE_LEFT = 2, 3
 
@@ -62,17 +57,6 @@ def write_cfg(folder: Path, *lines: str, buttons: str = "MOVE_LEFT ATTACK") -> P
     return write_toml(folder, VALID.replace("basic.cfg", "mine.cfg"))
 
 
-def run(*arguments: str, folder: Path, prefix: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [*prefix, sys.executable, *arguments],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Definitions, without an engine
 
@@ -82,7 +66,7 @@ def test_every_environment_that_comes_with_the_package_loads(name: str) -> None:
     definition = doom.load_definition(name)
     assert definition.name == name
     assert definition.scenario.is_file()
-    assert definition.target_names
+    assert definition.target_names or definition.target_categories
     assert definition.random_return < definition.reference_return
     assert doom.load_definition(definition.path) == definition
 
@@ -199,6 +183,12 @@ def test_a_cfg_without_a_wad_plays_the_games_own(tmp_path: Path) -> None:
     names = doom.object_names(doom.load_definition(write_cfg(tmp_path, "doom_map = map01")).scenario)
     assert {"Cacodemon", "Medikit"} <= names
     assert "CustomMedikit" not in names
+
+
+def test_a_map_that_is_nowhere_is_refused_with_those_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "mine.wad").write_bytes((SCENARIOS / "basic.wad").read_bytes())
+    with pytest.raises(UserError, match=r"doom_map MAP77 is not in mine\.wad, which has MAP01\."):
+        doom.load_definition(write_cfg(tmp_path, "doom_scenario_path = mine.wad", "doom_map = map77"))
 
 
 def test_objects_that_the_scenario_defines_are_known(tmp_path: Path) -> None:
@@ -334,64 +324,6 @@ def test_a_mistake_on_the_command_line_is_one_line_and_code_2(
 
 # ------------------------------------------------------------------------------------------------------------
 # The real engine
-
-
-def processes_of(engine: str) -> list[int]:
-    """Ids of the engine processes that use the shared memory of this name."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if engine in (process / "cmdline").read_text().split("\0"):
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
-
-
-def own_engines() -> list[str]:
-    return [path.name for path in (engine.engine_folder(os.getpid()) / "engines").iterdir()]
-
-
-def left_of(engines: list[str]) -> list[object]:
-    segments = [path for name in engines for path in Path("/dev/shm").glob(f"ViZDoom*{name}")]
-    return [*segments, *chain.from_iterable(map(processes_of, engines))]
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After each test on the engine its processes and shared memory are gone."""
-    yield
-    if request.node.get_closest_marker("engine"):
-        assert left_of(own_engines()) == []
-
-
-@pytest.fixture
-def start(nothing_left: None) -> Iterator[Callable[..., doom.DoomEnv]]:
-    """Starts environments, and closes them in the end."""
-    started: list[doom.DoomEnv] = []
-
-    def start(
-        env: str | Path = "Basic", *args: Any, render_resolution: str = SMALL, **options: Any
-    ) -> doom.DoomEnv:
-        started.append(doom.DoomEnv(env, *args, render_resolution=render_resolution, **options))
-        return started[-1]
-
-    yield start
-    for env in started:
-        env.close()
-
-
-@pytest.fixture
-def start_vector(nothing_left: None) -> Iterator[Callable[..., doom.DoomVectorEnv]]:
-    started: list[doom.DoomVectorEnv] = []
-
-    def start(env: str, num_envs: int, **options: Any) -> doom.DoomVectorEnv:
-        started.append(doom.DoomVectorEnv(env, num_envs, render_resolution=SMALL, **options))
-        return started[-1]
-
-    yield start
-    for envs in started:
-        envs.close()
 
 
 @pytest.fixture
@@ -718,20 +650,6 @@ def test_a_replay_that_ends_early_is_refused(start: Callable[..., doom.DoomEnv])
 
 
 @pytest.mark.engine
-def test_signals_of_the_terminal_do_not_end_an_engine(start: Callable[..., doom.DoomEnv]) -> None:
-    env = start("Basic")
-    env.reset(seed=1)
-    engines = [process for name in own_engines() for process in processes_of(name)]
-    assert len(engines) == 1
-    for number in (signal.SIGINT, signal.SIGTERM):
-        os.kill(engines[0], number)
-    for _ in range(5):
-        env.step(0)
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set(), "the caller's own are as they were"
-    assert len(env.state_dict()["episode_actions"]) == 5
-
-
-@pytest.mark.engine
 def test_an_engine_that_dies_is_named_and_the_rest_can_be_closed(
     start_vector: Callable[..., doom.DoomVectorEnv],
 ) -> None:
@@ -768,21 +686,6 @@ def test_closing_twice_and_after_a_failed_start_is_safe(monkeypatch: pytest.Monk
 
 
 @pytest.mark.engine
-def test_engines_can_be_started_from_several_threads(start: Callable[..., doom.DoomEnv]) -> None:
-    observations: list[np.ndarray] = []
-    threads = [
-        threading.Thread(target=lambda: observations.append(start("Basic").reset(seed=1)[0]["image"]))
-        for _ in range(3)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(observations) == 3
-    assert (observations[0] == observations[1]).all()
-
-
-@pytest.mark.engine
 @pytest.mark.parametrize(
     ("lines", "buttons", "words"),
     [
@@ -798,94 +701,6 @@ def test_a_cfg_with_which_no_game_can_start_is_refused(
         doom.DoomEnv(write_cfg(tmp_path, *lines, buttons=buttons), render_resolution=SMALL)
     assert left_of(own_engines()) == []
     assert caught.tb is not None, "which keeps the environment alive, so it was closed and not collected"
-
-
-@pytest.mark.engine
-def test_an_engine_needs_no_writable_working_folder_and_leaves_nothing_there(tmp_path: Path) -> None:
-    program = (
-        "from camal_rl import doom\n"
-        "env = doom.DoomEnv('Basic', render_resolution='160x120')\n"
-        "print(env.reset(seed=1)[0]['image'].mean())\n"
-    )
-    results = [run("-c", program, folder=folder) for folder in (Path("/proc"), tmp_path)]
-    assert [result.returncode for result in results] == [0, 0]
-    assert results[0].stdout == results[1].stdout != ""
-    assert list(tmp_path.iterdir()) == []
-
-
-def wait_until(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 15
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return condition()
-
-
-@pytest.mark.engine
-def test_a_fork_leaves_its_parents_engines_and_folder_alone(tmp_path: Path) -> None:
-    program = (
-        "import os, sys\n"
-        "from camal_rl import doom, engine\n"
-        "folder = engine.engine_folder(os.getpid())\n"
-        "child = os.fork()\n"
-        "if child == 0:\n"
-        "    sys.exit()\n"
-        "os.waitpid(child, 0)\n"
-        "env = doom.DoomEnv('Basic', render_resolution='160x120')\n"
-        "env.reset(seed=1)\n"
-        "print(folder, *os.listdir(folder / 'engines'))\n"
-    )
-    result = run("-W", "ignore", "-c", program, folder=tmp_path)
-    assert (result.returncode, result.stderr) == (0, "")
-    folder, *engines = result.stdout.split()
-    assert len(engines) == 1
-    assert wait_until(lambda: not Path(folder).exists())
-    assert left_of(engines) == []
-
-
-@pytest.mark.engine
-def test_nothing_is_left_of_a_process_that_is_killed(tmp_path: Path) -> None:
-    program = (
-        "import os, time\n"
-        "from camal_rl import doom, engine\n"
-        "envs = doom.DoomVectorEnv('Basic', 2, render_resolution='160x120')\n"
-        "envs.reset(seed=1)\n"
-        "folder = engine.engine_folder(os.getpid())\n"
-        "print(folder, *os.listdir(folder / 'engines'), flush=True)\n"
-        "time.sleep(60)\n"
-    )
-    killed = subprocess.Popen(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert killed.stdout is not None
-    folder, *engines = killed.stdout.readline().split()
-    assert len(left_of(engines)) == 2 * 4  # three segments and a process each
-    killed.kill()
-    killed.communicate()
-    assert wait_until(lambda: not left_of(engines) and not Path(folder).exists())
-
-
-@pytest.mark.engine
-def test_too_little_shared_memory_is_one_clear_line(tmp_path: Path) -> None:
-    small = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=2m tmpfs /dev/shm && exec "$@"', "sh")
-    if subprocess.run([*small, "true"], capture_output=True).returncode:
-        pytest.skip("no right to mount a small /dev/shm")
-    program = (
-        "import sys\n"
-        "from camal_rl import UserError, doom, report\n"
-        "try:\n"
-        "    doom.DoomVectorEnv('Basic', int(sys.argv[1])).close()\n"
-        "except UserError as mistake:\n"
-        "    sys.exit(report(mistake))\n"
-    )
-    assert run("-c", program, "2", folder=tmp_path, prefix=small).returncode == 0
-    result = run("-c", program, "3", folder=tmp_path, prefix=small)
-    assert result.returncode == 2
-    assert "2.0 MiB free, and 3 game engines need 3 MiB" in result.stderr
-    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.engine

@@ -1,0 +1,125 @@
+"""The engine's process: what it survives, what it needs, and that nothing is left of it."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, left_of, own_engines, processes_of, run, wait_until
+
+from camal_rl import doom
+
+
+@pytest.mark.engine
+def test_signals_of_the_terminal_do_not_end_an_engine(start: Callable[..., doom.DoomEnv]) -> None:
+    env = start("Basic")
+    env.reset(seed=1)
+    engines = [process for name in own_engines() for process in processes_of(name)]
+    assert len(engines) == 1
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(engines[0], number)
+    for _ in range(5):
+        env.step(0)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set(), "the caller's own are as they were"
+    assert len(env.state_dict()["episode_actions"]) == 5
+
+
+@pytest.mark.engine
+def test_engines_can_be_started_from_several_threads(start: Callable[..., doom.DoomEnv]) -> None:
+    observations: list[np.ndarray] = []
+    threads = [
+        threading.Thread(target=lambda: observations.append(start("Basic").reset(seed=1)[0]["image"]))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(observations) == 3
+    assert (observations[0] == observations[1]).all()
+
+
+@pytest.mark.engine
+def test_an_engine_needs_no_writable_working_folder_and_leaves_nothing_there(tmp_path: Path) -> None:
+    program = (
+        "from camal_rl import doom\n"
+        "env = doom.DoomEnv('Basic', render_resolution='160x120')\n"
+        "print(env.reset(seed=1)[0]['image'].mean())\n"
+    )
+    results = [run("-c", program, folder=folder) for folder in (Path("/proc"), tmp_path)]
+    assert [result.returncode for result in results] == [0, 0]
+    assert results[0].stdout == results[1].stdout != ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.engine
+def test_a_fork_leaves_its_parents_engines_and_folder_alone(tmp_path: Path) -> None:
+    program = (
+        "import os, sys\n"
+        "from camal_rl import doom, engine\n"
+        "folder = engine.engine_folder(os.getpid())\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    sys.exit()\n"
+        "os.waitpid(child, 0)\n"
+        "env = doom.DoomEnv('Basic', render_resolution='160x120')\n"
+        "env.reset(seed=1)\n"
+        "print(folder, *os.listdir(folder / 'engines'))\n"
+    )
+    result = run("-W", "ignore", "-c", program, folder=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    folder, *engines = result.stdout.split()
+    assert len(engines) == 1
+    assert wait_until(lambda: not Path(folder).exists())
+    assert left_of(engines) == []
+
+
+@pytest.mark.engine
+def test_nothing_is_left_of_a_process_that_is_killed(tmp_path: Path) -> None:
+    program = (
+        "import os, time\n"
+        "from camal_rl import doom, engine\n"
+        "envs = doom.DoomVectorEnv('Basic', 2, render_resolution='160x120')\n"
+        "envs.reset(seed=1)\n"
+        "folder = engine.engine_folder(os.getpid())\n"
+        "print(folder, *os.listdir(folder / 'engines'), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    killed = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert killed.stdout is not None
+    folder, *engines = killed.stdout.readline().split()
+    assert len(left_of(engines)) == 2 * 4  # three segments and a process each
+    killed.kill()
+    killed.communicate()
+    assert wait_until(lambda: not left_of(engines) and not Path(folder).exists())
+
+
+@pytest.mark.engine
+def test_too_little_shared_memory_is_one_clear_line(tmp_path: Path) -> None:
+    small = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=2m tmpfs /dev/shm && exec "$@"', "sh")
+    if subprocess.run([*small, "true"], capture_output=True).returncode:
+        pytest.skip("no right to mount a small /dev/shm")
+    program = (
+        "import sys\n"
+        "from camal_rl import UserError, doom, report\n"
+        "try:\n"
+        "    doom.DoomVectorEnv('Basic', int(sys.argv[1])).close()\n"
+        "except UserError as mistake:\n"
+        "    sys.exit(report(mistake))\n"
+    )
+    assert run("-c", program, "2", folder=tmp_path, prefix=small).returncode == 0
+    result = run("-c", program, "3", folder=tmp_path, prefix=small)
+    assert result.returncode == 2
+    assert "2.0 MiB free, and 3 game engines need 3 MiB" in result.stderr
+    assert result.stderr.count("\n") == 1
