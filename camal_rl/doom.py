@@ -33,7 +33,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from camal_rl import ENVS_DIR, UserError, report, write_whole
-from camal_rl.engine import check_shared_memory, start_engine
+from camal_rl.engine import ENGINE_ERRORS, check_shared_memory, start_engine
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -178,10 +178,10 @@ def load_definition(env: str | Path) -> Definition:
         strings = not isinstance(value, list) or all(isinstance(item, str) for item in value)
         if not isinstance(value, types) or isinstance(value, bool) or not strings:
             raise mistake(key, f"{value!r} is not {_TYPE_NAMES[types[-1]]}.")
-        if isinstance(value, float) and not np.isfinite(value):
-            raise mistake(key, f"{value!r} is not a finite number.")
-    if values["frame_skip"] < 1:
-        raise mistake("frame_skip", f"{values['frame_skip']} is not at least 1 tic.")
+        if isinstance(value, (int, float)) and not abs(value) < 1e9:
+            raise mistake(key, f"{value!r} is not a finite number below 1e9.")
+    if not 1 <= values["frame_skip"] <= 1000:
+        raise mistake("frame_skip", f"{values['frame_skip']} is not at least 1 tic and at most 1000.")
     if values["reward_scale"] <= 0:
         raise mistake("reward_scale", f"{values['reward_scale']} is not greater than 0.")
     if values["returns.reference"] <= values["returns.random"]:
@@ -462,7 +462,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         """Bring back the state of `state_dict`, made by any environment of the same definition, by replay.
 
         Raises:
-            RuntimeError: the replayed episode ended early, so it can't be the same engine or scenario.
+            UserError: the replayed episode ended early, so it can't be the same engine or scenario.
         """
         self.np_random.bit_generator.state = state["np_random"]
         self._start(state["episode_seed"])
@@ -472,9 +472,10 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
             self.game.set_action(self.actions[action])
             self.game.advance_action(self.definition.frame_skip, visible)
             if self.game.is_episode_finished():
-                raise RuntimeError(
-                    f"replay of {self.definition.name} ended after {index + 1} of {len(actions)} actions: "
-                    "another ViZDoom version or scenario file than the one that recorded them"
+                raise UserError(
+                    f"{self.definition.name}: the replay of an episode ended after {index + 1} of its "
+                    f"{len(actions)} actions: ViZDoom or the scenario is not the one that played it. "
+                    "Bring that back, or start a new run."
                 )
             if visible:
                 self._push_frame()
@@ -648,9 +649,9 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
 
     def close_extras(self, **kwargs: Any) -> None:
         """End all engines and threads; safe to call at any time."""
+        self._threads.shutdown(wait=True, cancel_futures=True)  # none may be inside a game that is closed
         for env in self.envs:
             env.close()
-        self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _each(self, function: Callable[[int, Any], None], arguments: Sequence[Any]) -> None:
         running = [self._threads.submit(function, *pair) for pair in enumerate(arguments)]
@@ -658,7 +659,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         try:
             for one in running:
                 one.result()
-        except (vizdoom.ViZDoomUnexpectedExitException, vizdoom.ViZDoomErrorException) as error:
+        except ENGINE_ERRORS as error:
             raise UserError(
                 f"a ViZDoom engine ended unexpectedly ({str(error).strip()}). "
                 "Run the same command again to go on from the last checkpoint."
@@ -841,3 +842,7 @@ if __name__ == "__main__":
         main()
     except UserError as mistake:
         sys.exit(report(mistake))
+    except ENGINE_ERRORS as error:
+        sys.exit(
+            report(UserError(f"the ViZDoom engine ended unexpectedly ({' '.join(str(error).split())})."))
+        )

@@ -18,21 +18,30 @@ import vizdoom
 
 from camal_rl import UserError
 
+ENGINE_ERRORS = (
+    vizdoom.ViZDoomErrorException,
+    vizdoom.ViZDoomIsNotRunningException,
+    vizdoom.ViZDoomUnexpectedExitException,
+    vizdoom.MessageQueueException,
+    vizdoom.SharedMemoryException,
+)
+"""What a call into a game raises when its process is no longer there or no longer sound."""
+
 _LAUNCHER = """#!/bin/sh
 cd {folder} || exit 1
 for word; do
-    [ "$before" = +viz_instance_id ] && : > "engines/$word"
+    [ "$before" = +viz_instance_id ] && echo $$ > "engines/$word"
     before=$word
 done
 exec {engine} "$@"
 """
+# A process id may long be another process's: only one whose command line holds the engine's id is killed.
 _CARETAKER = """
-read -r line
+read -r end_of_file
 cd {folder}/engines && for id in *; do
-    for process in $(grep -ls "$id" /proc/[0-9]*/cmdline); do
-        process=${{process#/proc/}}
-        kill -9 "${{process%/cmdline}}"
-    done
+    [ -f "$id" ] || continue
+    read -r process < "$id"
+    grep -qsF -- "$id" "/proc/$process/cmdline" && kill -9 "$process"
     rm -f "/dev/shm/ViZDoomSM$id" "/dev/shm/ViZDoomMQCtr$id" "/dev/shm/ViZDoomMQDoom$id"
 done
 rm -rf {folder}
@@ -84,9 +93,6 @@ def _signals_blocked() -> Iterator[None]:
     A terminal sends Ctrl-C to the whole process group: with the signals blocked an engine lives on, so that
     the trainer can end its iteration and save.
     """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
@@ -114,12 +120,12 @@ def start_engine(config: Path, height: int, width: int) -> vizdoom.DoomGame:
     # before, and not on the game alone; without it a replay that draws only the last frames shows the same.
     game.add_game_args("+movebob 0")
     game.set_doom_config_path(os.devnull)  # else all engines read, and in the end write, one settings file
-    launcher = engine_folder(os.getpid()) / "engine" if os.name == "posix" else None
-    if launcher and os.access(launcher, os.X_OK):  # a temporary folder mounted noexec can't hold it
-        game.set_vizdoom_path(str(launcher))
     check_shared_memory(1)
     try:
         with _starting, _signals_blocked():
+            launcher = engine_folder(os.getpid()) / "engine"
+            if os.access(launcher, os.X_OK):  # a temporary folder mounted noexec can't hold it
+                game.set_vizdoom_path(str(launcher))
             game.init()
     except Exception as error:
         game.close()

@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -130,14 +131,23 @@ class Args:
     machine: Machine = field(default_factory=Machine)
 
 
-DEFAULT_SWITCHES = ("--anneal-lr", "--clip-vloss", "--no-bootstrap-truncated")
+# The two names of every switch: the one that says what is so by default, and the one that changes it.
+SWITCHES = {
+    "--anneal-lr": "--no-anneal-lr",
+    "--clip-vloss": "--no-clip-vloss",
+    "--no-bootstrap-truncated": "--bootstrap-truncated",
+}
 
 
 def parse_args(arguments: list[str] | None = None) -> Args:
     """Read the command line; exits with code 2 and a message where it can't be understood."""
-    # Listing both names of a switch would break the help's columns, so tyro knows the one that changes
-    # something, and the one that says what is so anyway is taken here.
-    given = [one for one in (sys.argv[1:] if arguments is None else arguments) if one not in DEFAULT_SWITCHES]
+    # Listing both names of a switch would break the help's columns, so tyro knows only the one that changes
+    # something. Of several on a command line the last one counts.
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    for default, change in SWITCHES.items():
+        places = [place for place, one in enumerate(given) if one.replace("_", "-") in (default, change)]
+        keep = places[-1:] if places and given[places[-1]].replace("_", "-") == change else []
+        given = [one for place, one in enumerate(given) if place not in places or place in keep]
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
     return tyro.cli(Args, prog="python -m camal_rl.ppo", config=config, args=given)
 
@@ -604,7 +614,7 @@ def check_args(args: Args) -> None:
         "gae-lambda": (ppo.gae_lambda, 0),
     }
     for option, (value, least) in at_least.items():
-        if not (value >= least and np.isfinite(value)):
+        if not least <= value < 2**63:
             raise UserError(f"--{option} {value}: give a number of at least {least}.")
     for option, value in {"gamma": ppo.gamma, "gae-lambda": ppo.gae_lambda}.items():
         if value > 1:
@@ -644,6 +654,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError(f"{device.type} is not a device to train on")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
@@ -678,8 +690,11 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
     precision = args.machine.precision = choose_precision(args.machine.precision, device)
     folder = args.run.runs_dir / definition.name / args.run.method / f"seed{args.run.seed}"
     described = run_folder.describe(dataclasses.asdict(args), definition)
+    described["machine"]["device_type"] = device.type  # the random state of one kind means nothing to another
     run_folder.check_args_file(folder, described)
     checkpoint = run_folder.load_checkpoint(folder / "checkpoint.pt")
+    if checkpoint is not None and not (folder / "args.json").exists():
+        raise UserError(f"{folder} has a checkpoint but no args.json: move it away to start anew.")
     batch_size = args.ppo.num_envs * args.ppo.num_steps
     iterations = args.run.total_timesteps // batch_size
     if checkpoint is not None and checkpoint["iteration"] >= iterations:
@@ -733,8 +748,8 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
         )
         first_step = progress.iteration * batch_size
         run_folder.write_args_file(folder, described)
-        # Steps that a killed process logged after its last checkpoint are done, and logged, again.
-        writer = SummaryWriter(str(folder), purge_step=first_step + 1 if checkpoint else None)
+        # What a killed process logged after its last checkpoint, or without one, is done and logged again.
+        writer = SummaryWriter(str(folder), purge_step=first_step + 1)
         cleanup.callback(writer.close)
         if checkpoint is None:
             rows = "\n".join(f"|{name}|{value}|" for one in described.values() for name, value in one.items())
@@ -790,8 +805,9 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
             status = {"SPS": f"{sps:.0f}"}
             if progress.recent:
                 status["return"] = f"{np.mean(progress.recent):.1f}"
-            if args.attention.measure_every and (progress.iteration - 1) % args.attention.measure_every == 0:
-                draw = progress.iteration == 1 or _crossed(step, batch_size, args.run.image_every)
+            every = args.attention.measure_every
+            draw = every > 0 and (progress.iteration == 1 or _crossed(step, batch_size, args.run.image_every))
+            if draw or (every and (progress.iteration - 1) % every == 0):
                 measured = measure(agent, store, args, progress.iteration, draw)
                 for tag, value in measured.scalars.items():
                     writer.add_scalar(tag, value, step)
@@ -861,22 +877,26 @@ def main(args: Args) -> int:
         if received:
             raise KeyboardInterrupt
         received.append(number)
-        print(
-            "\nStopping after this iteration; once more to stop at once and lose it.",
-            file=sys.stderr,
-            flush=True,
-        )
+        # Not print: it may have been interrupted in the middle of a write of its own.
+        os.write(2, b"\nStopping after this iteration; once more to stop at once and lose it.\n")
 
+    def fail(failure: threading.ExceptHookArgs) -> None:
+        if not isinstance(failure.exc_value, OSError):  # TensorBoard's thread, whose error comes here as well
+            threading.__excepthook__(failure)
+
+    threading.excepthook = fail
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     try:
         train(args, lambda: bool(received))
     except UserError as mistake:
         return report(mistake)
-    except OSError as error:  # TensorBoard's writer on a full disk
-        return report(
-            UserError(f"{error.strerror or error}: free some space, then run the same command again.")
-        )
+    except OSError as error:  # of TensorBoard's files
+        return report(UserError(f"{error.strerror or error}. Mend that, then run the same command again."))
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) and "alloc" not in str(error):
+            raise
+        return report(UserError("out of memory: choose a smaller --num-envs, --num-steps or --frame-size."))
     except KeyboardInterrupt:
         pass
     if received:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import vizdoom
 
 from camal_rl import UserError, __version__, write_whole
 from camal_rl.doom import Definition
@@ -37,6 +38,7 @@ def describe(options: Mapping[str, Mapping[str, Any]], definition: Definition) -
     described["definition"] = dataclasses.asdict(definition) | {
         "path": definition.path.name,
         "scenario": definition.scenario.name,
+        "vizdoom": vizdoom.__version__,  # another one may not replay the same
     }
     plain: dict[str, dict[str, Any]] = json.loads(json.dumps(described, default=str))
     return plain

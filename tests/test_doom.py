@@ -645,7 +645,7 @@ def test_replay_in_a_vector_env(start_vector: Callable[..., doom.DoomVectorEnv])
 def test_a_replay_that_ends_early_is_refused(start: Callable[..., doom.DoomEnv]) -> None:
     env = start("Basic")
     env.reset(seed=1)
-    with pytest.raises(RuntimeError, match="replay of Basic ended after 75 of 80 actions"):
+    with pytest.raises(UserError, match="ended after 75 of its 80 actions"):
         env.load_state_dict(env.state_dict() | {"episode_actions": bytes(80)})
 
 

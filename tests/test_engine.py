@@ -123,3 +123,15 @@ def test_too_little_shared_memory_is_one_clear_line(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert "2.0 MiB free, and 3 game engines need 3 MiB" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.engine
+def test_a_folder_without_engines_ends_no_other_process(tmp_path: Path) -> None:
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)", "*"])
+    program = "import os\nfrom camal_rl import engine\nprint(engine.engine_folder(os.getpid()))\n"
+    result = run("-c", program, folder=tmp_path)
+    assert result.returncode == 0
+    assert wait_until(lambda: not Path(result.stdout.strip()).exists())
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
