@@ -169,6 +169,13 @@ MEASURED_FRAMES = 256
 """Frames, at most, on which attention is measured: one minibatch of Table 8."""
 
 
+DEAD_MEASUREMENTS = 20
+DEAD_WARNING = (
+    f"All attention maps were zero in {DEAD_MEASUREMENTS} measurements, and nothing pulls on a dead map. "
+    "A critic of negative returns does this: try --reward scale --no-clip-vloss."
+)
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Agent
 
@@ -768,6 +775,7 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
         )
         store = allocate(args, envs, agent, device)
         began = time.perf_counter()
+        dead = 0  # measurements in a row in which all maps were
         while progress.iteration < iterations:
             learning_rate = args.ppo.learning_rate
             if args.ppo.anneal_lr:
@@ -815,6 +823,9 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
                     writer.add_image("camal/attention", measured.strip, step, dataformats="HWC")
                     (folder / "media").mkdir(exist_ok=True)
                     write_whole(folder / "media" / "attention.png", encode_png(measured.strip))
+                dead = dead + 1 if measured.scalars["camal/dead_map_fraction"] > 0.99 else 0
+                if dead == DEAD_MEASUREMENTS and args.run.method != "vanilla":
+                    bar.write(DEAD_WARNING, file=sys.stderr)
                 status |= {
                     name: f"{measured.scalars[f'camal/{name}']:.2f}"
                     for name in ("alpha", "beta", "iou")

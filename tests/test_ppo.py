@@ -539,6 +539,17 @@ def test_supervision_changes_what_is_learned(fake_engine, tmp_path):
     assert len({one.double().sum().item() for one in weights.values()}) == 4
 
 
+@pytest.mark.parametrize(("method", "warnings"), [("camal", 1), ("vanilla", 0)])
+def test_a_run_whose_maps_stay_dead_is_told_so_once(
+    fake_engine, tmp_path, monkeypatch, capsys, method, warnings
+):
+    dead = ppo.Measurement({"camal/dead_map_fraction": 1.0, "camal/target_visible_fraction": 0.5}, None)
+    monkeypatch.setattr(ppo, "measure", lambda *_: dead)
+    monkeypatch.setattr(ppo, "DEAD_MEASUREMENTS", 2)
+    ppo.train(small_args(tmp_path, method=method))
+    assert capsys.readouterr().err.count("nothing pulls on a dead map") == warnings
+
+
 def test_a_checkpoint_without_its_arguments_is_refused(fake_engine, tmp_path):
     (ppo.train(small_args(tmp_path), stop_after(1)) / "args.json").unlink()
     with pytest.raises(UserError, match=r"a checkpoint but no args\.json"):
