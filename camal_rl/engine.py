@@ -58,7 +58,7 @@ def engine_folder(process: int) -> Path:
     what is left of engines, shared memory and the folder.
     """
     folder = Path(tempfile.mkdtemp(prefix="camal_rl-"))
-    (folder / "engines").mkdir()  # an empty file for each engine, named as its shared memory is
+    (folder / "engines").mkdir()  # a file for each, named as its shared memory, with its process id
     names = {
         "folder": shlex.quote(str(folder)),
         "engine": shlex.quote(str(Path(vizdoom.__file__).with_name("vizdoom"))),
