@@ -559,6 +559,9 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         copy: bool = True,
         mask_transform: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
+        # First, because Gymnasium closes what was not even started.
+        self.envs: list[DoomEnv] = []
+        self._threads = ThreadPoolExecutor(max(num_envs, 1), thread_name_prefix="doom")
         if num_envs < 1:
             raise UserError(f"{num_envs} environments: at least 1 is needed.")
         self.definition = env if isinstance(env, Definition) else load_definition(env)
@@ -566,8 +569,6 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         self.render_mode = render_mode
         self.copy = copy
         self.mask_transform = mask_transform
-        self.envs: list[DoomEnv] = []
-        self._threads = ThreadPoolExecutor(num_envs, thread_name_prefix="doom")
         check_shared_memory(num_envs)
         try:
             for _ in range(num_envs):
