@@ -290,9 +290,7 @@ class Rollout:
     rewards: Tensor  # (T, N), as the agent learns from them
     dones: Tensor  # (T, N), 1 where the observation is an episode's first
     mask_weights: Tensor  # (T, N, 2, h, w), or empty where attention is not supervised
-    measured: (
-        np.ndarray
-    )  # int (M,), flat indices of the frames on which attention will be measured, ascending
+    measured: np.ndarray  # int (M,), ascending flat indices of the frames on which attention is measured
     measured_masks: np.ndarray  # uint8 (M, h_label, w_label)
 
 
@@ -652,7 +650,7 @@ def check_args(args: Args) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device to train on; `auto` is a GPU where there is one.
+    """The device to train on; `auto` is CUDA where there is one, else the CPU.
 
     Raises:
         UserError: no such device here.
