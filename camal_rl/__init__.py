@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from gymnasium.envs.registration import register, registry
@@ -31,16 +32,28 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         UserError: the disk is full, or the folder can't be written; the old file is still there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    write_together({path: data})
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write several files, each as `write_whole` does, and none of them before all are on the disk.
+
+    Raises:
+        UserError: the disk is full, or a folder can't be written; all old files are still there.
+    """
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
     try:
         try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            for path, data in files.items():
+                with temporary[path].open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            for path, written in temporary.items():
+                written.replace(path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            for written in temporary.values():
+                written.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise UserError(

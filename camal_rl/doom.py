@@ -15,7 +15,7 @@ import sys
 import textwrap
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -42,6 +42,8 @@ else:
 
 Observation = dict[str, np.ndarray]
 
+EVALUATION_SEEDS = 2**31
+"""The engine takes seeds below 2**32: those from here on are for evaluation, those below for training."""
 FRAME_SIZE = (84, 84)
 """Height and width of the frames the agent sees, in pixels (CleanRL's CNN)."""
 FRAME_STACK = 4
@@ -333,6 +335,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         render_resolution: what the engine draws, one of `RENDER_RESOLUTIONS`.
         frame_stack: how many frames an observation holds.
         render_mode: `rgb_array`, or None. `render()` gives the newest frame as it was drawn, in grey.
+        prepare: called with the game before it starts, to change how it looks.
 
     Raises:
         UserError: a definition, a size or a machine on which no engine can start.
@@ -347,6 +350,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         render_resolution: str = "320x240",
         frame_stack: int = FRAME_STACK,
         render_mode: str | None = None,
+        prepare: Callable[[vizdoom.DoomGame], None] | None = None,
     ) -> None:
         self.definition = env if isinstance(env, Definition) else load_definition(env)
         self.render_mode = render_mode
@@ -379,19 +383,19 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
             "mask": spaces.Box(0, 1, label_size, np.uint8),
         }
         self.observation_space = cast("spaces.Space[Observation]", spaces.Dict(boxes))
-        self.game = start_engine(self.definition.scenario, *label_size)
+        self.game = start_engine(self.definition.scenario, *label_size, prepare)
         self.buttons = [button.name for button in self.game.get_available_buttons()]
         try:
             self.actions = _single_buttons(self.game.get_available_buttons())
         except UserError:
             self.close()
             raise
+        self.action_names = ["nothing", *(self.buttons[action.index(1.0)] for action in self.actions[1:])]
         self.action_space = spaces.Discrete(len(self.actions))
         # A vector environment points these two at its own arrays, so that a step writes where it is read.
         self.image = np.zeros((frame_stack, height, width), np.uint8)
         self.mask = np.zeros(label_size, np.uint8)
         self._screen: np.ndarray | None = None
-        self._lookup = np.zeros(256, np.uint8)
         self._episode_seed: int | None = None  # None where no episode is running
         self._episode_actions: list[int] = []
 
@@ -424,9 +428,13 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
 
     # What a vector environment calls
 
-    def begin_episode(self) -> None:
-        """Start an episode, its seed drawn from `np_random`, and fill the stack with its first frame."""
-        self._start(int(self.np_random.integers(2**32)))
+    def begin_episode(self, seed: int | None = None) -> None:
+        """Start the episode of this engine seed, else of one drawn from `np_random`.
+
+        The stack is filled with its first frame. What is drawn is below `EVALUATION_SEEDS`, so an episode
+        that is evaluated, with a seed from there on, has not been trained on.
+        """
+        self._start(int(self.np_random.integers(EVALUATION_SEEDS)) if seed is None else seed)
 
     def advance(self, action: int) -> tuple[float, bool, bool]:
         """Act once: the reward, and whether the episode terminated or was truncated, never both."""
@@ -496,8 +504,6 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
 
     def _push_frame(self) -> None:
         state = self.game.get_state()
-        assert state.labels is not None
-        assert state.labels_buffer is not None
         self._screen = state.screen_buffer
         self.image[:-1] = self.image[1:]
         if self.frame_size == self.label_size:
@@ -505,18 +511,57 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         else:
             size = (self.frame_size[1], self.frame_size[0])
             cv2.resize(state.screen_buffer, size, dst=self.image[-1], interpolation=cv2.INTER_AREA)
-        values = [
-            label.value
-            for label in state.labels
-            if self.definition.is_target(label.object_name, label.object_category)
-        ]
-        self._lookup[:] = 0
-        self._lookup[values] = 1
-        self._lookup[:2] = 0  # walls and floors, also where a crowd of labels has used up the values
-        cv2.LUT(state.labels_buffer, self._lookup, dst=self.mask)
+        target_mask(state, self.definition, self.mask)
 
     def _observation(self) -> Observation:
         return {"image": self.image.copy(), "mask": self.mask.copy()}
+
+
+def target_mask(state: vizdoom.GameState, definition: Definition, out: np.ndarray) -> None:
+    """Write the pixels of the targets as ones, all others as zeros, into `out`, uint8 (h_label, w_label)."""
+    assert state.labels is not None
+    assert state.labels_buffer is not None
+    lookup = np.zeros(256, np.uint8)
+    for label in state.labels:
+        lookup[label.value] = definition.is_target(label.object_name, label.object_category)
+    lookup[:2] = 0  # walls and floors, also where a crowd of labels has used up the values
+    cv2.LUT(state.labels_buffer, lookup, dst=out)
+
+
+def replay(
+    definition: Definition, episode_seed: int, actions: Sequence[int], render_resolution: str = "320x240"
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Play an episode again, in colour and tic by tic: the same game as `DoomEnv` played it.
+
+    Yields, for every tic from the first frame to the last action's last but one, or the episode's end: the
+    agent step whose action is being held, the screen, uint8 (H, W, 3) RGB, and the target mask, uint8 {0, 1}
+    (H, W).
+
+    Raises:
+        UserError: no engine can start on this machine.
+    """
+    height, width = RENDER_RESOLUTIONS[render_resolution]
+    game = start_engine(
+        definition.scenario,
+        height,
+        width,
+        lambda game: game.set_screen_format(vizdoom.ScreenFormat.RGB24),
+    )
+    try:
+        buttons = _single_buttons(game.get_available_buttons())
+        game.set_seed(episode_seed)
+        game.new_episode()
+        for tic in range(len(actions) * definition.frame_skip):
+            if tic:
+                game.make_action(buttons[actions[(tic - 1) // definition.frame_skip]], 1)
+            if game.is_episode_finished():
+                return
+            state = game.get_state()
+            mask = np.zeros((height, width), np.uint8)
+            target_mask(state, definition, mask)
+            yield tic // definition.frame_skip, state.screen_buffer.copy(), mask
+    finally:
+        game.close()
 
 
 def _single_buttons(buttons: Sequence[vizdoom.Button]) -> list[list[float]]:
@@ -790,10 +835,9 @@ def _show(definition: Definition, args: Args) -> None:
         env.close()
     write_whole(output, cv2.imencode(".png", panels)[1].tobytes())
 
-    buttons = [env.buttons[action.index(1.0)] for action in env.actions[1:]]
     print(f"{definition.name}  ({definition.path})")
     print(f"  scenario        {definition.scenario}")
-    print(f"  actions         {', '.join(['nothing', *buttons])}")
+    print(f"  actions         {', '.join(env.action_names)}")
     print(f"  frame skip      {definition.frame_skip} tics")
     print(f"  reward scale    {definition.reward_scale:g}")
     print(f"  targets         {', '.join((*definition.target_names, *definition.target_categories))}")

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -100,8 +100,12 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def start_engine(config: Path, height: int, width: int) -> vizdoom.DoomGame:
+def start_engine(
+    config: Path, height: int, width: int, prepare: Callable[[vizdoom.DoomGame], None] | None = None
+) -> vizdoom.DoomGame:
     """Start a game: grey frames and labels of this size in pixels, no window, no sound, one tic at a time.
+
+    `prepare` is called with the game before it starts, for settings that have to differ.
 
     Raises:
         UserError: it can't be started with this .cfg, or on this machine.
@@ -120,6 +124,8 @@ def start_engine(config: Path, height: int, width: int) -> vizdoom.DoomGame:
     # before, and not on the game alone; without it a replay that draws only the last frames shows the same.
     game.add_game_args("+movebob 0")
     game.set_doom_config_path(os.devnull)  # else all engines read, and in the end write, one settings file
+    if prepare is not None:
+        prepare(game)
     check_shared_memory(1)
     try:
         with _starting, _signals_blocked():

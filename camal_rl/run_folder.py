@@ -44,6 +44,49 @@ def describe(options: Mapping[str, Mapping[str, Any]], definition: Definition) -
     return plain
 
 
+def read_args_file(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `write_args_file` wrote: the description of a run.
+
+    Raises:
+        UserError: there is none, or it is not one.
+    """
+    file = folder / "args.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} holds no run (there is no args.json): give a folder such as runs/Basic/camal/seed1."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"can't read {file}: {' '.join(str(error).split())}.") from error
+    groups = {name: group for name, group in content.items() if name != "version"} if content else {}
+    needed = ("run", "environment", "ppo", "attention", "machine", "definition")
+    if not all(isinstance(groups.get(name), dict) for name in needed):
+        raise UserError(f"{file} is not a run's arguments: it needs the groups {', '.join(needed)}.")
+    return groups
+
+
+def check_definition(
+    folder: Path, described: Mapping[str, Mapping[str, Any]], definition: Definition
+) -> None:
+    """Refuse an environment that is not the one a run was trained on, wherever its file lies.
+
+    Raises:
+        UserError: the message shows every difference.
+    """
+    before, now = described["definition"], describe({"run": {}}, definition)["definition"]
+    differences = [
+        f"{name} was {before.get(name)}, now {now[name]}"
+        for name in now
+        if name not in ("path", "vizdoom") and before.get(name) != now[name]
+    ]
+    if differences:
+        raise UserError(
+            f"{folder} was trained on another environment: {'; '.join(differences)}. "
+            "Give the TOML file it was trained on with --env."
+        )
+
+
 def check_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse a folder that holds a run with other arguments.
 

@@ -642,6 +642,33 @@ def test_replay_in_a_vector_env(start_vector: Callable[..., doom.DoomVectorEnv])
 
 
 @pytest.mark.engine
+@pytest.mark.parametrize("name", ["Basic", "DefendCenter", "TakeCover"])
+def test_replay_in_colour_shows_the_same_game_tic_by_tic(
+    name: str, start: Callable[..., doom.DoomEnv]
+) -> None:
+    env = start(name, (240, 320), render_resolution="320x240")
+    rng = np.random.default_rng(0)
+    env.begin_episode(2**31 + 3)
+    masks, images, actions, ended = [], [], [], False
+    while not ended and len(actions) < 60:
+        masks.append(env.mask.copy())
+        images.append(env.image[-1].copy())
+        actions.append(int(rng.integers(len(env.actions))))
+        ended = any(env.advance(actions[-1])[1:])
+    shown = list(doom.replay(env.definition, 2**31 + 3, actions))
+    steps = [step for step, _, _ in shown]
+    assert steps == [tic // 4 for tic in range(len(shown))]
+    assert 4 * (len(actions) - 1) < len(shown) <= 4 * len(actions)
+    for step, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        _, screen, target = shown[4 * step]
+        np.testing.assert_array_equal(target, mask)
+        assert screen.shape == (240, 320, 3)
+        grey = screen @ np.array([0.299, 0.587, 0.114])
+        assert abs(grey - image).mean() < 2  # the engine's own grey weighs colours a little otherwise
+    assert (np.ptp(shown[0][1].astype(int), axis=2) > 30).any()
+
+
+@pytest.mark.engine
 def test_a_replay_that_ends_early_is_refused(start: Callable[..., doom.DoomEnv]) -> None:
     env = start("Basic")
     env.reset(seed=1)
