@@ -1,0 +1,271 @@
+"""Scores of several runs -> intervals (SBCI), probability of improvement (POI), p-values (paper, Appendix A).
+
+Suffixes name axes: R runs (one a seed), E environments, S positions along a curve, T statistics. Intervals
+are 95 % percentile intervals of rliable's stratified bootstrap. The same scores and the same seed give the
+same interval, whatever else is computed; NumPy's global generator, from which rliable draws, is left alone.
+"""
+# ruff: noqa: N803, N806 - axis suffixes are capitals
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+REPETITIONS = 50_000
+"""Bootstrap repetitions (rliable's default)."""
+STATISTICS = ("mean", "median", "iqm", "optimality_gap")
+"""What `sbci` aggregates scores to; the paper reports the mean."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its 95 % interval; where there can be none, low and high are None."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+    reason: str | None = None
+    """Why there is no interval: a sentence."""
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """An `Interval` at each of S positions, pointwise: each array is float64 (S,)."""
+
+    estimate: np.ndarray
+    low: np.ndarray | None
+    high: np.ndarray | None
+    reason: str | None = None
+    """Why there is no band: a sentence."""
+
+
+def normalise(returns: np.ndarray, random: float | np.ndarray, reference: float | np.ndarray) -> np.ndarray:
+    """Raw returns on the scale where the random policy has 0 and the reference has 1, float64.
+
+    Args:
+        returns: any shape that broadcasts with the others, so scores_RE goes with one value an environment.
+        random: mean raw return of the random policy.
+        reference: raw return of the reference policy.
+
+    Raises:
+        ValueError: a reference is not above its random return.
+    """
+    span = np.asarray(reference, np.float64) - random
+    if not (span > 0).all():
+        raise ValueError(f"the reference return ({reference}) has to be above the random one ({random})")
+    return (np.asarray(returns, np.float64) - random) / span
+
+
+def complete(
+    scores_RE: np.ndarray, runs: Sequence[str] | None = None, environments: Sequence[str] | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """The runs that have a score in every environment, and a sentence on each of the others.
+
+    The bootstrap needs a full matrix, and no gap can be filled honestly: an incomplete run goes as a whole.
+
+    Args:
+        scores_RE: NaN where a score is missing.
+        runs: what the sentences call the rows, such as "seed 3".
+        environments: what they call the columns.
+
+    Returns:
+        The remaining rows, maybe none at all, and the sentences; no sentence if nothing was left out.
+    """
+    scores_RE = np.asarray(scores_RE, np.float64)
+    runs = runs or [f"row {index}" for index in range(scores_RE.shape[0])]
+    environments = environments or [f"column {index}" for index in range(scores_RE.shape[1])]
+    missing_RE = np.isnan(scores_RE)
+    sentences = []
+    for run, missing_E in zip(runs, missing_RE, strict=True):
+        if missing_E.any():
+            gaps = [name for name, missing in zip(environments, missing_E, strict=True) if missing]
+            sentences.append(
+                f"Left out {run}: it has no score in {', '.join(gaps)}, "
+                "and the bootstrap needs every run in every environment."
+            )
+    return scores_RE[~missing_RE.any(axis=1)], sentences
+
+
+def sbci(
+    scores: Mapping[str, np.ndarray], repetitions: int = REPETITIONS, seed: int = 0
+) -> dict[str, dict[str, Interval]]:
+    """Stratified bootstrap confidence intervals of each method's `STATISTICS` over runs and environments.
+
+    Args:
+        scores: scores_RE of each method, which may differ in R. For one environment pass `scores_RE[:, [e]]`.
+
+    Raises:
+        ValueError: scores that are no matrix, or not finite (see `complete`).
+    """
+    intervals = {}
+    for method, scores_RE in scores.items():
+        band_T = _bootstrap(_aggregate, _checked(scores_RE, method), repetitions=repetitions, seed=seed)
+        intervals[method] = {name: _at(band_T, index) for index, name in enumerate(STATISTICS)}
+    return intervals
+
+
+def poi(
+    scores_x_RE: np.ndarray, scores_y_RE: np.ndarray, repetitions: int = REPETITIONS, seed: int = 0
+) -> Interval:
+    """Probability of improvement of X over Y, averaged over environments (Eq. 6); a tie counts one half.
+
+    Where every run of X beats every run of Y, resampling changes nothing and the interval is [1, 1]. Its
+    width measures no certainty then: with two runs of each, chance alone does this in one environment of six.
+
+    Args:
+        scores_x_RE: scores of X.
+        scores_y_RE: scores of Y in the same environments, maybe of another number of runs.
+
+    Raises:
+        ValueError: scores that are no matrix, or not finite (see `complete`), or of different environments.
+    """
+    x_RE, y_RE = _checked(scores_x_RE, "X"), _checked(scores_y_RE, "Y")
+    if x_RE.shape[1] != y_RE.shape[1]:
+        raise ValueError(f"X has scores in {x_RE.shape[1]} environments, Y in {y_RE.shape[1]}")
+    return _at(_bootstrap(_improvement, x_RE, y_RE, repetitions=repetitions, seed=seed), 0)
+
+
+def verdict(improvement: Interval) -> Literal["significant", "not significant", "undefined"]:
+    """Whether X is better than Y by Neyman and Pearson's criterion: P(X > Y) > 0.5 and 0.5 not in the CI."""
+    if improvement.low is None or improvement.high is None:
+        return "undefined"
+    excluded = not improvement.low <= 0.5 <= improvement.high
+    return "significant" if improvement.estimate > 0.5 and excluded else "not significant"
+
+
+def performance_profile(
+    scores_RE: np.ndarray, thresholds_S: np.ndarray, repetitions: int = REPETITIONS, seed: int = 0
+) -> Band:
+    """Share of all runs in all environments that score above each threshold (rliable's score distribution).
+
+    Args:
+        scores_RE: scores of one method.
+        thresholds_S: in the scores' unit, in any order.
+
+    Raises:
+        ValueError: scores that are no matrix, or not finite (see `complete`).
+    """
+    scores_RE = _checked(scores_RE, "the method")
+    thresholds_S = np.asarray(thresholds_S, np.float64)
+
+    def above(scores_RE: np.ndarray) -> np.ndarray:
+        at_most_S = np.sort(scores_RE, axis=None).searchsorted(thresholds_S, side="right")
+        return (scores_RE.size - at_most_S) / scores_RE.size
+
+    return _bootstrap(above, scores_RE, repetitions=repetitions, seed=seed)
+
+
+def mean_band(curves_RS: np.ndarray, repetitions: int = REPETITIONS, seed: int = 0) -> Band:
+    """Mean of R curves at S positions; whole curves are resampled, so the band is as smooth as they are.
+
+    Raises:
+        ValueError: curves that are no matrix, or not finite.
+    """
+    curves_RS = _checked(curves_RS, "the method")
+    if reason := _no_interval(curves_RS):
+        return Band(curves_RS.mean(axis=0), None, None, reason)
+
+    def mean(runs_R1: np.ndarray) -> np.ndarray:
+        means_S: np.ndarray = curves_RS[runs_R1[:, 0]].mean(axis=0)
+        return means_S
+
+    # rliable would resample each position by itself: it is given the curves' numbers instead.
+    numbers_R1 = np.arange(len(curves_RS))[:, None]
+    return _bootstrap(mean, numbers_R1, repetitions=repetitions, seed=seed)
+
+
+def wilcoxon(x: np.ndarray, y: np.ndarray) -> float:
+    """One-tailed p-value of the Wilcoxon signed-rank test: is x greater than y in k paired trials (Eq. 5)?
+
+    Trials without a difference are dropped (Wilcoxon's own rule, SciPy's `zero_method="wilcox"`); if none is
+    left, nothing speaks for x and p is 1. Differences equal up to rounding, such as 0.9 - 0.8 and 0.3 - 0.2,
+    are ties and share their mean rank. p is exact for up to 50 trials, or 13 if there are ties; beyond that
+    it comes from the normal approximation.
+
+    Args:
+        x: (k,), such as the accuracy of one method in each fold.
+        y: (k,), that of the other method in the same folds.
+
+    Raises:
+        ValueError: x and y are not vectors of one length, are empty, or hold a value that is not finite.
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if x.ndim != 1 or x.shape != y.shape or not x.size:
+        raise ValueError(f"paired trials are two vectors of one length, not {x.shape} and {y.shape}")
+    if not (np.isfinite(x) & np.isfinite(y)).all():
+        raise ValueError("a trial without a finite score has no pair: leave it out of both vectors")
+    scale = max(abs(x).max(), abs(y).max()) or 1.0
+    differences = np.round((x - y) / scale, 12)
+    differences = differences[differences != 0]
+    if not differences.size:
+        return 1.0
+    from scipy import stats  # slow to import
+
+    return float(stats.wilcoxon(differences, alternative="greater").pvalue)
+
+
+def _checked(scores: np.ndarray, name: str) -> np.ndarray:
+    scores = np.asarray(scores, np.float64)
+    if scores.ndim != 2 or not scores.size:
+        raise ValueError(f"scores of {name} are a matrix with runs as rows, but the shape is {scores.shape}")
+    if gaps := np.count_nonzero(~np.isfinite(scores)):
+        raise ValueError(f"{gaps} of {scores.size} scores of {name} are not finite: see stats.complete")
+    return scores
+
+
+def _no_interval(*scores_RE: np.ndarray) -> str | None:
+    """Why these scores, of one method or of several, can have no interval."""
+    if min(map(len, scores_RE)) < 2:
+        return "There is no interval: a single run does not show how much runs differ."
+    if all((scores == scores[0]).all() for scores in scores_RE):
+        return "There is no interval: the runs have identical scores, so resampling them changes nothing."
+    return None
+
+
+def _bootstrap(
+    statistics: Callable[..., np.ndarray], *scores_RE: np.ndarray, repetitions: int, seed: int
+) -> Band:
+    """The band (T,) of what `statistics` makes of one matrix, or of several, resampled each by itself."""
+    if reason := _no_interval(*scores_RE):
+        return Band(statistics(*scores_RE), None, None, reason)
+    from rliable.library import get_interval_estimates  # takes seconds to import
+
+    scores = {"": scores_RE[0] if len(scores_RE) == 1 else scores_RE}
+    state = np.random.get_state()  # noqa: NPY002 - rliable 1.2 ignores its random_state
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        estimates, intervals = get_interval_estimates(scores, statistics, reps=repetitions)
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+    return Band(estimates[""], *intervals[""])
+
+
+def _at(band: Band, index: int) -> Interval:
+    if band.low is None or band.high is None:
+        return Interval(float(band.estimate[index]), None, None, band.reason)
+    return Interval(float(band.estimate[index]), float(band.low[index]), float(band.high[index]))
+
+
+def _aggregate(scores_RE: np.ndarray) -> np.ndarray:
+    """rliable's aggregates in the order of `STATISTICS`, (T,), from one sort, for 50,000 calls take long."""
+    ordered = np.sort(scores_RE, axis=None)
+    cut = ordered.size // 4
+    means_E = np.sort(scores_RE.sum(axis=0)) / len(scores_RE)
+    return np.array(
+        [
+            ordered.sum() / ordered.size,
+            (means_E[(means_E.size - 1) // 2] + means_E[means_E.size // 2]) / 2,
+            ordered[cut : ordered.size - cut].sum() / (ordered.size - 2 * cut),
+            1 - np.minimum(ordered, 1).sum() / ordered.size,
+        ]
+    )
+
+
+def _improvement(x_RE: np.ndarray, y_RE: np.ndarray) -> np.ndarray:
+    """rliable's probability of improvement, (1,): the share of pairs that X wins, a tie being half a win."""
+    x_RRE, y_RRE = x_RE[:, None], y_RE[None]
+    points = np.count_nonzero(x_RRE > y_RRE) + np.count_nonzero(x_RRE >= y_RRE)
+    return np.array([points / (2 * len(x_RE) * y_RE.size)])
