@@ -162,7 +162,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from camal_rl import run_folder
+from camal_rl import media, run_folder
 from camal_rl.doom import Definition, DoomVectorEnv, load_definition
 
 MEASURED_FRAMES = 256
@@ -558,35 +558,13 @@ def measure(agent: Agent, store: Rollout, args: Args, iteration: int, draw: bool
     rows = np.argsort(~seen, kind="stable")[:4]  # frames with a target first
     return Measurement(
         scalars,
-        np.vstack([attention_strip(images[row].cpu().numpy(), masks[row], maps[row]) for row in rows]),
+        media.stack_strips(
+            [
+                media.attention_strip(images[row, -1].cpu().numpy(), masks[row], {"": maps[row]})
+                for row in rows
+            ]
+        ),
     )
-
-
-def attention_strip(image: np.ndarray, mask: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Frame, mask, heat map, heat map over frame: uint8 (H, 4 W, 3) RGB at the mask's resolution.
-
-    Args:
-        image: uint8 (stack, h', w'), the newest frame last.
-        mask: uint8 {0, 1} (H, W).
-        heat: float (h, w) in [0, 1].
-    """
-    import cv2
-
-    size = (mask.shape[1], mask.shape[0])
-    frame = cv2.cvtColor(cv2.resize(image[-1], size, interpolation=cv2.INTER_NEAREST), cv2.COLOR_GRAY2RGB)
-    smooth = cv2.resize(heat.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
-    colours = cv2.cvtColor(
-        cv2.applyColorMap((255 * smooth).round().astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB
-    )
-    over = cv2.addWeighted(frame, 0.5, colours, 0.5, 0)
-    return np.hstack([frame, cv2.cvtColor(mask * 255, cv2.COLOR_GRAY2RGB), colours, over])
-
-
-def encode_png(image: np.ndarray) -> bytes:
-    """The content of a PNG file, of an image uint8 (H, W, 3) RGB."""
-    import cv2
-
-    return bytes(cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1])
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -683,25 +661,50 @@ def choose_precision(name: str, device: torch.device) -> Literal["fp32", "bf16"]
     return "bf16" if any(supported() for supported in native) else "fp32"
 
 
+class Plan(NamedTuple):
+    """What a run's arguments come to on this machine."""
+
+    definition: Definition
+    device: torch.device
+    precision: Literal["fp32", "bf16"]
+    folder: Path
+    described: dict[str, dict[str, Any]]  # the content of args.json
+    batch_size: int  # agent steps an iteration
+    iterations: int
+
+
+def plan(args: Args) -> Plan:
+    """Check arguments and the run's folder before anything is started or written.
+
+    Raises:
+        UserError: arguments, environment, machine or folder with which they can't be trained.
+    """
+    check_args(args)
+    definition = load_definition(args.run.env)
+    device = choose_device(args.machine.device)
+    precision = choose_precision(args.machine.precision, device)
+    folder = args.run.runs_dir / definition.name / args.run.method / f"seed{args.run.seed}"
+    described = run_folder.describe(dataclasses.asdict(args), definition)
+    described["machine"] |= {
+        "precision": precision,
+        "device_type": device.type,  # the random state of one kind means nothing to another
+    }
+    run_folder.check_args_file(folder, described)
+    batch_size = args.ppo.num_envs * args.ppo.num_steps
+    iterations = args.run.total_timesteps // batch_size
+    return Plan(definition, device, precision, folder, described, batch_size, iterations)
+
+
 def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
     """Train to the end, or until `interrupted()` after an iteration, and return the run's folder.
 
     Raises:
         UserError: arguments, environment, machine or folder with which that can't be done.
     """
-    check_args(args)
-    definition = load_definition(args.run.env)
-    device = choose_device(args.machine.device)
-    precision = args.machine.precision = choose_precision(args.machine.precision, device)
-    folder = args.run.runs_dir / definition.name / args.run.method / f"seed{args.run.seed}"
-    described = run_folder.describe(dataclasses.asdict(args), definition)
-    described["machine"]["device_type"] = device.type  # the random state of one kind means nothing to another
-    run_folder.check_args_file(folder, described)
+    definition, device, precision, folder, described, batch_size, iterations = plan(args)
     checkpoint = run_folder.load_checkpoint(folder / "checkpoint.pt")
     if checkpoint is not None and not (folder / "args.json").exists():
         raise UserError(f"{folder} has a checkpoint but no args.json: move it away to start anew.")
-    batch_size = args.ppo.num_envs * args.ppo.num_steps
-    iterations = args.run.total_timesteps // batch_size
     if checkpoint is not None and checkpoint["iteration"] >= iterations:
         print(f"{folder} is already done: {checkpoint['iteration'] * batch_size:,} steps. Nothing to do.")
         return folder
@@ -820,7 +823,7 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
                 if measured.strip is not None:
                     writer.add_image("camal/attention", measured.strip, step, dataformats="HWC")
                     (folder / "media").mkdir(exist_ok=True)
-                    write_whole(folder / "media" / "attention.png", encode_png(measured.strip))
+                    write_whole(folder / "media" / "attention.png", media.encode_png(measured.strip))
                 dead = dead + 1 if measured.scalars["camal/dead_map_fraction"] > 0.99 else 0
                 if dead == DEAD_MEASUREMENTS and args.run.method != "vanilla":
                     bar.write(DEAD_WARNING, file=sys.stderr)

@@ -9,9 +9,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import vizdoom
 
-from camal_rl import doom, engine
+from camal_rl import doom, engine, ppo
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = "160x120"  # the render resolution that is drawn fastest
@@ -84,6 +86,93 @@ def start_vector(nothing_left: None) -> Iterator[Callable[..., doom.DoomVectorEn
     yield start
     for envs in started:
         envs.close()
+
+
+class FakeGame:
+    """Stands in for the engine in fast tests: episodes of 5 to 12 actions, a target placed by the seed."""
+
+    colour = False
+
+    def __init__(self, height: int, width: int, prepare: Callable[[Any], None] | None) -> None:
+        self.size = (height, width)
+        if prepare:
+            prepare(self)
+
+    def set_screen_format(self, screen_format: vizdoom.ScreenFormat) -> None:
+        self.colour = screen_format == vizdoom.ScreenFormat.RGB24
+
+    def get_available_buttons(self) -> list[vizdoom.Button]:
+        return [vizdoom.Button.MOVE_LEFT, vizdoom.Button.MOVE_RIGHT, vizdoom.Button.ATTACK]
+
+    def set_seed(self, seed: int) -> None:
+        self.seed = seed
+
+    def new_episode(self) -> None:
+        self.rng = np.random.default_rng(self.seed)
+        self.length = int(self.rng.integers(5, 13))
+        self.place = int(self.rng.integers(0, self.size[1] - 40))
+        self.tics = 0
+
+    def set_action(self, action: list[float]) -> None:
+        self.action = action
+
+    def advance_action(self, tics: int, update: bool) -> None:
+        self.tics += tics
+        step = 2 * tics * (self.action[1] - self.action[0])
+        self.place = int(np.clip(self.place + step, 0, self.size[1] - 40))
+
+    def make_action(self, action: list[float], tics: int) -> float:
+        self.set_action(action)
+        self.advance_action(tics, True)
+        return (3.0 if action[2] else -1.0) * tics / 4
+
+    @property
+    def done(self) -> int:
+        return self.tics // 4
+
+    def is_episode_finished(self) -> bool:
+        return self.done >= self.length
+
+    def is_episode_timeout_reached(self) -> bool:
+        return self.is_episode_finished() and self.length % 2 == 0
+
+    def is_player_dead(self) -> bool:
+        return False
+
+    def get_state(self) -> object:
+        screen = np.full(self.size, 30 + self.done, np.uint8)
+        labels = np.zeros(self.size, np.uint8)
+        if self.done % 4 != 3:
+            labels[60:90, self.place : self.place + 40] = 9
+            screen[60:90, self.place : self.place + 40] = 220
+        label = type("Label", (), {"value": 9, "object_name": "Cacodemon", "object_category": "Monster"})()
+        if self.colour:
+            screen = np.repeat(screen[..., None], 3, axis=2)
+        return type("State", (), {"screen_buffer": screen, "labels_buffer": labels, "labels": [label]})()
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def fake_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doom, "start_engine", lambda config, *options: FakeGame(*options))
+
+
+def small_args(folder: Path, **options: object) -> ppo.Args:
+    """A run of 4 iterations of 64 steps that takes a second."""
+    args = ppo.Args()
+    args.run.runs_dir = folder
+    args.run.total_timesteps = 256
+    args.ppo.num_envs, args.ppo.num_steps, args.ppo.num_minibatches, args.ppo.update_epochs = 4, 16, 2, 2
+    args.environment.frame_size = (52, 60)
+    args.environment.render_resolution = "160x120"
+    args.machine.precision = "fp32"
+    args.machine.torch_threads = 1
+    for name, value in options.items():
+        group = next(group for group in vars(args).values() if hasattr(group, name))
+        setattr(group, name, value)
+    return args
 
 
 def wait_until(condition: Callable[[], bool]) -> bool:

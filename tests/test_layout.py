@@ -16,16 +16,22 @@ MAY_IMPORT = {
     "camal": {"attention"},
     "doom": {"engine"},
     "engine": set(),
+    "media": set(),
     "metrics": set(),
     "run_folder": {"doom"},
-    "ppo": {"attention", "camal", "doom", "metrics", "run_folder"},
-    "evaluate": {"attention", "camal", "doom", "metrics", "run_folder", "ppo"},
+    "shift": set(),
+    "ppo": {"attention", "camal", "doom", "media", "metrics", "run_folder"},
+    "play": {"attention", "camal", "doom", "metrics", "ppo", "run_folder", "shift"},
+    "faithfulness": {"metrics", "ppo", "play"},
+    "evaluate": {
+        *("attention", "doom", "engine", "faithfulness", "media", "metrics", "play", "ppo", "shift")
+    },
     "experiment": {"doom", "run_folder", "ppo", "evaluate"},
     "stats": set(),
     "report": {"stats"},
     "benchmark": {"attention", "camal", "doom", "metrics", "run_folder", "ppo", "evaluate"},
 }
-WITHOUT_TORCH = {"doom", "engine", "metrics", "stats", "report"}
+WITHOUT_TORCH = {"doom", "engine", "media", "metrics", "report", "shift", "stats"}
 
 
 def imports(path: Path) -> set[str]:

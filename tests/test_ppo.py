@@ -16,86 +16,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-import vizdoom
+from conftest import small_args
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from camal_rl import UserError, attention, camal, doom, ppo, run_folder
+from camal_rl import UserError, attention, camal, doom, media, ppo, run_folder
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-class FakeGame:
-    """Stands in for the engine in fast tests: episodes of 5 to 12 actions, a target placed by the seed."""
-
-    def __init__(self, height: int, width: int) -> None:
-        self.size = (height, width)
-
-    def get_available_buttons(self) -> list[vizdoom.Button]:
-        return [vizdoom.Button.MOVE_LEFT, vizdoom.Button.MOVE_RIGHT, vizdoom.Button.ATTACK]
-
-    def set_seed(self, seed: int) -> None:
-        self.seed = seed
-
-    def new_episode(self) -> None:
-        self.rng = np.random.default_rng(self.seed)
-        self.length = int(self.rng.integers(5, 13))
-        self.place = int(self.rng.integers(0, self.size[1] - 40))
-        self.done = 0
-
-    def set_action(self, action: list[float]) -> None:
-        self.action = action
-
-    def advance_action(self, tics: int, update: bool) -> None:
-        self.done += 1
-        self.place = int(np.clip(self.place + 8 * (self.action[1] - self.action[0]), 0, self.size[1] - 40))
-
-    def make_action(self, action: list[float], tics: int) -> float:
-        self.set_action(action)
-        self.advance_action(tics, True)
-        return 3.0 if action[2] else -1.0
-
-    def is_episode_finished(self) -> bool:
-        return self.done >= self.length
-
-    def is_episode_timeout_reached(self) -> bool:
-        return self.is_episode_finished() and self.length % 2 == 0
-
-    def is_player_dead(self) -> bool:
-        return False
-
-    def get_state(self) -> object:
-        screen = np.full(self.size, 30 + self.done, np.uint8)
-        labels = np.zeros(self.size, np.uint8)
-        if self.done % 4 != 3:
-            labels[60:90, self.place : self.place + 40] = 9
-            screen[60:90, self.place : self.place + 40] = 220
-        label = type("Label", (), {"value": 9, "object_name": "Cacodemon", "object_category": "Monster"})()
-        return type("State", (), {"screen_buffer": screen, "labels_buffer": labels, "labels": [label]})()
-
-    def close(self) -> None:
-        pass
-
-
-@pytest.fixture
-def fake_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doom, "start_engine", lambda config, height, width: FakeGame(height, width))
-
-
-def small_args(folder: Path, **options: object) -> ppo.Args:
-    """A run of 4 iterations of 64 steps that takes a second."""
-    args = ppo.Args()
-    args.run.runs_dir = folder
-    args.run.total_timesteps = 256
-    args.ppo.num_envs, args.ppo.num_steps, args.ppo.num_minibatches, args.ppo.update_epochs = 4, 16, 2, 2
-    args.environment.frame_size = (52, 60)
-    args.environment.render_resolution = "160x120"
-    args.machine.precision = "fp32"
-    args.machine.torch_threads = 1
-    for name, value in options.items():
-        group = next(group for group in vars(args).values() if hasattr(group, name))
-        setattr(group, name, value)
-    return args
 
 
 def stop_after(iterations: int):
@@ -472,15 +399,16 @@ def test_a_run_logs_cleanrls_tags_and_attention_for_every_method(fake_engine, tm
     assert set(events.Tags()["scalars"]) == charts | losses | {f"camal/{name}" for name in names}
     assert [event.step for event in events.Scalars("camal/iou")] == [64, 128, 192, 256]
     assert [event.step for event in events.Images("camal/attention")] == [64, 128, 256]
-    assert (events.Images("camal/attention")[0].height, events.Images("camal/attention")[0].width) == (
-        480,
-        640,
-    )
+    (_, width, _) = row = media.attention_strip(
+        np.zeros((52, 60), np.uint8), np.ones((120, 160), np.uint8), {"": np.zeros((3, 4), np.float32)}
+    ).shape
+    image = events.Images("camal/attention")[0]
+    assert (image.height, image.width) == (4 * row[0], width)
     assert "hyperparameters/text_summary" in events.Tags()["tensors"]
     rates = [event.value for event in events.Scalars("charts/learning_rate")]
     assert rates == pytest.approx([2.5e-4, 1.875e-4, 1.25e-4, 0.625e-4])
     strip = cv2.imread(str(folder / "media/attention.png"))
-    assert strip.shape == (480, 640, 3)
+    assert strip.shape == (image.height, image.width, 3)
     output = capsys.readouterr().out
     assert f"Run folder:  {folder}" in output
     assert f"tensorboard --logdir {tmp_path}" in output

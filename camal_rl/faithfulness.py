@@ -1,0 +1,157 @@
+"""Is a trained agent's attention faithful to what it does, and made by what it learned?
+
+Removal and insertion of pixels (Sec. 4.2), which the paper leaves out for reinforcement learning, here for
+the critic's value and the policy; and cascading randomisation (Adebayo et al. 2018).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+
+from camal_rl import metrics, ppo
+from camal_rl.play import NO_TARGET, Sample, TrainedRun, Undefined
+
+SHARES = tuple(step / 20 for step in range(21))
+"""Shares of pixels removed or inserted."""
+SANITY_FRAMES = 256
+SANITY_DRAWS = 5
+"""Frames and random initialisations of the sanity check."""
+
+
+def faithfulness(
+    run: TrainedRun,
+    sample: Sample,
+    stack: Literal["all", "newest"] = "all",
+    seed: int = 0,
+    done: Callable[[], object] = lambda: None,
+) -> dict[str, Any] | Undefined:
+    """Does what the attention marks matter to value and policy? Removal and insertion of pixels, Sec. 4.2.
+
+    For pixels in the order of the attention, of the target mask and of chance, and for two references to put
+    in their place, black and a blurred frame, the curves over the share of pixels of
+
+    - `value_change`: mean |V(x') - V(x)| over the frames, as a fraction of that of the whole reference: 0 for
+      the frame itself, 1 for the reference;
+    - `action_probability`: mean probability of the action that was taken, as a fraction of that in the frame
+      itself.
+
+    Pixels are replaced in all stacked frames or the newest one. `done` is called after each of the six pairs
+    of order and reference.
+
+    Faithful attention changes the value early when its pixels are removed (a great area) and mends it early
+    when they are inserted (a small one); for the probability it is the other way round.
+    """
+    if not sample.frames:
+        return Undefined(NO_TARGET)
+    images = np.stack([frame.image for frame in sample.frames])  # (B, stack, H, W)
+    count, _, height, width = images.shape
+    rows, actions = np.arange(count), np.array([frame.action for frame in sample.frames])
+    channels = slice(None) if stack == "all" else slice(-1, None)
+    share_of_target = np.stack(
+        [
+            cv2.resize(frame.mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+            for frame in sample.frames
+        ]
+    )
+    importance = {
+        "attention": metrics.upsample(np.stack([frame.heat for frame in sample.frames]), (height, width)),
+        "mask": share_of_target,
+        "random": np.zeros((count, height, width), np.float32),
+    }
+    references = {"black": np.zeros_like(images), "blurred": metrics.blur(images, height / 12)}
+
+    @torch.inference_mode()
+    def predict(batch: np.ndarray) -> np.ndarray:
+        output = run.agent(torch.from_numpy(batch).to(run.device))
+        return torch.column_stack((output.value, output.logits.softmax(dim=1))).double().cpu().numpy()
+
+    result: dict[str, Any] = {
+        "frames": count,
+        "stack": stack,
+        "shares": SHARES,
+        "blur_sigma": height / 12,
+    }
+    for reference_name, reference in references.items():
+        result[reference_name] = {}
+        for order_name, scores in importance.items():
+            order = metrics.pixel_order(scores, np.random.default_rng(seed))
+            curves = metrics.perturbation_curves(
+                predict, images, reference, order, np.array(SHARES), channels
+            )
+            removal, insertion = curves  # (S, B, 1 + actions)
+            original, replaced = removal[0], removal[-1]
+            full_change = np.abs(replaced[:, 0] - original[:, 0]).mean()
+            chosen = original[rows, 1 + actions].mean()
+            outcome: dict[str, Any] = {}
+            for name, curve in (("removal", removal), ("insertion", insertion)):
+                change = np.abs(curve[:, :, 0] - original[:, 0]).mean(axis=1)  # (S,)
+                probability = curve[:, rows, 1 + actions].mean(axis=1)
+                outcome[name] = {
+                    "value_change": _curve(change, full_change, "the reference has the frames' values"),
+                    "action_probability": _curve(probability, chosen, "no action taken had a probability"),
+                }
+            result[reference_name][order_name] = outcome
+            done()
+        result[reference_name]["value_change_of_reference"] = full_change
+        result[reference_name]["action_probability_of_frame"] = chosen
+    return result
+
+
+def _curve(values: np.ndarray, whole: float, otherwise: str) -> dict[str, Any]:
+    if not whole > 0:
+        return {"curve": Undefined(otherwise), "area": Undefined(otherwise)}
+    curve = values / whole
+    return {"curve": curve.tolist(), "area": float(metrics.area(curve, np.array(SHARES)))}
+
+
+@torch.no_grad()
+def sanity(run: TrainedRun, sample: Sample, seed: int = 0) -> dict[str, Any] | Undefined:
+    """Does the attention depend on what was learned? Cascading randomisation of Adebayo et al. (2018).
+
+    Layers are initialised anew from the output to the input, one more each time; the curve is the mean rank
+    correlation of the map with the trained agent's, over frames and draws, where neither of them is dead.
+    """
+    if not sample.frames:
+        return Undefined(NO_TARGET)
+    device = run.device
+    chosen = np.random.default_rng(seed).permutation(len(sample.frames))[:SANITY_FRAMES]
+    images = torch.from_numpy(np.stack([sample.frames[index].image for index in chosen])).to(device)
+    agent = copy.deepcopy(run.agent)
+    layers = ("heads", "fc", "convolutions.2", "convolutions.1", "convolutions.0")
+
+    def maps() -> np.ndarray:
+        generator = torch.Generator(device).manual_seed(seed)
+        return agent.cam(agent(images), run.method, generator).flatten(1).double().cpu().numpy()  # (B, h * w)
+
+    trained = maps()
+    correlations = np.full((1 + len(layers), SANITY_DRAWS, len(images)), np.nan)
+    dead = np.zeros((1 + len(layers), SANITY_DRAWS))
+    for draw in range(SANITY_DRAWS):
+        weights = dict(run.agent.state_dict())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed((seed + draw) % 2**63)
+            fresh = ppo.Agent(agent.actor.out_features, tuple(images.shape[1:])).to(device).state_dict()
+        for depth in range(1 + len(layers)):
+            if depth:
+                prefixes = ("actor.", "critic.") if depth == 1 else (f"{layers[depth - 1]}.",)
+                weights |= {name: value for name, value in fresh.items() if name.startswith(prefixes)}
+            agent.load_state_dict(weights)
+            these = maps()
+            correlations[depth, draw] = metrics.rank_correlation(trained, these)
+            dead[depth, draw] = (these.max(axis=1) == these.min(axis=1)).mean()
+    means = [correlation[~np.isnan(correlation)] for correlation in correlations]
+    return {
+        "randomised": ("nothing", *layers),
+        "rank_correlation": [
+            float(mean.mean()) if len(mean) else Undefined("all maps were dead") for mean in means
+        ],
+        "dead_map_fraction": dead.mean(axis=1).tolist(),
+        "frames": len(images),
+        "draws": SANITY_DRAWS,
+    }

@@ -1,0 +1,332 @@
+"""From a run's folder to scores.json, pictures, video and TensorBoard, and what happens if that can't be."""
+
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT, run, small_args
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from camal_rl import UserError, evaluate, metrics, play, ppo
+from camal_rl.play import Episode, Undefined
+
+
+def trained(folder: Path, **options: object) -> Path:
+    return ppo.train(small_args(folder, **options))
+
+
+def args(folder: Path, **options: object) -> evaluate.Args:
+    usual = {"episodes": 6, "faithfulness_frames": 8, "video_episodes": 1, "torch_threads": 1}
+    return evaluate.Args(folder, **{**usual, **options})  # type: ignore[arg-type]
+
+
+def no_number_is_missing_without_a_reason(content: dict) -> None:
+    nulls = []
+
+    def visit(value: object, path: str) -> None:
+        if value is None:
+            nulls.append(path)
+        for name, one in value.items() if isinstance(value, dict) else ():
+            visit(one, f"{path}.{name}" if path else name)
+        for index, one in enumerate(value) if isinstance(value, list) else ():
+            visit(one, f"{path}.{index}")
+
+    visit({name: one for name, one in content.items() if name not in ("training", "undefined")}, "")
+    assert sorted(nulls) == sorted(content["undefined"])
+    assert all(content["undefined"].values())
+
+
+def test_an_evaluation_writes_scores_pictures_video_and_events(fake_engine, tmp_path, capsys) -> None:
+    folder = trained(tmp_path)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    scores = evaluate.evaluate(args(folder))
+    assert scores == json.loads((folder / "scores.json").read_text())
+    no_number_is_missing_without_a_reason(scores)
+
+    seeds = play.episode_seeds(0, 6)
+    assert [one["seed"] for one in scores["episodes"]] == seeds
+    lengths = [int(np.random.default_rng(seed).integers(5, 13)) for seed in seeds]
+    assert [one["length"] for one in scores["episodes"]] == lengths
+    assert scores["length"]["mean"] == np.mean(lengths)
+    assert scores["return"]["mean"] == np.mean([one["return"] for one in scores["episodes"]])
+    assert scores["frames"] == sum(lengths)
+    assert scores["frames_with_target"] == sum(one["frames_with_target"] for one in scores["episodes"])
+    assert scores["endings"]["truncated"] == sum(length % 2 == 0 for length in lengths)
+    by_frames = sum(one["iou"] * one["frames_with_target"] for one in scores["episodes"])
+    assert scores["iou"] == pytest.approx(by_frames / scores["frames_with_target"])
+    assert scores["iou_sweep"]["iou"][6] == pytest.approx(scores["iou"])
+    assert 0 <= scores["iou"] <= scores["iou_ceiling"] * 2
+    for name in (*evaluate.AGREEMENT, "dead_map_fraction", "target_visible_fraction"):
+        assert 0 <= scores[name] <= 1
+    assert scores["settings"]["episodes"] == 6
+    assert scores["training"]["run"]["method"] == "camal"
+    assert scores["steps"] == 256
+    assert scores["sanity"]["rank_correlation"][0] == pytest.approx(1)
+
+    png = cv2.imread(str(folder / "media/evaluation.png"))
+    assert png.shape[1] > 4 * 320  # four panels
+    assert png.shape[0] > 3 * 240  # highest, median, lowest
+    with av.open(str(folder / "media/evaluation.mp4")) as film:
+        stream = film.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        assert stream.average_rate == 35
+        assert len(list(film.decode(stream))) == sum(4 * length for length in lengths[:1])
+    events = EventAccumulator(str(folder / "evaluation"), size_guidance={"images": 0}).Reload()
+    assert set(events.Tags()["images"]) == {"evaluation/attention", "evaluation/episode"}
+    (picture,) = events.Images("evaluation/attention")
+    assert (picture.step, picture.width, picture.height) == (256, png.shape[1], png.shape[0])
+    assert events.Images("evaluation/episode")[0].encoded_image_string[:6] == b"GIF89a"
+    output = capsys.readouterr().out
+    assert f"return {scores['return']['mean']:.2f}" in output
+    assert str(folder / "media/evaluation.mp4") in output
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name in before} == before
+
+
+def test_the_same_command_gives_the_same_files_byte_for_byte(fake_engine, tmp_path) -> None:
+    folder = trained(tmp_path)
+    contents = []
+    for _ in range(2):
+        evaluate.evaluate(args(folder, shift=("noise",)))
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        contents.append({path: path.read_bytes() for path in files})
+    assert contents[0] == contents[1]
+    assert {path.name for path in contents[0]} >= {"scores.json", "evaluation.png", "evaluation.mp4"}
+    evaluate.evaluate(args(folder, seed=1, video_episodes=0))
+    assert (folder / "scores.json").read_bytes() != contents[0][folder / "scores.json"]
+
+
+def test_shifts_are_evaluated_on_the_same_episodes_and_go_into_the_same_file(fake_engine, tmp_path) -> None:
+    folder = trained(tmp_path)
+    options = {"video_episodes": 0, "faithfulness_frames": 0}
+    plain = evaluate.evaluate(args(folder, **options))
+    assert plain["shift"] == {}
+    assert plain["faithfulness"] is None
+    assert plain["undefined"]["faithfulness"] == "not asked for"
+    scores = evaluate.evaluate(args(folder, shift=("gamma", "distractor"), **options))
+    assert list(scores["shift"]) == ["gamma", "distractor"]
+    assert {name: scores[name] for name in ("return", "iou", "alpha")} == {
+        name: plain[name] for name in ("return", "iou", "alpha")
+    }
+    gamma = scores["shift"]["gamma"]
+    assert gamma["frames"] == plain["frames"]  # the fake game's episodes are as long, whatever one does
+    assert gamma["alpha"] != plain["alpha"]
+    assert gamma["description"].startswith("frames brightened")
+    no_number_is_missing_without_a_reason(scores)
+
+
+def test_two_runs_are_shown_side_by_side_on_the_same_episodes(fake_engine, tmp_path) -> None:
+    camal, vanilla = trained(tmp_path), trained(tmp_path, method="vanilla")
+    alone = evaluate.evaluate(args(camal))
+    both = evaluate.evaluate(args(camal, compare=vanilla))
+    assert both == alone
+    name = "evaluation-versus-vanilla-seed-1"
+    one, two = (cv2.imread(str(camal / f"media/{stem}.png")) for stem in ("evaluation", name))
+    assert two.shape[0] == one.shape[0]
+    assert two.shape[1] > one.shape[1] * 1.4  # two panels more
+    with av.open(str(camal / f"media/{name}.mp4")) as film:
+        assert film.streams.video[0].width > 640
+    assert not (vanilla / "scores.json").exists()
+
+
+def test_without_a_target_in_view_scores_are_null_with_the_reason(fake_engine, tmp_path, monkeypatch) -> None:
+    folder = trained(tmp_path)
+    monkeypatch.setattr("conftest.FakeGame.get_state", blind(evaluate))
+    scores = evaluate.evaluate(args(folder))
+    no_number_is_missing_without_a_reason(scores)
+    assert scores["frames_with_target"] == 0
+    for name in (*evaluate.AGREEMENT, "faithfulness", "sanity"):
+        assert scores[name] is None
+        assert scores["undefined"][name] == "no frame had a target in view"
+    assert scores["undefined"]["episodes.0.iou"] == "no frame had a target in view"
+    assert scores["return"]["mean"] is not None
+    assert not (folder / "media/evaluation.png").exists()
+    assert (folder / "media/evaluation.mp4").exists()
+
+
+def blind(_: object) -> object:
+    from conftest import FakeGame
+
+    real = FakeGame.get_state
+
+    def get_state(self: FakeGame) -> object:
+        state = real(self)
+        state.labels_buffer[:] = 0  # type: ignore[attr-defined]
+        return state
+
+    return get_state
+
+
+def test_a_single_episode_has_no_standard_error() -> None:
+    from camal_rl.doom import load_definition
+
+    episode = Episode(1, "terminated", [0], [5.0], [0.0], [], [True], [False], [])
+    summary = evaluate.summarise([episode], load_definition("Basic"))
+    assert summary["return"]["standard_error"] == Undefined("one episode has no spread")
+    assert summary["return"]["normalised_mean"] == pytest.approx((5 + 152) / (81.5 + 152))
+    assert summary["dead_map_fraction"] == 1
+    assert summary["iou_sweep"]["iou"] == [Undefined("no frame had a target in view")] * len(metrics.TAUS)
+
+
+def test_a_number_that_is_none_never_reaches_the_file() -> None:
+    for value in (float("nan"), float("inf"), np.float64("nan")):
+        with pytest.raises(ValueError, match="JSON"):
+            evaluate.to_json({"iou": value})
+    content = json.loads(evaluate.to_json({"a": {"b": [np.float32(1.5), Undefined("why")]}}))
+    assert content == {"a": {"b": [1.5, None]}, "undefined": {"a.b.1": "why"}}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"episodes": 0}, "--episodes 0: give a number of at least 1"),
+        ({"seed": -1}, "--seed -1"),
+        ({"num_envs": 0}, "--num-envs 0"),
+        ({"max_steps": 0}, "--max-steps 0"),
+        ({"video_episodes": -1}, "--video-episodes -1"),
+        ({"faithfulness_frames": -1}, "--faithfulness-frames -1"),
+        ({"torch_threads": -1}, "--torch-threads -1"),
+        ({"shift": ("fog",)}, "--shift fog: no such change; choose of hud, "),
+        ({"device": "cuda:99"}, "--device cuda:99"),
+        ({"compare": Path("nowhere")}, "nowhere holds no run"),
+    ],
+)
+def test_a_bad_option_is_refused_before_anything_is_played(fake_engine, tmp_path, options, words) -> None:
+    folder = trained(tmp_path, total_timesteps=64)
+    with pytest.raises(UserError, match=words):
+        evaluate.evaluate(args(folder, **options))
+    assert not (folder / "scores.json").exists()
+
+
+def test_runs_of_two_environments_cannot_be_compared(fake_engine, tmp_path) -> None:
+    one, other = (trained(tmp_path, total_timesteps=64, env=env) for env in ("Basic", "DefendLine"))
+    with pytest.raises(UserError, match=r"plays DefendLine and .* Basic: only runs of the same environment"):
+        evaluate.evaluate(args(one, compare=other))
+
+
+def test_results_go_to_another_folder_if_asked(fake_engine, tmp_path) -> None:
+    folder = trained(tmp_path, total_timesteps=64)
+    evaluate.evaluate(args(folder, output=tmp_path / "a" / "b", video_episodes=0))
+    assert (tmp_path / "a/b/scores.json").exists()
+    assert not (folder / "scores.json").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"can't make .*file/media: .* Choose another --output"):
+        evaluate.evaluate(args(folder, output=tmp_path / "file"))
+
+
+def test_a_full_disk_leaves_earlier_results_as_they_were(fake_engine, tmp_path, monkeypatch) -> None:
+    folder = trained(tmp_path, total_timesteps=64)
+    evaluate.evaluate(args(folder))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    written = []
+
+    def full(descriptor: int) -> None:
+        written.append(descriptor)
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        evaluate.evaluate(args(folder, seed=1))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_help_is_quick_and_names_every_option() -> None:
+    start = time.perf_counter()
+    done = run("-m", "camal_rl.evaluate", "--help", folder=ROOT)
+    assert time.perf_counter() - start < 10  # torch alone takes longer on a busy machine; it is not imported
+    assert done.returncode == 0
+    for one in dataclasses.fields(evaluate.Args):
+        assert one.name.upper() in done.stdout or f"--{one.name.replace('_', '-')}" in done.stdout
+
+
+def test_a_mistake_is_one_line_and_code_2(tmp_path) -> None:
+    done = run("-m", "camal_rl.evaluate", "nowhere", folder=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("camal_rl: nowhere holds no run (there is no args.json): give a folder such as")
+
+
+@pytest.mark.engine
+def test_a_trained_run_is_evaluated_on_the_engine_twice_the_same(tmp_path) -> None:
+    folder = trained(tmp_path, num_envs=2)
+    command = ["-m", "camal_rl.evaluate", str(folder), "--episodes", "4", "--faithfulness-frames", "16"]
+    command += [
+        "--video-episodes",
+        "1",
+        "--torch-threads",
+        "1",
+        "--max-steps",
+        "40",
+        "--shift",
+        "hud",
+        "noise",
+    ]
+    contents = []
+    for _ in range(2):
+        done = run(*command, folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+        contents.append((folder / "scores.json").read_bytes())
+    assert contents[0] == contents[1]
+    scores = json.loads(contents[0])
+    no_number_is_missing_without_a_reason(scores)
+    assert scores["frames_with_target"] > 0
+    with av.open(str(folder / "media/evaluation.mp4")) as film:
+        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    assert len(frames) >= 4 * (scores["episodes"][0]["length"] - 1)
+    assert (np.ptp(frames[0].astype(int), axis=2) > 40).any()  # in colour
+
+
+@pytest.mark.engine
+def test_ctrl_c_ends_it_and_writes_nothing(tmp_path) -> None:
+    folder = trained(tmp_path, num_envs=2)
+    before = sorted(folder.rglob("*"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "camal_rl.evaluate", str(folder), "--episodes", "5000"],
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert process.stderr is not None
+    said = io.BytesIO()
+    while b"episodes" not in said.getvalue():
+        said.write(process.stderr.read1())  # type: ignore[attr-defined]
+    process.send_signal(2)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Stopped. Nothing was written." in rest
+    assert b"Traceback" not in rest
+    assert [path for path in sorted(folder.rglob("*")) if path.is_file()] == [
+        path for path in before if path.is_file()
+    ]
+
+
+@pytest.mark.engine
+def test_metrics_cost_less_than_playing_the_frames(start) -> None:
+    env = start("DefendCenter", (84, 84), render_resolution="320x240")
+    rng = np.random.default_rng(0)
+    playing, measuring, frames = [], [], 0
+    for _ in range(4):  # interleaved, because other processes come and go
+        env.begin_episode()
+        masks = []
+        began = time.perf_counter()
+        for _ in range(250):
+            masks.append(env.mask.copy())
+            if any(env.advance(int(rng.integers(len(env.actions))))[1:]):
+                env.begin_episode()
+        playing.append(time.perf_counter() - began)
+        heats = rng.random((len(masks), 7, 7), np.float32)
+        began = time.perf_counter()
+        metrics.alignment(heats, np.stack(masks))
+        measuring.append(time.perf_counter() - began)
+        frames += len(masks)
+    assert frames == 1000
+    print(f"a frame at 240x320: played {min(playing) * 4:.2f} ms, measured {min(measuring) * 4:.2f} ms")
+    assert min(measuring) < min(playing)

@@ -1,0 +1,218 @@
+"""Playing trained agents: every episode to its end, on seeds of its own, recorded frame by frame."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, small_args
+
+from camal_rl import UserError, attention, camal, doom, metrics, play, ppo
+from camal_rl.shift import SHIFTS, Shift
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(fake_engine: None, tmp_path: Path) -> play.TrainedRun:
+    """A run of 256 steps on the fake engine."""
+    return play.load_run(ppo.train(small_args(tmp_path)), None, CPU)
+
+
+def test_seeds_are_distinct_outside_trainings_and_the_first_of_more(fake_engine: None) -> None:
+    seeds = play.episode_seeds(0, 500)
+    assert len(set(seeds)) == 500
+    assert min(seeds) >= doom.EVALUATION_SEEDS
+    assert max(seeds) < 2**32
+    assert seeds[:100] == play.episode_seeds(0, 100)
+    assert seeds[:100] != play.episode_seeds(1, 100)
+    env = doom.DoomEnv("Basic", render_resolution=SMALL)
+    drawn = []
+    for seed in range(50):
+        env.reset(seed=seed)
+        drawn.append(env.state_dict()["episode_seed"])
+    assert max(drawn) < doom.EVALUATION_SEEDS
+    env.begin_episode(seeds[0])
+    assert env.state_dict()["episode_seed"] == seeds[0]
+
+
+def test_all_episodes_are_played_to_their_end_in_the_order_of_their_seeds(run: play.TrainedRun) -> None:
+    seeds = play.episode_seeds(3, 13)
+    ended = []
+    episodes = play.play(run, seeds, play.Settings(num_envs=4), keep=2, done=lambda: ended.append(1))
+    assert [episode.seed for episode in episodes] == seeds
+    assert len(ended) == 13
+    for index, episode in enumerate(episodes):
+        length = int(np.random.default_rng(episode.seed).integers(5, 13))  # what the fake engine plays
+        assert len(episode.actions) == len(episode.rewards) == len(episode.values) == length
+        assert episode.ending == ("truncated" if length % 2 == 0 else "terminated")
+        assert episode.total == sum(3.0 if action == 1 else -1.0 for action in episode.actions)
+        assert episode.visible == [step % 4 != 3 for step in range(length)]
+        assert len(episode.agreement) == sum(episode.visible)
+        assert [frame["step"] for frame in episode.agreement] == list(np.flatnonzero(episode.visible))
+        assert len(episode.heats) == (length if index < 2 else 0)
+
+
+def test_what_is_recorded_of_a_frame_is_what_the_agent_made_of_it(run: play.TrainedRun) -> None:
+    seeds = play.episode_seeds(0, 2)
+    episode = play.play(run, seeds, play.Settings(), keep=2)[1]
+    env = run.env()
+    env.begin_episode(seeds[1])
+    frames = iter(episode.agreement)
+    for step, action in enumerate(episode.actions):
+        output = run.agent(torch.from_numpy(env.image[None]))
+        cam = run.agent.cam(output, "gradcam")
+        heat = attention.normalize(cam)
+        assert episode.values[step] == pytest.approx(output.value.item(), rel=1e-4)
+        assert episode.dead[step] == attention.is_dead(cam).item()
+        np.testing.assert_allclose(episode.heats[step], heat[0].detach(), atol=1e-3)
+        if env.mask.any():
+            frame = next(frames)
+            kept = episode.heats[step][None]
+            pixels = attention.upsample(torch.from_numpy(kept), (120, 160))
+            alpha, beta = camal.alpha_beta(pixels, torch.from_numpy(env.mask[None]))
+            assert (frame["alpha"], frame["beta"]) == pytest.approx((alpha.item(), beta.item()), abs=1e-5)
+            assert frame["iou"] == metrics.iou(kept, env.mask[None])[0]
+        env.advance(action)
+    assert next(frames, None) is None
+
+
+def test_actions_are_sampled_from_the_policy_and_greedy_takes_the_likeliest(run: play.TrainedRun) -> None:
+    with torch.no_grad():
+        run.agent.actor.weight.zero_()
+        run.agent.actor.bias.copy_(torch.tensor([0.1, 0.2, 0.3, 0.4]).log())
+    seeds = play.episode_seeds(0, 150)
+    actions = [action for one in play.play(run, seeds, play.Settings()) for action in one.actions]
+    shares = np.bincount(actions, minlength=4) / len(actions)
+    assert abs(shares - [0.1, 0.2, 0.3, 0.4]).max() < 4 * np.sqrt(0.25 / len(actions))
+    greedy = play.play(run, seeds[:5], play.Settings(greedy=True))
+    assert {action for one in greedy for action in one.actions} == {3}
+
+
+def test_the_same_episodes_are_the_same_whatever_plays_beside_them(run: play.TrainedRun) -> None:
+    seeds = play.episode_seeds(0, 6)
+    all_six = play.play(run, seeds, play.Settings(num_envs=3), keep=6)
+    first = play.play(run, seeds[:4], play.Settings(num_envs=3), keep=6)
+    for one, other in zip(first, all_six, strict=False):
+        assert one.actions == other.actions
+        assert one.values == other.values
+        np.testing.assert_array_equal(one.heats, other.heats)
+    others = play.play(run, seeds, play.Settings(seed=1, num_envs=3))
+    assert [one.actions for one in others] != [one.actions for one in all_six]
+
+
+def test_an_episode_too_long_is_cut_and_says_so(run: play.TrainedRun) -> None:
+    episodes = play.play(run, play.episode_seeds(0, 8), play.Settings(max_steps=6))
+    lengths = [int(np.random.default_rng(one.seed).integers(5, 13)) for one in episodes]
+    assert [len(one.actions) for one in episodes] == [min(length, 6) for length in lengths]
+    assert [one.ending == "cut" for one in episodes] == [length > 6 for length in lengths]
+
+
+def test_a_sample_holds_frames_with_a_target_each_as_likely_as_the_others() -> None:
+    counts = np.zeros(20)
+    for seed in range(600):
+        sample = play.Sample(5, np.random.default_rng(seed))
+        for frame in range(20):
+            sample.offer(np.full((1, 2, 2), frame, np.uint8), np.zeros((2, 2)), np.zeros((1, 1)), frame)
+        assert len({frame.action for frame in sample.frames}) == 5
+        for frame in sample.frames:
+            assert frame.image.max() == frame.action
+            counts[frame.action] += 1
+    assert abs(counts / 600 - 0.25).max() < 4 * np.sqrt(0.25 * 0.75 / 600)
+
+
+def test_a_disturbance_changes_what_the_agent_sees_and_not_the_game(run: play.TrainedRun) -> None:
+    seen = []
+
+    def stamp(frame: np.ndarray, rng: np.random.Generator) -> None:
+        frame[0, 0] = 255
+        frame[0, 1] = rng.integers(256)
+
+    sample = play.Sample(1000, np.random.default_rng(0))
+    seeds = play.episode_seeds(0, 3)
+    shifted = play.play(run, seeds, play.Settings(), shift=Shift("a stamp", disturb=stamp), sample=sample)
+    for frame in sample.frames:
+        seen.append(tuple(frame.image[:, 0, 1]))
+        assert (frame.image[:, 0, 0] == 255).all()  # in every frame of the stack
+    assert len(set(seen)) > 3
+    lengths = [int(np.random.default_rng(seed).integers(5, 13)) for seed in seeds]
+    assert [len(one.actions) for one in shifted] == lengths
+
+
+def damage_args(folder: Path) -> None:
+    (folder / "args.json").write_text('{"run": {}}')
+
+
+def truncate(folder: Path) -> None:
+    file = folder / "checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def foreign(folder: Path) -> None:
+    torch.save({"version": 1, "state_dict": {}}, folder / "checkpoint.pt")
+
+
+def code(folder: Path) -> None:
+    torch.save({"version": 1, "agent": pytest.fail}, folder / "checkpoint.pt")
+
+
+def other_network(folder: Path) -> None:
+    content = json.loads((folder / "args.json").read_text())
+    content["environment"]["frame_size"] = [84, 84]
+    (folder / "args.json").write_text(json.dumps(content))
+
+
+def other_targets(folder: Path) -> None:
+    content = json.loads((folder / "args.json").read_text())
+    content["definition"]["target_names"] = ["DoomImp"]
+    (folder / "args.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda folder: (folder / "args.json").unlink(), "holds no run"),
+        (lambda folder: (folder / "args.json").write_text("{"), "can't read"),
+        (lambda folder: (folder / "args.json").write_text("[]"), "is not a run's arguments"),
+        (damage_args, "is not a run's arguments"),
+        (lambda folder: (folder / "checkpoint.pt").unlink(), "has no checkpoint"),
+        (truncate, "not a readable checkpoint"),
+        (foreign, "does not belong to args.json"),
+        (code, "not a readable checkpoint"),
+        (other_network, "does not belong to args.json"),
+        (other_targets, "trained on another environment: target_names was .*DoomImp"),
+    ],
+)
+def test_a_run_that_cannot_be_played_is_refused(fake_engine, tmp_path, harm, words) -> None:
+    folder = ppo.train(small_args(tmp_path, total_timesteps=64))
+    harm(folder)
+    with pytest.raises(UserError, match=words):
+        play.load_run(folder, None, CPU)
+
+
+def test_an_environment_of_ones_own_is_given_by_its_file(fake_engine, tmp_path) -> None:
+    own = tmp_path / "Mine.toml"
+    own.write_bytes((doom.ENVS_DIR / "Basic.toml").read_bytes())
+    folder = ppo.train(small_args(tmp_path, total_timesteps=64, env=str(own)))
+    with pytest.raises(UserError, match="no environment named 'Mine'"):
+        play.load_run(folder, None, CPU)
+    run = play.load_run(folder, own, CPU)
+    assert run.title == "Mine, camal seed 1"
+    assert run.steps == 64
+    with pytest.raises(UserError, match="trained on another environment: name was Mine"):
+        play.load_run(folder, doom.ENVS_DIR / "DefendLine.toml", CPU)
+
+
+@pytest.mark.engine
+def test_evaluation_on_the_engine_is_the_same_twice(tmp_path: Path) -> None:
+    folder = ppo.train(small_args(tmp_path, num_envs=2))
+    run = play.load_run(folder, None, CPU)
+    seeds = play.episode_seeds(0, 5)
+    for shift in (None, SHIFTS["noise"], SHIFTS["hud"]):
+        one, other = (play.play(run, seeds, play.Settings(num_envs=3), shift=shift) for _ in range(2))
+        assert [episode.actions for episode in one] == [episode.actions for episode in other]
+        assert [episode.values for episode in one] == [episode.values for episode in other]
+        assert [episode.column("iou").tolist() for episode in one] == [
+            episode.column("iou").tolist() for episode in other
+        ]
