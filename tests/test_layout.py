@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "evaluate": {
         *("attention", "doom", "engine", "faithfulness", "media", "metrics", "play", "ppo", "shift")
     },
-    "experiment": {"doom", "run_folder", "ppo", "evaluate"},
+    "experiment": {"cluster", "evaluate", "ppo"},
+    "cluster": {"experiment"},
     "stats": set(),
     "report": {"stats"},
     "benchmark": {"attention", "camal", "doom", "metrics", "run_folder", "ppo", "evaluate"},

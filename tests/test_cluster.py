@@ -1,0 +1,118 @@
+"""Cells on a Ray cluster: several nodes on this machine, one of them killed in the middle of its work."""
+
+import json
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from camal_rl import UserError, cluster, experiment, ppo
+from camal_rl.experiment import Matrix, Runner
+
+TRAIN = (
+    *("--total-timesteps", "2048", "--num-envs", "2", "--num-steps", "32", "--checkpoint-every", "256"),
+    *("--render-resolution", "160x120", "--precision", "fp32", "--device", "cpu"),
+)
+
+
+def matrix_of(folder: Path) -> Matrix:
+    evaluate = ("--episodes", "2", "--faithfulness-frames", "0", "--max-steps", "50")
+    return Matrix(("Basic",), ("camal", "vanilla"), (1,), folder / "runs", TRAIN, evaluate)
+
+
+def test_a_keeper_gives_the_files_to_the_next_attempt_and_hears_no_earlier_one(tmp_path: Path) -> None:
+    keeper = cluster.Keeper({"a": tmp_path / "a", "b": tmp_path / "b"})
+    first, files = keeper.begin("a")
+    assert files == {}
+    keeper.keep("a", first, {"checkpoint.pt": b"1", "media/attention.png": b"2"})
+    (tmp_path / "a" / ".half-written").write_bytes(b"?")
+    second, files = keeper.begin("a")
+    assert files == {"checkpoint.pt": b"1", "media/attention.png": b"2"}
+    keeper.keep("a", first, {"checkpoint.pt": b"late"})
+    assert (tmp_path / "a/checkpoint.pt").read_bytes() == b"1"
+    assert keeper.report("a", first, 0.9) is True  # another has taken over: stop
+    assert keeper.report("a", second, 0.5) is False
+    keeper.end("a", first)
+    assert keeper.state() == ({"a": 0.5}, {"a": 2, "b": 0})
+    keeper.stop()
+    assert keeper.report("a", second, 0.6) is True
+    keeper.end("a", second)
+    assert keeper.state()[0] == {}
+
+
+@pytest.fixture
+def nodes() -> Iterator[Any]:
+    """A cluster of a head, which is the experiment's machine and runs no cells, and two nodes of one CPU."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Ray's own making
+        from ray.cluster_utils import Cluster
+
+        started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **SMALL_STORE})
+        for _ in range(2):
+            started.add_node(num_cpus=1, **SMALL_STORE)
+        yield started
+        started.shutdown()
+
+
+SMALL_STORE = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
+
+
+@pytest.mark.engine
+@pytest.mark.filterwarnings("ignore")  # Ray's processes leave sockets and files to the garbage collector
+def test_a_node_killed_in_the_middle_loses_nothing_and_nothing_is_done_twice(
+    nodes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matrix = matrix_of(tmp_path)
+    codes: list[int] = []
+    running = threading.Thread(target=lambda: codes.append(experiment.run(matrix, ray=nodes.address)))
+    running.start()
+    folders = [tmp_path / "runs/Basic" / method / "seed1" for method in matrix.methods]
+
+    deadline = time.monotonic() + 120
+    while not all((folder / "checkpoint.pt").exists() for folder in folders) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any((folder / "scores.json").exists() for folder in folders)
+    nodes.remove_node(nodes.worker_nodes.copy().pop(), allow_graceful=False)
+    nodes.add_node(num_cpus=1, **SMALL_STORE)  # one that comes instead
+    running.join(400)
+    assert codes == [0]
+
+    logs = [(folder / "experiment.log").read_text() for folder in folders]
+    taken_up = ["Going on from step" in log for log in logs]
+    assert sorted(taken_up) == [False, True]  # the one whose node was killed, and it alone
+    for folder in folders:
+        assert json.loads((folder / "scores.json").read_text())["steps"] == 2048
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+        steps = [event.step for event in events.Scalars("losses/value_loss")]
+        assert steps == list(range(64, 2049, 64))
+    # What was taken up elsewhere is bit for bit what a run without interruption gives.
+    usual = ppo.parse_args([*TRAIN, "--torch-threads", "1", "--runs-dir", str(tmp_path / "alone")])
+    usual.run.method = matrix.methods[taken_up.index(True)]  # type: ignore[assignment]
+    alone = ppo.train(usual)
+    one, other = (
+        torch.load(folder / "checkpoint.pt", weights_only=True)["agent"]
+        for folder in (alone, folders[taken_up.index(True)])
+    )
+    for name in one:
+        assert torch.equal(one[name], other[name])
+    assert "2 of 2 runs are done" in capsys.readouterr().out
+
+
+def test_no_cluster_is_one_clear_line(tmp_path: Path) -> None:
+    cells = experiment.cells(matrix_of(tmp_path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(UserError, match=r"no Ray cluster at auto: .*Start one with `ray start --head`"):
+            cluster.run_on_ray(cells, 2, Runner(0), "auto")
+
+
+def test_without_ray_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'camal-rl\[ray\]'"):
+        cluster.run_on_ray([], 0, Runner(0), "auto")

@@ -1,0 +1,351 @@
+"""The matrix: what is planned, done, done again and reported; and, on the engine, from command to scores."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run
+
+from camal_rl import UserError, experiment
+from camal_rl.experiment import Cell, Matrix, Outcome, Runner
+
+TRAIN = ("--total-timesteps", "2048", "--reward", "scale")
+
+
+def matrix_of(folder: Path, **changes: object) -> Matrix:
+    usual = Matrix(
+        ("Basic", "TakeCover"), ("camal", "vanilla"), (1, 2), folder / "runs", TRAIN, ("--episodes", "3")
+    )
+    return usual._replace(**changes)  # type: ignore[arg-type]
+
+
+def write_scores(cell: Cell, **changes: object) -> None:
+    """What an evaluation of this cell would write, as far as it is read."""
+    settings = {"episodes": 3, "seed": 0, "greedy": False, "max_steps": 2100, "shift": []}
+    scores = {
+        "steps": cell.steps,
+        "training": cell.trained,
+        "settings": settings | {"faithfulness_frames": 1000},
+        "return": {"mean": 1.5},
+        "iou": 0.25,
+    }
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    (cell.folder / "scores.json").write_text(json.dumps(scores | changes))
+
+
+class Fake:
+    """Stands in for the two processes of a cell: notes what was called, and writes what they would."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cells: list[Cell]) -> None:
+        self.calls: list[tuple[str, str]] = []
+        self.codes: dict[tuple[str, str], list[int]] = {}
+        """Exit codes of the coming calls, 0 where there is none."""
+        self.cells = {cell.folder: cell for cell in cells}
+        self.most = self.now = 0
+        self.lock = threading.Lock()
+        monkeypatch.setattr(Runner, "_process", lambda runner, *arguments: self.process(runner, *arguments))
+
+    def process(self, runner: Runner, module: str, options: tuple[str, ...], log: object) -> int:
+        folder = Path(log.name).parent  # type: ignore[attr-defined]
+        title = "/".join(folder.parts[-3:])
+        with self.lock:
+            self.calls.append((module, title))
+            self.now += 1
+            self.most = max(self.most, self.now)
+        log.write(f"$ python -m camal_rl.{module}\nsome words\rthe last words\n".encode())  # type: ignore[attr-defined]
+        log.flush()  # type: ignore[attr-defined]
+        time.sleep(0.05)
+        codes = self.codes.get((module, title), [])
+        code = codes.pop(0) if codes else 0
+        if code == 0 and module == "evaluate":
+            write_scores(self.cells[folder])
+            if "--compare" in options:
+                other = Path(options[options.index("--compare") + 1]).parts[-2]
+                (folder / "media").mkdir(exist_ok=True)
+                (folder / "media" / f"evaluation-versus-{other}-seed-1.mp4").touch()
+        with self.lock:
+            self.now -= 1
+        return code
+
+
+def test_the_papers_matrix_is_the_default() -> None:
+    args, train = experiment.parse_args([])
+    matrix = experiment.read_matrix(args, train)
+    assert matrix.envs == ("Basic", "DefendLine", "DefendCenter", "TakeCover")
+    assert matrix.methods == ("camal", "vanilla")
+    assert matrix.seeds == (1, 2, 3, 4, 5)
+    assert len(experiment.cells(matrix)) == 40
+
+
+def test_options_after_the_dashes_go_to_every_training(tmp_path: Path) -> None:
+    words = ["--envs", "Basic", "--seeds", "2", "--runs-dir", str(tmp_path), "--", *TRAIN, "--no-clip-vloss"]
+    planned = experiment.cells(experiment.read_matrix(*experiment.parse_args(words)))
+    assert [cell.title for cell in planned] == [
+        f"Basic/{method}/seed{seed}" for seed in (1, 2) for method in ("camal", "vanilla")
+    ]
+    for cell in planned:
+        assert cell.steps == 2048
+        assert cell.trained["ppo"]["clip_vloss"] is False
+        assert cell.trained["environment"]["reward"] == "scale"
+        assert cell.folder.is_relative_to(tmp_path)
+
+
+def test_a_matrix_may_be_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "matrix.toml"
+    file.write_text(
+        'envs = ["Basic"]\nmethods = ["suppress", "camal"]\nseeds = [3, 7]\nruns_dir = "elsewhere"\n'
+        '[train]\ntotal_timesteps = 4096\nclip_vloss = false\nframe_size = [84, 84]\nreward = "scale"\n'
+        "[evaluate]\nepisodes = 9\ngreedy = true\n"
+    )
+    matrix = experiment.read_matrix(*experiment.parse_args(["--matrix", str(file)]))
+    assert matrix == Matrix(
+        ("Basic",),
+        ("suppress", "camal"),
+        (3, 7),
+        Path("elsewhere"),
+        ("--total-timesteps", "4096", "--no-clip-vloss", "--frame-size", "84", "84", "--reward", "scale"),
+        ("--episodes", "9", "--greedy"),
+    )
+    assert [cell.steps for cell in experiment.cells(matrix)] == [4096] * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("envs = ", "can't read the matrix"),
+        ("environments = []", "unknown key environments; valid are envs, methods, seeds"),
+        ('envs = "Basic"', "envs = 'Basic' is of the wrong kind"),
+        ("envs = [1]", "lists of strings"),
+        ("seeds = true", "seeds = True is of the wrong kind"),
+        ('seeds = ["1"]', "seeds a number or a list of them"),
+        ("envs = []", "--envs: name at least one"),
+        ("seeds = [1, 1]", "--seeds: 1 1 names one twice"),
+        ('envs = ["Basik"]', "did you mean Basic"),
+        ("[train]\nseed = 3", "--seed can't be one of the options of training"),
+        ("[train]\nnum_envs = 0", "--num-envs 0"),
+        ("[evaluate]\nepisodes = 0", "--episodes 0"),
+    ],
+)
+def test_a_mistake_in_the_matrix_is_named(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "matrix.toml"
+    file.write_text(f'runs_dir = "{tmp_path}/runs"\n{text}' if "runs_dir" not in text else text)
+    with pytest.raises(UserError, match=re.escape(words)):
+        experiment.cells(experiment.read_matrix(*experiment.parse_args(["--matrix", str(file)])))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_and_options_cannot_both_say_what_is_done(tmp_path: Path) -> None:
+    for words in (["--seeds", "2"], ["--", "--reward", "raw"]):
+        with pytest.raises(UserError, match="says what is done: leave out"):
+            experiment.read_matrix(*experiment.parse_args(["--matrix", str(tmp_path / "m.toml"), *words]))
+    with pytest.raises(UserError, match=r"can't read the matrix .*m\.toml: No such file"):
+        experiment.read_matrix(*experiment.parse_args(["--matrix", str(tmp_path / "m.toml")]))
+
+
+def test_a_folder_of_another_run_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    matrix = matrix_of(tmp_path)
+    (cell, *_) = experiment.cells(matrix)
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "args.json").write_text(
+        json.dumps({"version": "0", **cell.trained, "ppo": {"gamma": 0.5}})
+    )
+    with pytest.raises(UserError, match=r"holds a run with other arguments.*gamma was 0\.5, now 0\.99"):
+        experiment.cells(matrix)
+
+
+def test_only_what_is_trained_and_evaluated_as_wanted_counts_as_done(tmp_path: Path) -> None:
+    cell = experiment.cells(matrix_of(tmp_path))[0]
+    assert not experiment.is_done(cell)
+    write_scores(cell)
+    assert experiment.is_done(cell)
+    for changes in (
+        {"steps": 1024},
+        {"settings": {"episodes": 3}},
+        {"training": cell.trained | {"ppo": {}}},
+        {"training": None},
+    ):
+        write_scores(cell, **changes)
+        assert not experiment.is_done(cell)
+    (cell.folder / "scores.json").write_text("{")
+    assert not experiment.is_done(cell)
+    machine = {"machine": {"precision": "bf16", "device_type": "cuda"}}
+    write_scores(cell, training=cell.trained | machine)  # trained elsewhere
+    assert experiment.is_done(cell)
+
+
+def test_every_cell_is_trained_evaluated_and_shown_beside_the_other_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matrix = matrix_of(tmp_path)
+    planned = experiment.cells(matrix)
+    fake = Fake(monkeypatch, planned)
+    assert experiment.run(matrix, jobs=2, retries=1) == 0
+    assert fake.most == 2
+    for cell in planned:
+        assert fake.calls.index(("ppo", cell.title)) < fake.calls.index(("evaluate", cell.title))
+    again = [title for _, title in fake.calls[2 * len(planned) :]]
+    assert sorted(again) == ["Basic/camal/seed1"] * 2 + ["TakeCover/camal/seed1"] * 2
+    record = json.loads((tmp_path / "runs/experiment.json").read_text())
+    assert record["envs"] == ["Basic", "TakeCover"]
+    assert record["train"] == list(TRAIN)
+    output, shown = capsys.readouterr()
+    assert "8 of 8 runs are done. Report: python -m camal_rl.report" in output
+    assert "done    Basic/camal/seed1 in 0:00: return 1.50, IoU 0.250" in shown
+
+    fake.calls.clear()
+    assert experiment.run(matrix, jobs=2, retries=1) == 0  # nothing is done twice
+    assert fake.calls == []
+    (planned[3].folder / "scores.json").unlink()
+    assert experiment.run(matrix, jobs=2, retries=1) == 0  # only what is missing
+    assert fake.calls == [("ppo", planned[3].title), ("evaluate", planned[3].title)]
+
+
+def test_a_cell_that_fails_is_tried_again_and_then_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matrix = matrix_of(tmp_path, envs=("Basic",))
+    fake = Fake(monkeypatch, experiment.cells(matrix))
+    fake.codes = {
+        ("ppo", "Basic/camal/seed1"): [1],  # once
+        ("evaluate", "Basic/vanilla/seed1"): [1, -9],  # always
+        ("ppo", "Basic/vanilla/seed2"): [2],  # a mistake, which another try would not mend
+    }
+    assert experiment.run(matrix, jobs=1, retries=1) == 1
+    assert fake.calls.count(("ppo", "Basic/camal/seed1")) >= 2
+    assert fake.calls.count(("evaluate", "Basic/vanilla/seed1")) == 2
+    assert fake.calls.count(("ppo", "Basic/vanilla/seed2")) == 1
+    output, shown = capsys.readouterr()
+    assert "2 of 4 runs are done" in output
+    lines = [line for line in shown.splitlines() if line.startswith("failed")]
+    assert len(lines) == 4  # when it happened, and in the end
+    for title in ("Basic/vanilla/seed1", "Basic/vanilla/seed2"):
+        log = matrix.runs_dir / title / "experiment.log"
+        assert any(title in line and f"the last words ({log})" in line for line in lines)
+
+
+def test_progress_is_read_from_the_trainers_bar(tmp_path: Path) -> None:
+    cell = experiment.cells(matrix_of(tmp_path))[0]
+    assert experiment.progress(cell) == 0
+    cell.folder.mkdir(parents=True)
+    log = experiment.log_of(cell)
+    log.write_text("$ python -m camal_rl.ppo --env Basic\n  0%|   | 0/2k steps\r 50%|█  | 1k/2k steps")
+    assert experiment.progress(cell) == pytest.approx(0.45)
+    with log.open("a") as file:
+        file.write("\n$ python -m camal_rl.evaluate runs\nepisodes:  10%|█")
+    assert experiment.progress(cell) == pytest.approx(0.9)
+    with log.open("a") as file:
+        file.write("\n$ python -m camal_rl.ppo --env Basic\n")
+    assert experiment.progress(cell) == 0
+
+
+def test_stopping_leaves_the_rest_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = matrix_of(tmp_path)
+    fake = Fake(monkeypatch, experiment.cells(matrix))
+    stopping = threading.Event()
+    fake.codes = {("ppo", "Basic/vanilla/seed1"): [130]}
+    real = fake.process
+
+    def stop_in_the_second(runner: Runner, module: str, options: tuple[str, ...], log: object) -> int:
+        if len(fake.calls) == 2:
+            stopping.set()
+        return real(runner, module, options, log)
+
+    monkeypatch.setattr(fake, "process", stop_in_the_second)
+    assert experiment.run(matrix, jobs=1, retries=1, stopped=stopping) == 130
+    assert len(fake.calls) == 3
+
+
+def test_jobs_are_bounded_by_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = {"SC_PAGE_SIZE": 4096, "SC_AVPHYS_PAGES": 2**30}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.setattr(os, "sysconf", lambda name: pages[name])
+    assert experiment.bearable_jobs() == 6
+    pages["SC_AVPHYS_PAGES"] = int(4 * 2**30 / 4096)
+    assert experiment.bearable_jobs() == 2
+    pages["SC_AVPHYS_PAGES"] = 1
+    assert experiment.bearable_jobs() == 1
+
+
+def test_a_line_on_how_a_cell_ended(tmp_path: Path) -> None:
+    cell = experiment.cells(matrix_of(tmp_path))[0]
+    write_scores(cell, iou=None)
+    assert experiment.describe(Outcome(cell, "done", 62.4, "")).endswith("in 1:02: return 1.50, IoU none")
+    assert experiment.describe(Outcome(cell, "stopped", 1, "")) == "stopped Basic/camal/seed1"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seeds", "0"], "--seeds 0: give a number of at least 1"),
+        (["--jobs", "-1"], "--jobs -1"),
+        (["--envs", "Nowhere"], "no environment named 'Nowhere'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(tmp_path: Path, words: list[str], message: str) -> None:
+    done = run("-m", "camal_rl.experiment", *words, folder=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert message in line
+    assert list(tmp_path.iterdir()) == []
+
+
+SMALL_MATRIX = [
+    *("-m", "camal_rl.experiment", "--envs", "Basic", "--seeds", "1", "--episodes", "3"),
+    *(
+        "--",
+        "--total-timesteps",
+        "1024",
+        "--num-envs",
+        "4",
+        "--num-steps",
+        "32",
+        "--render-resolution",
+        "160x120",
+    ),
+]
+
+
+@pytest.mark.engine
+def test_a_small_matrix_on_the_engine_stopped_and_started_again(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, *SMALL_MATRIX],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    checkpoints = tmp_path / "runs"
+    deadline = time.monotonic() + 60
+    while not list(checkpoints.rglob("events*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(2)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Stopping: every run saves where it is." in errors
+    assert not list(tmp_path.rglob("scores.json"))
+    assert list(tmp_path.rglob("checkpoint.pt"))
+    done = subprocess.run(
+        [sys.executable, *SMALL_MATRIX],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 runs are done" in done.stdout
+    for method in ("camal", "vanilla"):
+        scores = json.loads((tmp_path / f"runs/Basic/{method}/seed1/scores.json").read_text())
+        assert scores["steps"] == 1024
+        assert len(scores["episodes"]) == 3
+    log = (tmp_path / "runs/Basic/camal/seed1/experiment.log").read_text()
+    assert (
+        log.count("$ python -m camal_rl.ppo --env Basic --method camal") == 3
+    )  # stopped, done, beside the other
+    assert (tmp_path / "runs/Basic/camal/seed1/media/evaluation-versus-vanilla-seed-1.mp4").exists()
