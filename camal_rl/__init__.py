@@ -1,6 +1,8 @@
 """Vision agents whose attention can be trusted: PPO on ViZDoom with CAMAL attention supervision."""
 
+import errno
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,20 +47,26 @@ def write_together(files: Mapping[Path, bytes]) -> None:
     try:
         try:
             for path, data in files.items():
+                if path.is_dir():  # or a later rename would fail when others are done
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
                 with temporary[path].open("wb") as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-            for path, written in temporary.items():
-                written.replace(path)
+            # No signal may come between the renames.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+            try:
+                for path, written in temporary.items():
+                    written.replace(path)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         except BaseException:
             for written in temporary.values():
                 written.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise UserError(
-            f"can't write {path}: {error.strerror}. Free some space or choose another folder."
-        ) from error
+        space = "Free some space or" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Mend that, or"
+        raise UserError(f"can't write {path}: {error.strerror}. {space} choose another folder.") from error
 
 
 def register_envs() -> None:

@@ -17,11 +17,13 @@ import dataclasses
 import io
 import json
 import platform
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -58,6 +60,12 @@ class Args:
     """where pixels are removed: in all stacked frames, or the newest"""
     video_episodes: Count = 3
     """episodes in the video, 0 for none"""
+    attention: Annotated[
+        Literal["gradcam", "layercam", "hirescam", "diffgradcam", "smoothgrad", "integrated-gradients"]
+        | None,
+        tyro.conf.arg(metavar="NAME"),
+    ] = None
+    """map to evaluate, of those of training; the one it was trained with, unless given"""
     env: Annotated[Path | None, tyro.conf.arg(metavar="TOML")] = None
     """the environment's file, where it is one of your own"""
     output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -77,6 +85,8 @@ def parse_args(arguments: list[str] | None = None) -> Args:
 
 if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported, so that --help and a typing mistake are answered at once
+    for _number in (signal.SIGINT, signal.SIGTERM):  # until `main` takes over
+        signal.signal(_number, lambda number, _: os._exit(128 + number))
 
 import cv2
 import gymnasium
@@ -89,18 +99,20 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
-from camal_rl import attention, media, metrics, ppo
+from camal_rl import attention, media, metrics, ppo, run_folder
 from camal_rl.doom import Definition, replay
 from camal_rl.engine import ENGINE_ERRORS
 from camal_rl.faithfulness import SANITY_FRAMES, faithfulness, sanity
 from camal_rl.play import (
     NO_TARGET,
+    SAMPLE,
     Episode,
     Sample,
     Settings,
     TrainedRun,
     Undefined,
     episode_seeds,
+    generator,
     load_run,
     play,
 )
@@ -110,6 +122,8 @@ FORMAT = 1
 """Of scores.json."""
 GIF_STEPS = 200
 """Agent steps, at most, that are shown in TensorBoard."""
+MOST_GAMES = 256
+"""Of `--num-envs`."""
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -151,6 +165,14 @@ def summarise(episodes: Sequence[Episode], definition: Definition) -> dict[str, 
         summary[name] = _mean(np.concatenate([episode.column(name) for episode in episodes]))
     sweeps = [frame["iou_sweep"] for episode in episodes for frame in episode.agreement]
     sweep = np.mean(sweeps, axis=0) if sweeps else np.full(len(metrics.TAUS), np.nan)
+    by_episode = np.array([episode.column("iou").mean() for episode in episodes if episode.agreement])
+    summary["iou_by_episode"] = {
+        "mean": _mean(by_episode),
+        "standard_error": by_episode.std(ddof=1) / np.sqrt(len(by_episode))
+        if len(by_episode) > 1
+        else Undefined("fewer than two episodes had a target in view"),
+        "episodes": len(by_episode),
+    }
     summary["iou_sweep"] = {
         "tau": metrics.TAUS,
         "iou": [_mean(np.array([one])) for one in sweep],
@@ -212,19 +234,30 @@ def pictures(
             for at, screen, mask in replay(runs[0].definition, episode.seed, episode.actions)
             if at == step
         )
-        heats = {run.label: _heat(run, episode.seed, episode.actions[:step], settings) for run in runs}
+        heats = {
+            name: _heat(run, episode.seed, episode.actions[:step], settings)
+            for name, run in zip(names(runs), runs, strict=True)
+        }
         caption = f"{runs[0].title}: {word} IoU, {iou:.2f} (episode {index}, step {step})"
-        strips.append(
-            media.attention_strip(
-                screen, mask, heats if len(runs) > 1 else {"": heats[runs[0].label]}, caption
-            )
-        )
+        strips.append(media.attention_strip(screen, mask, heats, caption))
     return media.stack_strips(strips)
 
 
-@torch.inference_mode()
+def names(runs: Sequence[TrainedRun]) -> list[str]:
+    """What tells runs apart: nothing for a single one, else method and seed, and a folder if these are equal."""
+    labels = [run.label for run in runs]
+    if len(runs) == 1:
+        return [""]
+    if len(set(labels)) == len(labels):
+        return labels
+    paths = [run.folder.resolve().parts for run in runs]
+    differ = next(index for index, parts in enumerate(zip(*paths, strict=False)) if len(set(parts)) > 1)
+    return [f"{label} of {path[differ]}" for label, path in zip(labels, paths, strict=True)]
+
+
+@torch.no_grad()
 def _heat(run: TrainedRun, seed: int, actions: Sequence[int], settings: Settings) -> np.ndarray:
-    """The run's attention, (h, w) in [0, 1], on the frame after these actions."""
+    """The run's attention, (h, w) in [0, 1], on the frame after these actions; `smoothgrad`'s noise is new."""
     env = run.env()
     try:
         env.load_state_dict(
@@ -237,8 +270,8 @@ def _heat(run: TrainedRun, seed: int, actions: Sequence[int], settings: Settings
         images = torch.from_numpy(np.repeat(env.image[None], settings.num_envs, axis=0))
     finally:
         env.close()
-    generator = torch.Generator(run.device).manual_seed(settings.seed)
-    cam = run.agent.cam(run.agent(images.to(run.device)), run.method, generator)
+    noise = torch.Generator(run.device).manual_seed(settings.seed)
+    cam = run.agent.cam(run.agent(images.to(run.device)), run.method, noise)
     return np.asarray(attention.normalize(cam)[0].cpu().numpy())
 
 
@@ -255,7 +288,7 @@ def video(
         for number, episodes in enumerate(zip(*played, strict=True)):
             traces = [
                 media.Trace(
-                    title=run.title,
+                    title=f"{run.definition.name}, {name}" if name else run.title,
                     heats=np.stack(episode.heats),
                     values=np.array(episode.values),
                     actions=np.array(episode.actions),
@@ -263,7 +296,7 @@ def video(
                     action_names=run.action_names,
                     tics=replay(run.definition, episode.seed, episode.actions),
                 )
-                for run, episode in zip(runs, episodes, strict=True)
+                for run, name, episode in zip(runs, names(runs), episodes, strict=True)
             ]
             for tic, frame in enumerate(media.video_frames(traces)):
                 if number == 0 and tic % skip == 0 and len(gif) < GIF_STEPS:
@@ -275,15 +308,17 @@ def video(
     return film, media.encode_gif(gif, vizdoom.DEFAULT_TICRATE / skip)
 
 
-def events(images: Mapping[str, bytes], step: int) -> bytes:
+def events(images: Mapping[str, bytes], step: int, wall_time: float) -> bytes:
     """The content of a TensorBoard events file with these PNG or GIF files by tag."""
     content = io.BytesIO()
     writer = RecordWriter(content)
-    writer.write(Event(wall_time=0, file_version="brain.Event:2").SerializeToString())
+    writer.write(Event(wall_time=wall_time, file_version="brain.Event:2").SerializeToString())
     for tag, encoded in images.items():
         width, height = Image.open(io.BytesIO(encoded)).size
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
-        event = Event(wall_time=0, step=step, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
+        event = Event(
+            wall_time=wall_time, step=step, summary=Summary(value=[Summary.Value(tag=tag, image=image)])
+        )
         writer.write(event.SerializeToString())
     return content.getvalue()
 
@@ -310,6 +345,8 @@ def check_args(args: Args) -> None:
     for option, (value, least) in at_least.items():
         if not least <= value < 2**63:
             raise UserError(f"--{option} {value}: give a number of at least {least}.")
+    if args.num_envs > MOST_GAMES:
+        raise UserError(f"--num-envs {args.num_envs}: give at most {MOST_GAMES}.")
     for name in args.shift or ():
         if name not in SHIFTS:
             raise UserError(
@@ -317,26 +354,30 @@ def check_args(args: Args) -> None:
             )
 
 
-def evaluate(args: Args) -> dict[str, Any]:
-    """Evaluate a run, write its files, and return the content of scores.json.
+def evaluate(args: Args) -> tuple[dict[str, Any], list[Path]]:
+    """Evaluate a run, write its files, and return the content of scores.json and what was written.
 
     Raises:
         UserError: arguments, run, machine or folder with which that can't be done; nothing was written then.
     """
     check_args(args)
     device = ppo.choose_device(args.device)
-    run = load_run(args.run, args.env, device)
+    run = load_run(args.run, args.env, device, args.attention)
     runs = [run]
     if args.compare is not None:
-        other = load_run(args.compare, args.env, device)
-        if other.definition != run.definition:
-            raise UserError(
-                f"{args.compare} plays {other.definition.name} and {args.run} {run.definition.name}: "
-                "only runs of the same environment can be compared."
+        other = load_run(args.compare, args.env, device, args.attention)
+        run_folder.check_definition(args.run, run.trained, other.definition)
+        if other.folder.resolve() == run.folder.resolve():
+            raise UserError(f"--compare {args.compare}: that is the run itself; give another one.")
+        if other.method != run.method:
+            print(
+                f"camal_rl: this run's map is {run.method}, the other's {other.method}; "
+                "--attention chooses one for both.",
+                file=sys.stderr,
             )
         runs.append(other)
     folder = args.output or args.run
-    _make_folders(folder)
+    _check_writable(folder)
     settings = Settings(args.seed, args.greedy, args.max_steps, args.num_envs)
     seeds = episode_seeds(args.seed, args.episodes)
     keep = min(args.video_episodes, args.episodes)
@@ -345,9 +386,12 @@ def evaluate(args: Args) -> dict[str, Any]:
         cleanup.callback(torch.set_num_threads, torch.get_num_threads())
         threads = args.torch_threads or torch.get_num_threads()
         torch.set_num_threads(1)  # the cores belong to the engines
-        sample = Sample(args.faithfulness_frames or SANITY_FRAMES, np.random.default_rng((args.seed, 2)))
+        few, many = (
+            Sample(size, generator(args.seed, SAMPLE, size))
+            for size in (SANITY_FRAMES, args.faithfulness_frames)
+        )
         with _bar("episodes", args.episodes) as bar:
-            episodes = play(run, seeds, settings, keep=keep, sample=sample, done=bar.update)
+            episodes = play(run, seeds, settings, keep=keep, samples=(few, many), done=bar.update)
         scores: dict[str, Any] = {
             "format": FORMAT,
             "env": run.definition.name,
@@ -363,11 +407,11 @@ def evaluate(args: Args) -> dict[str, Any]:
             shifted[name] = {"description": SHIFTS[name].description, **summarise(under, run.definition)}
         scores["shift"] = shifted
         torch.set_num_threads(threads)
-        scores["sanity"] = sanity(run, sample, args.seed)
+        scores["sanity"] = sanity(run, few, args.seed)
         if args.faithfulness_frames:
             with _bar("faithfulness", 6) as bar:
                 scores["faithfulness"] = faithfulness(
-                    run, sample, args.faithfulness_stack, args.seed, bar.update
+                    run, many, args.faithfulness_stack, args.seed, bar.update
                 )
         else:
             scores["faithfulness"] = Undefined("not asked for")
@@ -376,7 +420,7 @@ def evaluate(args: Args) -> dict[str, Any]:
         scores["training"] = run.trained
         torch.set_num_threads(1)
 
-        versus = "".join(f"-versus-{one.label.replace(' ', '-')}" for one in runs[1:])
+        versus = "".join(f"-versus-{re.sub(r'[^A-Za-z0-9.]+', '-', name)}" for name in names(runs)[1:])
         files: dict[Path, bytes] = {}
         shown: dict[str, bytes] = {}
         if (strips := pictures(runs, episodes, settings)) is not None:
@@ -388,24 +432,26 @@ def evaluate(args: Args) -> dict[str, Any]:
                 film, shown["evaluation/episode"] = video(runs, played, bar.update)
             files[folder / "media" / f"evaluation{versus}.mp4"] = film
         if shown:
-            files[folder / "evaluation" / "events.out.tfevents.0.evaluation"] = events(shown, run.steps)
+            when = (args.run / "checkpoint.pt").stat().st_mtime
+            files[folder / "evaluation" / "events.out.tfevents.0.evaluation"] = events(shown, run.steps, when)
         files[folder / "scores.json"] = to_json(scores)
+        for path in files:
+            path.parent.mkdir(parents=True, exist_ok=True)
         write_together(files)
-    _print(run, scores, files)
     content: dict[str, Any] = json.loads(files[folder / "scores.json"])
-    return content
+    return content, list(files)
 
 
 def _bar(what: str, total: int | None) -> Any:
     return tqdm(total=total, desc=what, mininterval=0.5 if sys.stderr.isatty() else 30, unit="")
 
 
-def _make_folders(folder: Path) -> None:
-    try:
-        for name in ("media", "evaluation"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"can't make {folder / name}: {error.strerror}. Choose another --output.") from error
+def _check_writable(folder: Path) -> None:
+    """Before hours of work, not after; nothing is made yet."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        problem = "can't be written" if there.is_dir() else "is not a folder"
+        raise UserError(f"can't write to {folder}: {there} {problem}. Choose another --output.")
 
 
 def _described(episode: Episode) -> dict[str, Any]:
@@ -424,12 +470,13 @@ def _settings(args: Args, device: torch.device, run: TrainedRun, shifts: Sequenc
     options = {
         name: value
         for name, value in dataclasses.asdict(args).items()
-        if name not in ("run", "compare", "env", "output", "device")
+        if name not in ("run", "compare", "env", "output", "device", "attention")
     }
     return options | {
         "shift": list(shifts),
         "tau": metrics.TAU,
         "attention": run.method,
+        "checkpoint_sha256": run.checkpoint,
         "device": device.type,
         "precision": run.agent.precision,
         "cpu_threads": torch.get_num_threads(),
@@ -441,30 +488,33 @@ def _settings(args: Args, device: torch.device, run: TrainedRun, shifts: Sequenc
             "gymnasium": gymnasium.__version__,
             "numpy": np.__version__,
             "opencv": cv2.__version__,
+            "av": metadata.version("av"),
+            "pillow": metadata.version("pillow"),
         },
     }
 
 
-def _print(run: TrainedRun, scores: dict[str, Any], files: Mapping[Path, bytes]) -> None:
-    def number(value: Any, digits: int = 2) -> str:
-        return "-" if isinstance(value, Undefined) else f"{value:.{digits}f}"
+def summary(scores: Mapping[str, Any], files: Sequence[Path]) -> str:
+    """What the command line prints in the end, of the content of scores.json."""
+
+    def number(value: float | None, digits: int = 2) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
 
     total = scores["return"]
-    print(f"{run.title}, trained {run.steps:,} steps, {sum(scores['endings'].values())} episodes")
-    print(
+    lines = [
+        f"{scores['env']}, {scores['method']} seed {scores['seed']}, trained {scores['steps']:,} steps, "
+        f"{len(scores['episodes'])} episodes",
         f"  return {number(total['mean'])} (standard error {number(total['standard_error'])}), "
-        f"length {number(scores['length']['mean'], 1)}, cut short {scores['endings']['cut']}"
-    )
-    rows = {"": scores, **scores["shift"]}
-    print(f"  {'':12} {'return':>9} {'iou':>6} {'ceiling':>7} {'alpha':>6} {'beta':>6} {'dead':>6}")
-    for name, row in rows.items():
-        print(
-            f"  {name or 'no shift':12} {number(row['return']['mean']):>9} {number(row['iou'], 3):>6} "
+        f"length {number(scores['length']['mean'], 1)}, cut short {scores['endings']['cut']}",
+        f"  {'':12} {'return':>9} {'iou':>6} {'ceiling':>7} {'alpha':>6} {'beta':>6} {'dead':>6}",
+    ]
+    for name, row in {"no shift": scores, **scores["shift"]}.items():
+        lines.append(
+            f"  {name:12} {number(row['return']['mean']):>9} {number(row['iou'], 3):>6} "
             f"{number(row['iou_ceiling'], 3):>7} {number(row['alpha']):>6} {number(row['beta']):>6} "
             f"{number(row['dead_map_fraction']):>6}"
         )
-    for path in files:
-        print(f"  {path}")
+    return "\n".join([*lines, *(f"  {path}" for path in files)])
 
 
 def main(args: Args) -> int:
@@ -478,7 +528,7 @@ def main(args: Args) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     try:
-        evaluate(args)
+        scores, files = evaluate(args)
     except UserError as mistake:
         return report(mistake)
     except ENGINE_ERRORS as error:
@@ -487,6 +537,7 @@ def main(args: Args) -> int:
     except KeyboardInterrupt:
         print("\nStopped. Nothing was written.", file=sys.stderr)
         return 128 + received[0]
+    print(summary(scores, files))
     return 0
 
 

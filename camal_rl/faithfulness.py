@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from camal_rl import metrics, ppo
-from camal_rl.play import NO_TARGET, Sample, TrainedRun, Undefined
+from camal_rl.play import NO_TARGET, ORDER, Sample, TrainedRun, Undefined, generator
 
 SHARES = tuple(step / 20 for step in range(21))
 """Shares of pixels removed or inserted."""
 SANITY_FRAMES = 256
-SANITY_DRAWS = 5
+SANITY_DRAWS = 20
 """Frames and random initialisations of the sanity check."""
 
 
@@ -45,7 +45,9 @@ def faithfulness(
     of order and reference.
 
     Faithful attention changes the value early when its pixels are removed (a great area) and mends it early
-    when they are inserted (a small one); for the probability it is the other way round.
+    when they are inserted (a small one); for the probability it is the other way round. A partly replaced
+    frame can change the value more than the whole reference does, so a curve may exceed 1, and areas for two
+    references are not comparable.
     """
     if not sample.frames:
         return Undefined(NO_TARGET)
@@ -66,7 +68,7 @@ def faithfulness(
     }
     references = {"black": np.zeros_like(images), "blurred": metrics.blur(images, height / 12)}
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def predict(batch: np.ndarray) -> np.ndarray:
         output = run.agent(torch.from_numpy(batch).to(run.device))
         return torch.column_stack((output.value, output.logits.softmax(dim=1))).double().cpu().numpy()
@@ -80,7 +82,7 @@ def faithfulness(
     for reference_name, reference in references.items():
         result[reference_name] = {}
         for order_name, scores in importance.items():
-            order = metrics.pixel_order(scores, np.random.default_rng(seed))
+            order = metrics.pixel_order(scores, generator(seed, ORDER))
             curves = metrics.perturbation_curves(
                 predict, images, reference, order, np.array(SHARES), channels
             )
@@ -114,23 +116,23 @@ def _curve(values: np.ndarray, whole: float, otherwise: str) -> dict[str, Any]:
 def sanity(run: TrainedRun, sample: Sample, seed: int = 0) -> dict[str, Any] | Undefined:
     """Does the attention depend on what was learned? Cascading randomisation of Adebayo et al. (2018).
 
-    Layers are initialised anew from the output to the input, one more each time; the curve is the mean rank
-    correlation of the map with the trained agent's, over frames and draws, where neither of them is dead.
+    Layers are initialised anew from the output to the input, one more each time. The curve is the rank
+    correlation of the map with the trained agent's: for each draw the mean over the frames where neither map
+    is dead, then mean and standard deviation over the draws, because a draw decides for all frames alike.
     """
     if not sample.frames:
         return Undefined(NO_TARGET)
     device = run.device
-    chosen = np.random.default_rng(seed).permutation(len(sample.frames))[:SANITY_FRAMES]
-    images = torch.from_numpy(np.stack([sample.frames[index].image for index in chosen])).to(device)
+    images = torch.from_numpy(np.stack([frame.image for frame in sample.frames])).to(device)
     agent = copy.deepcopy(run.agent)
     layers = ("heads", "fc", "convolutions.2", "convolutions.1", "convolutions.0")
 
     def maps() -> np.ndarray:
-        generator = torch.Generator(device).manual_seed(seed)
-        return agent.cam(agent(images), run.method, generator).flatten(1).double().cpu().numpy()  # (B, h * w)
+        noise = torch.Generator(device).manual_seed(seed)
+        return agent.cam(agent(images), run.method, noise).flatten(1).double().cpu().numpy()  # (B, h * w)
 
     trained = maps()
-    correlations = np.full((1 + len(layers), SANITY_DRAWS, len(images)), np.nan)
+    correlations = np.full((1 + len(layers), SANITY_DRAWS), np.nan)
     dead = np.zeros((1 + len(layers), SANITY_DRAWS))
     for draw in range(SANITY_DRAWS):
         weights = dict(run.agent.state_dict())
@@ -143,15 +145,21 @@ def sanity(run: TrainedRun, sample: Sample, seed: int = 0) -> dict[str, Any] | U
                 weights |= {name: value for name, value in fresh.items() if name.startswith(prefixes)}
             agent.load_state_dict(weights)
             these = maps()
-            correlations[depth, draw] = metrics.rank_correlation(trained, these)
+            correlation = metrics.rank_correlation(trained, these)  # (B,)
+            if not np.isnan(correlation).all():
+                correlations[depth, draw] = np.nanmean(correlation)
             dead[depth, draw] = (these.max(axis=1) == these.min(axis=1)).mean()
-    means = [correlation[~np.isnan(correlation)] for correlation in correlations]
+    alive = [draws[~np.isnan(draws)] for draws in correlations]
     return {
         "randomised": ("nothing", *layers),
         "rank_correlation": [
-            float(mean.mean()) if len(mean) else Undefined("all maps were dead") for mean in means
+            float(draws.mean()) if len(draws) else Undefined("all maps were dead") for draws in alive
         ],
+        "standard_deviation": [
+            float(draws.std(ddof=1)) if len(draws) > 1 else Undefined("fewer than two draws had maps")
+            for draws in alive
+        ],
+        "draws": [len(draws) for draws in alive],
         "dead_map_fraction": dead.mean(axis=1).tolist(),
         "frames": len(images),
-        "draws": SANITY_DRAWS,
     }

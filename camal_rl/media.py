@@ -127,9 +127,10 @@ def attention_strip(
         ("target mask" if mask.any() else "target mask (none in view)", _as_rgb(255 * targets)),
     ]
     for name, heat in heats.items():
+        state = "" if heat.max() > 0 else " (dead map)"
         smooth = cv2.resize(heat.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
         panels += [
-            (f"{name}: attention" if name else "attention", heat_colours(smooth)),
+            ((f"{name}: attention" if name else "attention") + state, heat_colours(smooth)),
             (f"{name}: over frame" if name else "attention over frame", overlay(frame, heat, mask)),
         ]
     text_size = min(max(round(height / 18), 10), 14)
@@ -290,7 +291,8 @@ def video_frames(traces: Sequence[Trace]) -> Iterator[np.ndarray]:
     One agent: the game in colour beside the game with attention and outlined targets. Two: a column each,
     with the latter only; when one episode is over, its last screen stays, dimmed, until the other is over
     too. A title bar gives the step, the return up to and including that step, the critic's value and the
-    action. The plot below gives values and actions so far, on an axis that is fixed for the episode.
+    action. The plot below gives values and actions so far, on axes that are fixed for the episode and the
+    same for both agents.
 
     Args:
         traces: one or two, of screens of the same size; their `tics` are taken one at a time.
@@ -307,7 +309,10 @@ def video_frames(traces: Sequence[Trace]) -> Iterator[np.ndarray]:
     size = sizes.pop()
     if size is None or sizes:
         raise ValueError("each trace needs at least one tic, and the screens of all the same size")
-    columns = [_Column(trace, size[:2], with_plain=len(traces) == 1) for trace in traces]
+    steps = max(len(trace.values) for trace in traces)
+    values = np.concatenate([trace.values for trace in traces])
+    limits = (float(values.min()), float(values.max()))
+    columns = [_Column(trace, size[:2], len(traces) == 1, steps, limits) for trace in traces]
     height = max(column.image.shape[0] for column in columns) + 2 * GAP
     width = sum(column.image.shape[1] + GAP for column in columns) + GAP
     empty = _canvas(height + height % 2, width + width % 2)
@@ -333,20 +338,28 @@ class _Column:
     plot of values; the strip of actions; their legend.
     """
 
-    def __init__(self, trace: Trace, screen_size: tuple[int, int], with_plain: bool) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        screen_size: tuple[int, int],
+        with_plain: bool,
+        steps: int,
+        limits: tuple[float, float],
+    ) -> None:
         self.trace = trace
+        self.steps, self.limits = steps, limits  # of the plot's axes
         self.screen_size = screen_size
         self.factor = -(-SMALLEST_COLUMN // screen_size[1])
         height, width = (self.factor * side for side in screen_size)
         self.step = -1
         self.ended = False
         self.returns = np.cumsum(trace.rewards, dtype=np.float64)
-        self.decimals = _decimals(float(np.ptp(trace.values)))
+        self.decimals = _decimals(limits[1] - limits[0])
 
-        captions = ["game"] * with_plain + ["attention and outlined targets"]
-        self.lefts = [(width + GAP) * index for index in range(len(captions))]
+        self.lefts = [(width + GAP) * index for index in range(1 + with_plain)]
         total_width = self.lefts[-1] + width
         self.fields_top, caption_top = 26, 66
+        self.captions = slice(caption_top, caption_top + 20)
         self.screens = slice(caption_top + 20, caption_top + 20 + height)
         plot_top = self.screens.stop + 20
         self.plot = slice(plot_top, plot_top + 85)
@@ -362,41 +375,46 @@ class _Column:
         self.fields = [10 + round((total_width - 20) * part) for part in (0, 0.25, 0.43, 0.61)]
         for label, x in zip(("step", "return", "value", "action"), self.fields, strict=True):
             _write(self.image, label, x, self.fields_top + 7, 10, MUTED)
-        for caption, left in zip(captions, self.lefts, strict=True):
-            _write(self.image, caption, left, caption_top + 9, 11, MUTED, width=width)
-        _write(self.image, "critic's value", GUTTER, self.plot.start - 8, 11, MUTED)
+        if with_plain:
+            _write(self.image, "game", 0, caption_top + 9, 11, MUTED, width=width)
+        _write(self.image, "critic's value, in training rewards", GUTTER, self.plot.start - 8, 11, MUTED)
         _write(self.image, "action", GUTTER - 6, self.strip.start + 6, 10, MUTED, align=1)
         self._draw_plot()
 
     def _draw_plot(self) -> None:
         """Draw the plot without its line into the image, and keep it whole: `show` uncovers it up to now."""
-        trace, values = self.trace, self.trace.values.astype(np.float64)
-        steps, height = len(values), self.plot.stop - self.plot.start
+        values = self.trace.values.astype(np.float64)
+        height, margin = self.plot.stop - self.plot.start, 8
         width = self.image.shape[1] - GUTTER - 2 * INSET
-        low, high = values.min(), values.max()
-        margin = 8
-        share = (values - low) / (high - low) if high > low else np.full(steps, 0.5)
-        self.rows = (height - 1 - margin) - share * (height - 1 - 2 * margin)
-        self.centres = INSET + (np.arange(steps) + 0.5) * width / steps
+        low, high = self.limits
+
+        def rows(some: np.ndarray) -> np.ndarray:
+            share = (some - low) / (high - low) if high > low else np.full(len(some), 0.5)
+            return np.asarray((height - 1 - margin) - share * (height - 1 - 2 * margin))
+
+        self.rows = rows(values)
+        self.centres = INSET + (np.arange(len(values)) + 0.5) * width / self.steps
+        end = INSET + len(values) * width / self.steps - 1
         area = self.image[self.plot, GUTTER:]
         area[:] = BAR
-        for value in (low, high) if high > low else (low,):
-            row = round(self.rows[values.argmin() if value == low else values.argmax()])
+        for value, row in zip((low, high), np.rint(rows(np.array([low, high]))).astype(int), strict=True):
             area[row] = GRID
             label = f"{value:.{self.decimals}f}"
             _write(self.image, label, GUTTER - 6, self.plot.start + row, 10, MUTED, align=1, width=GUTTER - 8)
+            if high == low:
+                break
         whole = area.copy()
-        # To both edges, so that an episode of one step has a line too.
-        xs, ys = np.r_[INSET, self.centres, INSET + width - 1], np.r_[self.rows[0], self.rows, self.rows[-1]]
+        # From edge to edge, so that an episode of one step has a line too.
+        xs, ys = np.r_[INSET, self.centres, end], np.r_[self.rows[0], self.rows, self.rows[-1]]
         points = np.rint(np.stack([xs, ys], axis=1) * 16).astype(np.int32)  # 4 fractional bits
         cv2.polylines(whole, [points], False, TEXT, 1, cv2.LINE_AA, 4)
         self.plot_empty, self.plot_whole = area.copy(), whole
 
         self.image[self.strip, GUTTER:] = BAR
-        colours = np.array([_action_colour(trace, action) for action in trace.actions], np.uint8)
-        self.strip_whole = colours[np.arange(width) * steps // width]  # (width, 3)
+        colours = np.array([_action_colour(self.trace, action) for action in self.trace.actions], np.uint8)
         # Pixels up to a step's end: more steps than pixels share them.
-        self.step_ends = -(-np.arange(1, steps + 1) * width // steps)
+        self.step_ends = -(-np.arange(1, len(values) + 1) * width // self.steps)
+        self.strip_whole = colours[np.arange(self.step_ends[-1]) * self.steps // width]  # (pixels, 3)
 
     def show(self, step: int, screen: np.ndarray, mask: np.ndarray) -> None:
         """Draw a tic of a step."""
@@ -429,6 +447,13 @@ class _Column:
         rights = [*self.fields[1:], self.image.shape[1]]
         for text, left, right in zip(texts, self.fields, rights, strict=True):
             _write(self.image, text, left, fields.start + 9, 13, width=right - left - 8)
+
+        left, shown = self.lefts[-1], trace.heats[step].max() > 0
+        self.image[self.captions, left:] = BACKGROUND
+        caption = "attention and outlined targets" if shown else "no attention: the map is dead"
+        _write(
+            self.image, caption, left, self.captions.start + 9, 11, MUTED, width=self.image.shape[1] - left
+        )
 
         area = self.image[self.plot, GUTTER:]
         now = int(self.centres[step])
@@ -498,7 +523,7 @@ def encode_video(frames: Iterable[np.ndarray], frames_per_second: int) -> bytes:
 
     Raises:
         ValueError: no frame, sizes that differ or are odd, or a rate below 1.
-        UserError: this PyAV can't encode H.264.
+        UserError: this PyAV can't encode H.264, or the temporary folder is full.
     """
     import av
 
@@ -513,28 +538,40 @@ def encode_video(frames: Iterable[np.ndarray], frames_per_second: int) -> bytes:
     height, width = first.shape[:2]
     if height % 2 or width % 2:
         raise ValueError(f"frames of {width} x {height} pixels: yuv420p needs an even width and height")
-    # FFmpeg moves the index to the front by opening the file a second time, so it has to be a real one.
-    with tempfile.TemporaryDirectory(prefix="camal_rl-") as folder:
-        path = Path(folder) / "video.mp4"
-        with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
-            stream = container.add_stream("libx264", rate=frames_per_second)
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            stream.options = {
-                "crf": "25",
-                "preset": "faster",
-                "threads": "1",
-                # With AVX-512, x264's macroblock tree reads memory that nobody wrote: files would differ.
-                "x264-params": "no-mbtree=1",
-                # What FFmpeg converts RGB to; where a file does not say so, players guess.
-                "colorspace": "smpte170m",
-                "color_range": "tv",
-            }
-            for index, image in enumerate(frames):
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-                frame.pts, frame.time_base = index, Fraction(1, frames_per_second)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-        return path.read_bytes()
+    try:
+        # FFmpeg moves the index to the front by opening the file a second time, so it has to be a real one.
+        with tempfile.TemporaryDirectory(prefix="camal_rl-") as folder:
+            file = Path(folder) / "video.mp4"
+            _encode(file, (width, height), frames, frames_per_second)
+            return file.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"can't make a video in {tempfile.gettempdir()}: {error.strerror or error}. "
+            "Free some space there, or set TMPDIR to another folder."
+        ) from error
+
+
+def _encode(file: Path, size: tuple[int, int], frames: Iterable[np.ndarray], frames_per_second: int) -> None:
+    import av
+
+    with av.open(str(file), "w", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=frames_per_second)
+        (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
+        stream.options = {
+            "crf": "25",
+            "preset": "faster",
+            "threads": "1",
+            # With AVX-512, x264's macroblock tree reads memory that nobody wrote: files would differ.
+            "x264-params": "no-mbtree=1",
+            # What FFmpeg converts RGB to; where a file does not say so, players guess.
+            "colorspace": "smpte170m",
+            "color_range": "tv",
+        }
+        for index, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, frames_per_second)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
 
 
 def encode_gif(frames: Sequence[np.ndarray], frames_per_second: float) -> bytes:

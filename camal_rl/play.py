@@ -5,6 +5,7 @@ All episodes are played to their end, several games side by side, on engine seed
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -16,18 +17,22 @@ import numpy as np
 import torch
 
 from camal_rl import UserError, attention, camal, metrics, ppo, run_folder
-from camal_rl.doom import EVALUATION_SEEDS, Definition, DoomEnv, load_definition
+from camal_rl.camal import METHODS as SUPERVISED
+from camal_rl.doom import EVALUATION_SEEDS, FRAME_STACK, Definition, DoomEnv, load_definition
 from camal_rl.shift import Shift
 
 
 class TrainedRun(NamedTuple):
     """What a run's folder holds, ready to play."""
 
+    folder: Path
     trained: dict[str, dict[str, Any]]  # args.json
+    checkpoint: str  # SHA-256 of checkpoint.pt, in hexadecimal
     definition: Definition
     agent: ppo.Agent
     action_names: list[str]
     steps: int  # agent steps trained
+    method: str  # that makes the map, of `attention.METHODS`
 
     @property
     def label(self) -> str:
@@ -38,11 +43,6 @@ class TrainedRun(NamedTuple):
     def title(self) -> str:
         """Environment, method and seed."""
         return f"{self.definition.name}, {self.label}"
-
-    @property
-    def method(self) -> str:
-        """That makes the map, of `attention.METHODS`."""
-        return str(self.trained["attention"]["attention"])
 
     @property
     def device(self) -> torch.device:
@@ -60,37 +60,49 @@ class TrainedRun(NamedTuple):
         )
 
 
-def load_run(folder: Path, toml: Path | None, device: torch.device) -> TrainedRun:
+def load_run(folder: Path, toml: Path | None, device: torch.device, method: str | None = None) -> TrainedRun:
     """Read a run's folder.
+
+    Args:
+        toml: the environment's file, where it is not one of the package's.
+        method: that makes the map, of `attention.METHODS`; default: the one it was trained with.
 
     Raises:
         UserError: there is no run, its files are damaged, or the environment is another.
     """
     trained = run_folder.read_args_file(folder)
-    definition = load_definition(trained["run"]["env"] if toml is None else toml)
-    run_folder.check_definition(folder, trained, definition)
-    checkpoint = run_folder.load_checkpoint(folder / "checkpoint.pt")
-    if checkpoint is None:
-        raise UserError(f"{folder} has no checkpoint.pt: train first, python -m camal_rl.ppo.")
+    path = folder / "checkpoint.pt"
     mismatch = f"{folder}: checkpoint.pt does not belong to args.json"
     try:
-        environment = trained["environment"]
+        definition = load_definition(str(trained["run"]["env"]) if toml is None else toml)
+        run_folder.check_definition(folder, trained, definition)
+        checkpoint = run_folder.load_checkpoint(path)
+        if checkpoint is None:
+            raise UserError(f"{folder} has no checkpoint.pt: train first, python -m camal_rl.ppo.")
         weights = checkpoint["agent"]
         agent = ppo.Agent(
             len(weights["actor.weight"]),
-            (weights["convolutions.0.weight"].shape[1], *environment["frame_size"]),
+            (FRAME_STACK, *trained["environment"]["frame_size"]),
             ppo.choose_precision(trained["machine"]["precision"], device),
         )
         agent.load_state_dict(weights)
+        if not all(bool(value.isfinite().all()) for value in agent.state_dict().values()):
+            raise UserError(f"{folder}: the network holds NaN or infinity, so its training diverged.")
         run = TrainedRun(
+            folder=folder,
             trained=trained,
+            checkpoint=hashlib.sha256(path.read_bytes()).hexdigest(),
             definition=definition,
             agent=agent.to(device).eval(),
             action_names=[],
             steps=int(checkpoint["iteration"]) * trained["ppo"]["num_envs"] * trained["ppo"]["num_steps"],
+            method=method or trained["attention"]["attention"],
         )
+        if run.method not in attention.METHODS or trained["run"]["method"] not in METHODS:
+            raise ValueError(f"attention {run.method!r}, method {trained['run']['method']!r}")
+        _ = run.title
         env = run.env()
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f"{mismatch}: {' '.join(str(error).split())[:200]}") from error
     env.close()
     if len(env.actions) != agent.actor.out_features:
@@ -100,13 +112,26 @@ def load_run(folder: Path, toml: Path | None, device: torch.device) -> TrainedRu
     return run._replace(action_names=env.action_names)
 
 
+def generator(seed: int, *purpose: int) -> np.random.Generator:
+    """Randomness of its own for every purpose."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=purpose))
+
+
+EPISODES, ACTIONS, DISTURBANCE, SAMPLE, ORDER = range(5)
+"""Purposes of randomness; those of an episode have its index as well."""
+
+
 def episode_seeds(seed: int, episodes: int) -> list[int]:
     """Distinct engine seeds, none of which training uses; more episodes begin with the same ones."""
-    rng = np.random.default_rng(seed)
+    rng = generator(seed, EPISODES)
     seeds: dict[int, None] = {}
     while len(seeds) < episodes:
         seeds[int(rng.integers(EVALUATION_SEEDS, 2**32))] = None
     return list(seeds)
+
+
+METHODS = (*SUPERVISED, "vanilla")
+"""Methods of training."""
 
 
 class Undefined(NamedTuple):
@@ -129,7 +154,7 @@ class Settings:
     max_steps: int = 2100
     """Agent steps after which an episode is cut short: some scenarios have no time limit."""
     num_envs: int = 8
-    """Games in parallel."""
+    """Games in parallel, and so frames in a batch of the network: another number can round differently."""
 
 
 @dataclass
@@ -197,11 +222,11 @@ class _Game:
         self.episode: Episode | None = None
         self.keep = False
 
-    def begin(self, seed: int, action_seed: tuple[int, int], keep: bool) -> Episode:
-        self.episode, self.keep = Episode(seed), keep
-        self.choice = np.random.default_rng((*action_seed, 0))
-        self.disturbance = np.random.default_rng((*action_seed, 1))
-        self.env.begin_episode(seed)
+    def begin(self, engine_seed: int, seed: int, index: int, keep: bool) -> Episode:
+        self.episode, self.keep = Episode(engine_seed), keep
+        self.choice = generator(seed, ACTIONS, index)
+        self.disturbance = generator(seed, DISTURBANCE, index)
+        self.env.begin_episode(engine_seed)
         self.image[:] = self.env.image
         if self.disturb:
             self.disturb(self.image[-1], self.disturbance)
@@ -255,7 +280,7 @@ class _Game:
             self.image[:] = self.env.image
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def play(
     run: TrainedRun,
     seeds: Sequence[int],
@@ -263,7 +288,7 @@ def play(
     *,
     shift: Shift | None = None,
     keep: int = 0,
-    sample: Sample | None = None,
+    samples: Sequence[Sample] = (),
     done: Callable[[], object] = lambda: None,
 ) -> list[Episode]:
     """Play an episode for every engine seed; the first `keep` keep their heat maps.
@@ -271,7 +296,7 @@ def play(
     Games go on side by side, and whichever is free takes the next seed, so that all episodes are played to
     their end: the first hundred to finish would be the short ones. `done` is called after each.
     """
-    generator = torch.Generator(run.device).manual_seed(settings.seed)
+    noise = torch.Generator(run.device).manual_seed(settings.seed)
     episodes: list[Episode] = []
     with ExitStack() as cleanup:
         envs: list[DoomEnv] = []
@@ -279,21 +304,21 @@ def play(
             envs.append(run.env(shift))
             cleanup.callback(envs[-1].close)
         threads = cleanup.enter_context(ThreadPoolExecutor(len(envs), thread_name_prefix="evaluate"))
-        images = np.zeros((len(envs), *envs[0].image.shape), np.uint8)
+        # As many rows for few games as for many, because rounding depends on the size of a batch.
+        images = np.zeros((settings.num_envs, *envs[0].image.shape), np.uint8)
         games = [
-            _Game(env, image, shift, settings.max_steps) for env, image in zip(envs, images, strict=True)
+            _Game(env, image, shift, settings.max_steps) for env, image in zip(envs, images, strict=False)
         ]
         while True:
             for game in games:
                 if game.episode is None and len(episodes) < len(seeds):
                     index = len(episodes)
-                    episodes.append(game.begin(seeds[index], (settings.seed, index), index < keep))
+                    episodes.append(game.begin(seeds[index], settings.seed, index, index < keep))
             running = [(row, game) for row, game in enumerate(games) if game.episode is not None]
             if not running:
                 return episodes
-            # All rows, also those of games that have nothing to do: rounding depends on the batch's size.
             output = run.agent(torch.from_numpy(images).to(run.device))
-            cam = run.agent.cam(output, run.method, generator)
+            cam = run.agent.cam(output, run.method, noise)
             heats = attention.normalize(cam).cpu().numpy()  # (N, h, w)
             dead = attention.is_dead(cam).tolist()
             probabilities = output.logits.double().softmax(dim=1).cpu().numpy()  # (N, actions)
@@ -301,8 +326,9 @@ def play(
             moves = []
             for row, game in running:
                 action = game.choose(probabilities[row], settings.greedy)
-                if sample is not None and game.env.mask.any():
-                    sample.offer(images[row], game.env.mask, heats[row], action)
+                if samples and game.env.mask.any():
+                    for sample in samples:
+                        sample.offer(images[row], game.env.mask, heats[row], action)
                 moves.append(threads.submit(game.act, action, values[row], heats[row], dead[row]))
             for move in moves:
                 move.result()

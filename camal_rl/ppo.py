@@ -154,6 +154,8 @@ def parse_args(arguments: list[str] | None = None) -> Args:
 
 if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported, so that --help and a typing mistake are answered at once
+    for _number in (signal.SIGINT, signal.SIGTERM):  # until `main` takes over
+        signal.signal(_number, lambda number, _: os._exit(128 + number))
 
 import numpy as np
 import torch

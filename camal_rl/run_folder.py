@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,24 +67,32 @@ def read_args_file(folder: Path) -> dict[str, dict[str, Any]]:
     return groups
 
 
+GAME = ("scenario", "frame_skip", "target_names", "target_categories")
+"""What of an environment's definition decides what is played and what a target is."""
+
+
 def check_definition(
     folder: Path, described: Mapping[str, Mapping[str, Any]], definition: Definition
 ) -> None:
-    """Refuse an environment that is not the one a run was trained on, wherever its file lies.
+    """Refuse an environment that is not the one a run was trained on, whatever its file is called.
 
     Raises:
         UserError: the message shows every difference.
     """
     before, now = described["definition"], describe({"run": {}}, definition)["definition"]
     differences = [
-        f"{name} was {before.get(name)}, now {now[name]}"
-        for name in now
-        if name not in ("path", "vizdoom") and before.get(name) != now[name]
+        f"{name} was {before.get(name)}, now {now[name]}" for name in GAME if before.get(name) != now[name]
     ]
     if differences:
         raise UserError(
             f"{folder} was trained on another environment: {'; '.join(differences)}. "
             "Give the TOML file it was trained on with --env."
+        )
+    if before.get("vizdoom") != now["vizdoom"]:
+        print(
+            f"camal_rl: {folder} was trained with ViZDoom {before.get('vizdoom')}, and this is "
+            f"{now['vizdoom']}: its game may differ.",
+            file=sys.stderr,
         )
 
 
@@ -152,6 +161,8 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         return None
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(checkpoint, dict):
+            raise TypeError(f"{type(checkpoint).__name__} instead of a dict")
         version = checkpoint["version"]
     except Exception as error:  # a damaged file makes torch raise all kinds
         raise UserError(f"{path} is not a readable checkpoint: move it away to start anew.") from error

@@ -1,6 +1,7 @@
 """From a run's folder to scores.json, pictures, video and TensorBoard, and what happens if that can't be."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -13,10 +14,11 @@ import av
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, run, small_args
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from camal_rl import UserError, evaluate, metrics, play, ppo
+from camal_rl import UserError, evaluate, media, metrics, play, ppo
 from camal_rl.play import Episode, Undefined
 
 
@@ -45,10 +47,10 @@ def no_number_is_missing_without_a_reason(content: dict) -> None:
     assert all(content["undefined"].values())
 
 
-def test_an_evaluation_writes_scores_pictures_video_and_events(fake_engine, tmp_path, capsys) -> None:
+def test_an_evaluation_writes_scores_pictures_video_and_events(fake_engine, tmp_path) -> None:
     folder = trained(tmp_path)
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    scores = evaluate.evaluate(args(folder))
+    scores, _ = evaluate.evaluate(args(folder))
     assert scores == json.loads((folder / "scores.json").read_text())
     no_number_is_missing_without_a_reason(scores)
 
@@ -64,7 +66,11 @@ def test_an_evaluation_writes_scores_pictures_video_and_events(fake_engine, tmp_
     by_frames = sum(one["iou"] * one["frames_with_target"] for one in scores["episodes"])
     assert scores["iou"] == pytest.approx(by_frames / scores["frames_with_target"])
     assert scores["iou_sweep"]["iou"][6] == pytest.approx(scores["iou"])
-    assert 0 <= scores["iou"] <= scores["iou_ceiling"] * 2
+    means = [one["iou"] for one in scores["episodes"]]
+    assert scores["iou_by_episode"]["mean"] == pytest.approx(np.mean(means))
+    assert scores["iou_by_episode"]["standard_error"] == pytest.approx(np.std(means, ddof=1) / np.sqrt(6))
+    digest = hashlib.sha256((folder / "checkpoint.pt").read_bytes()).hexdigest()
+    assert scores["settings"]["checkpoint_sha256"] == digest
     for name in (*evaluate.AGREEMENT, "dead_map_fraction", "target_visible_fraction"):
         assert 0 <= scores[name] <= 1
     assert scores["settings"]["episodes"] == 6
@@ -85,7 +91,7 @@ def test_an_evaluation_writes_scores_pictures_video_and_events(fake_engine, tmp_
     (picture,) = events.Images("evaluation/attention")
     assert (picture.step, picture.width, picture.height) == (256, png.shape[1], png.shape[0])
     assert events.Images("evaluation/episode")[0].encoded_image_string[:6] == b"GIF89a"
-    output = capsys.readouterr().out
+    output = evaluate.summary(scores, [folder / "media/evaluation.mp4"])
     assert f"return {scores['return']['mean']:.2f}" in output
     assert str(folder / "media/evaluation.mp4") in output
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name in before} == before
@@ -107,11 +113,11 @@ def test_the_same_command_gives_the_same_files_byte_for_byte(fake_engine, tmp_pa
 def test_shifts_are_evaluated_on_the_same_episodes_and_go_into_the_same_file(fake_engine, tmp_path) -> None:
     folder = trained(tmp_path)
     options = {"video_episodes": 0, "faithfulness_frames": 0}
-    plain = evaluate.evaluate(args(folder, **options))
+    plain, _ = evaluate.evaluate(args(folder, **options))
     assert plain["shift"] == {}
     assert plain["faithfulness"] is None
     assert plain["undefined"]["faithfulness"] == "not asked for"
-    scores = evaluate.evaluate(args(folder, shift=("gamma", "distractor"), **options))
+    scores, _ = evaluate.evaluate(args(folder, shift=("gamma", "distractor"), **options))
     assert list(scores["shift"]) == ["gamma", "distractor"]
     assert {name: scores[name] for name in ("return", "iou", "alpha")} == {
         name: plain[name] for name in ("return", "iou", "alpha")
@@ -125,8 +131,8 @@ def test_shifts_are_evaluated_on_the_same_episodes_and_go_into_the_same_file(fak
 
 def test_two_runs_are_shown_side_by_side_on_the_same_episodes(fake_engine, tmp_path) -> None:
     camal, vanilla = trained(tmp_path), trained(tmp_path, method="vanilla")
-    alone = evaluate.evaluate(args(camal))
-    both = evaluate.evaluate(args(camal, compare=vanilla))
+    alone, _ = evaluate.evaluate(args(camal))
+    both, _ = evaluate.evaluate(args(camal, compare=vanilla))
     assert both == alone
     name = "evaluation-versus-vanilla-seed-1"
     one, two = (cv2.imread(str(camal / f"media/{stem}.png")) for stem in ("evaluation", name))
@@ -137,10 +143,38 @@ def test_two_runs_are_shown_side_by_side_on_the_same_episodes(fake_engine, tmp_p
     assert not (vanilla / "scores.json").exists()
 
 
+def test_runs_of_the_same_method_and_seed_are_told_apart(fake_engine, tmp_path, monkeypatch) -> None:
+    one = trained(tmp_path / "strong")
+    other = trained(tmp_path / "weak", camal_coef=0.1, learning_rate=1e-3)
+    strips = []
+    real = media.attention_strip
+    monkeypatch.setattr(media, "attention_strip", lambda *given: strips.append(given) or real(*given))
+    evaluate.evaluate(args(one, compare=other))
+    names = ["camal seed 1 of strong", "camal seed 1 of weak"]
+    runs = [play.load_run(folder, None, torch.device("cpu")) for folder in (one, other)]
+    assert evaluate.names(runs) == names
+    for _, _, heats, _ in strips:
+        assert list(heats) == names
+        assert not np.array_equal(*heats.values())
+    assert (one / "media/evaluation-versus-camal-seed-1-of-weak.mp4").exists()
+    with pytest.raises(UserError, match="that is the run itself"):
+        evaluate.evaluate(args(one, compare=one))
+
+
+def test_maps_of_two_kinds_are_pointed_out_and_one_can_be_chosen(fake_engine, tmp_path, capsys) -> None:
+    one, other = trained(tmp_path), trained(tmp_path, method="vanilla", attention="layercam")
+    scores, _ = evaluate.evaluate(args(one, compare=other))
+    assert scores["settings"]["attention"] == "gradcam"
+    assert "this run's map is gradcam, the other's layercam; --attention" in capsys.readouterr().err
+    scores, _ = evaluate.evaluate(args(one, compare=other, attention="hirescam"))
+    assert scores["settings"]["attention"] == "hirescam"
+    assert "--attention" not in capsys.readouterr().err
+
+
 def test_without_a_target_in_view_scores_are_null_with_the_reason(fake_engine, tmp_path, monkeypatch) -> None:
     folder = trained(tmp_path)
     monkeypatch.setattr("conftest.FakeGame.get_state", blind(evaluate))
-    scores = evaluate.evaluate(args(folder))
+    scores, _ = evaluate.evaluate(args(folder))
     no_number_is_missing_without_a_reason(scores)
     assert scores["frames_with_target"] == 0
     for name in (*evaluate.AGREEMENT, "faithfulness", "sanity"):
@@ -190,6 +224,7 @@ def test_a_number_that_is_none_never_reaches_the_file() -> None:
         ({"episodes": 0}, "--episodes 0: give a number of at least 1"),
         ({"seed": -1}, "--seed -1"),
         ({"num_envs": 0}, "--num-envs 0"),
+        ({"num_envs": 10**9}, "--num-envs 1000000000: give at most 256"),
         ({"max_steps": 0}, "--max-steps 0"),
         ({"video_episodes": -1}, "--video-episodes -1"),
         ({"faithfulness_frames": -1}, "--faithfulness-frames -1"),
@@ -208,7 +243,7 @@ def test_a_bad_option_is_refused_before_anything_is_played(fake_engine, tmp_path
 
 def test_runs_of_two_environments_cannot_be_compared(fake_engine, tmp_path) -> None:
     one, other = (trained(tmp_path, total_timesteps=64, env=env) for env in ("Basic", "DefendLine"))
-    with pytest.raises(UserError, match=r"plays DefendLine and .* Basic: only runs of the same environment"):
+    with pytest.raises(UserError, match=r"another environment: scenario was basic\.cfg, now defend_the_line"):
         evaluate.evaluate(args(one, compare=other))
 
 
@@ -218,7 +253,9 @@ def test_results_go_to_another_folder_if_asked(fake_engine, tmp_path) -> None:
     assert (tmp_path / "a/b/scores.json").exists()
     assert not (folder / "scores.json").exists()
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"can't make .*file/media: .* Choose another --output"):
+    with pytest.raises(
+        UserError, match=r"can't write to .*file: .*file is not a folder\. Choose another --out"
+    ):
         evaluate.evaluate(args(folder, output=tmp_path / "file"))
 
 
@@ -234,7 +271,18 @@ def test_a_full_disk_leaves_earlier_results_as_they_were(fake_engine, tmp_path, 
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left on device"):
+    with pytest.raises(UserError, match=r"No space left on device\. Free some space"):
+        evaluate.evaluate(args(folder, seed=1))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_file_that_cannot_be_replaced_leaves_all_as_they_were(fake_engine, tmp_path) -> None:
+    folder = trained(tmp_path, total_timesteps=64)
+    evaluate.evaluate(args(folder))
+    (folder / "scores.json").unlink()
+    (folder / "scores.json").mkdir()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"can't write .*scores\.json: Is a directory\. Mend that"):
         evaluate.evaluate(args(folder, seed=1))
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 

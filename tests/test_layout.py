@@ -24,15 +24,17 @@ MAY_IMPORT = {
     "play": {"attention", "camal", "doom", "metrics", "ppo", "run_folder", "shift"},
     "faithfulness": {"metrics", "ppo", "play"},
     "evaluate": {
-        *("attention", "doom", "engine", "faithfulness", "media", "metrics", "play", "ppo", "shift")
+        *("attention", "doom", "engine", "faithfulness", "media", "metrics", "play", "ppo"),
+        *("run_folder", "shift"),
     },
     "experiment": {"cluster", "evaluate", "ppo"},
     "cluster": {"experiment"},
     "stats": set(),
-    "report": {"stats"},
+    "page": {"stats"},
+    "report": {"page", "stats"},
     "benchmark": {"attention", "camal", "doom", "metrics", "run_folder", "ppo", "evaluate"},
 }
-WITHOUT_TORCH = {"doom", "engine", "media", "metrics", "report", "shift", "stats"}
+WITHOUT_TORCH = {"doom", "engine", "media", "metrics", "page", "report", "shift", "stats"}
 
 
 def imports(path: Path) -> set[str]:

@@ -507,3 +507,34 @@ def test_frames_that_make_no_gif_are_refused(frames: list[np.ndarray], rate: flo
 def test_what_is_no_image_is_not_stacked(strips: list[np.ndarray]) -> None:
     with pytest.raises(ValueError, match=r"at least one|no image"):
         media.stack_strips(strips)
+
+
+def test_a_dead_map_is_called_so() -> None:
+    mask = np.ones((120, 160), np.uint8)
+    alive, dead = np.eye(7, dtype=np.float32), np.zeros((7, 7), np.float32)
+    shown = [
+        media.attention_strip(np.zeros((120, 160), np.uint8), mask, {"": heat}) for heat in (alive, dead)
+    ]
+    titles = [strip[4:20, 2 * 164 :] for strip in shown]
+    assert (titles[0] != titles[1]).any()
+    frames = [next(media.video_frames([make_trace(3, heats=np.stack([heat] * 3))])) for heat in (alive, dead)]
+    assert (frames[0][60:95, 340:] != frames[1][60:95, 340:]).any()
+
+
+def test_two_agents_share_the_axes_of_their_plots() -> None:
+    low, high = (make_trace(3, values=np.array(one)) for one in ([0.0, 1.0, 0.5], [5.0, 6.0, 5.5]))
+    both = list(media.video_frames([low, high]))[-1]
+    twice = list(media.video_frames([low, low]))[-1]
+    width = (both.shape[1] - 3 * media.GAP) // 2
+    left, right = media.GAP, 2 * media.GAP + width
+    assert (both[:, left : left + width] != twice[:, left : left + width]).any()  # the axis goes to 6
+    assert (twice[:, left : left + width] == twice[:, right : right + width]).all()
+
+
+def test_a_full_temporary_folder_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise av.error.OSError(28, "No space left on device")
+
+    monkeypatch.setattr(media, "_encode", full)
+    with pytest.raises(UserError, match=r"can't make a video in .*No space left.*set TMPDIR"):
+        media.encode_video([np.zeros((16, 16, 3), np.uint8)], 35)

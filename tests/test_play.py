@@ -102,6 +102,32 @@ def test_the_same_episodes_are_the_same_whatever_plays_beside_them(run: play.Tra
     assert [one.actions for one in others] != [one.actions for one in all_six]
 
 
+def test_how_many_games_are_really_played_changes_no_number(run: play.TrainedRun) -> None:
+    seeds = play.episode_seeds(0, 3)
+    (alone,) = play.play(run, seeds[:1], play.Settings(num_envs=8), keep=1)  # one game in a batch of eight
+    among = play.play(run, seeds, play.Settings(num_envs=8), keep=1)[0]
+    assert alone.values == among.values
+    assert alone.actions == among.actions
+
+
+def test_randomness_for_one_purpose_is_not_that_for_another() -> None:
+    purposes = [(play.EPISODES,), (play.ACTIONS, 0), (play.DISTURBANCE, 0), (play.ACTIONS, 2), (play.SAMPLE,)]
+    drawn = [play.generator(3, *purpose).integers(2**63) for purpose in purposes]
+    assert len(set(drawn)) == len(purposes)
+    assert drawn[0] == play.generator(3, play.EPISODES).integers(2**63)
+
+
+@pytest.mark.parametrize("method", attention.METHODS)
+def test_every_map_that_can_be_trained_can_be_played(fake_engine, tmp_path, method) -> None:
+    folder = ppo.train(small_args(tmp_path, total_timesteps=64, attention=method))
+    run = play.load_run(folder, None, CPU)
+    assert run.method == method
+    (episode,) = play.play(run, play.episode_seeds(0, 1), play.Settings(), keep=1)
+    assert max(heat.max() for heat in episode.heats) == 1
+    chosen = play.load_run(folder, None, CPU, method="hirescam")
+    assert chosen.method == "hirescam"
+
+
 def test_an_episode_too_long_is_cut_and_says_so(run: play.TrainedRun) -> None:
     episodes = play.play(run, play.episode_seeds(0, 8), play.Settings(max_steps=6))
     lengths = [int(np.random.default_rng(one.seed).integers(5, 13)) for one in episodes]
@@ -131,7 +157,7 @@ def test_a_disturbance_changes_what_the_agent_sees_and_not_the_game(run: play.Tr
 
     sample = play.Sample(1000, np.random.default_rng(0))
     seeds = play.episode_seeds(0, 3)
-    shifted = play.play(run, seeds, play.Settings(), shift=Shift("a stamp", disturb=stamp), sample=sample)
+    shifted = play.play(run, seeds, play.Settings(), shift=Shift("a stamp", disturb=stamp), samples=[sample])
     for frame in sample.frames:
         seen.append(tuple(frame.image[:, 0, 1]))
         assert (frame.image[:, 0, 0] == 255).all()  # in every frame of the stack
@@ -169,6 +195,37 @@ def other_targets(folder: Path) -> None:
     (folder / "args.json").write_text(json.dumps(content))
 
 
+def without_attention(folder: Path) -> None:
+    content = json.loads((folder / "args.json").read_text())
+    content["attention"] = {}
+    (folder / "args.json").write_text(json.dumps(content))
+
+
+def unknown_attention(folder: Path) -> None:
+    content = json.loads((folder / "args.json").read_text())
+    content["attention"]["attention"] = "telepathy"
+    (folder / "args.json").write_text(json.dumps(content))
+
+
+def nameless(folder: Path) -> None:
+    content = json.loads((folder / "args.json").read_text())
+    del content["run"]["method"]
+    (folder / "args.json").write_text(json.dumps(content))
+
+
+def change_weights(change):
+    def harm(folder: Path) -> None:
+        checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+        change(checkpoint["agent"])
+        torch.save(checkpoint, folder / "checkpoint.pt")
+
+    return harm
+
+
+flat = change_weights(lambda weights: weights.update({"convolutions.0.weight": torch.zeros(3)}))
+diverged = change_weights(lambda weights: weights["actor.weight"].fill_(float("nan")))
+
+
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
@@ -179,6 +236,12 @@ def other_targets(folder: Path) -> None:
         (lambda folder: (folder / "checkpoint.pt").unlink(), "has no checkpoint"),
         (truncate, "not a readable checkpoint"),
         (foreign, "does not belong to args.json"),
+        (lambda folder: torch.save(torch.zeros(3), folder / "checkpoint.pt"), "not a readable checkpoint"),
+        (without_attention, "does not belong to args.json: 'attention'"),
+        (unknown_attention, "does not belong to args.json: attention 'telepathy'"),
+        (nameless, "does not belong to args.json: 'method'"),
+        (flat, "does not belong to args.json"),
+        (diverged, "the network holds NaN or infinity, so its training diverged"),
         (code, "not a readable checkpoint"),
         (other_network, "does not belong to args.json"),
         (other_targets, "trained on another environment: target_names was .*DoomImp"),
@@ -200,8 +263,19 @@ def test_an_environment_of_ones_own_is_given_by_its_file(fake_engine, tmp_path) 
     run = play.load_run(folder, own, CPU)
     assert run.title == "Mine, camal seed 1"
     assert run.steps == 64
-    with pytest.raises(UserError, match="trained on another environment: name was Mine"):
+    with pytest.raises(UserError, match=r"another environment: scenario was basic\.cfg, now defend_the_line"):
         play.load_run(folder, doom.ENVS_DIR / "DefendLine.toml", CPU)
+    own.write_text(own.read_text().replace("The monster", "This monster"))  # another reason, the same game
+    assert play.load_run(folder, own, CPU).steps == 64
+
+
+def test_another_vizdoom_is_said(fake_engine, tmp_path, capsys) -> None:
+    folder = ppo.train(small_args(tmp_path, total_timesteps=64))
+    content = json.loads((folder / "args.json").read_text())
+    content["definition"]["vizdoom"] = "0.0"
+    (folder / "args.json").write_text(json.dumps(content))
+    play.load_run(folder, None, CPU)
+    assert "trained with ViZDoom 0.0, and this is" in capsys.readouterr().err
 
 
 @pytest.mark.engine
