@@ -26,7 +26,7 @@ def run(*arguments: str, folder: Path, prefix: tuple[str, ...] = ()) -> "subproc
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 

@@ -360,12 +360,12 @@ def test_ctrl_c_ends_it_and_writes_nothing(tmp_path) -> None:
 def test_metrics_cost_less_than_playing_the_frames(start) -> None:
     env = start("DefendCenter", (84, 84), render_resolution="320x240")
     rng = np.random.default_rng(0)
-    playing, measuring, frames = [], [], 0
-    for _ in range(4):  # interleaved, because other processes come and go
-        env.begin_episode()
+    env.begin_episode(1)
+    playing, measuring = [], []
+    for _ in range(100):  # interleaved and the median of many, because other processes come and go
         masks = []
         began = time.perf_counter()
-        for _ in range(250):
+        for _ in range(10):
             masks.append(env.mask.copy())
             if any(env.advance(int(rng.integers(len(env.actions))))[1:]):
                 env.begin_episode()
@@ -374,7 +374,6 @@ def test_metrics_cost_less_than_playing_the_frames(start) -> None:
         began = time.perf_counter()
         metrics.alignment(heats, np.stack(masks))
         measuring.append(time.perf_counter() - began)
-        frames += len(masks)
-    assert frames == 1000
-    print(f"a frame at 240x320: played {min(playing) * 4:.2f} ms, measured {min(measuring) * 4:.2f} ms")
-    assert min(measuring) < min(playing)
+    played, measured = np.median(playing) * 100, np.median(measuring) * 100
+    print(f"a frame at 240x320: played in {played:.2f} ms, measured in {measured:.2f} ms")
+    assert measured < played
