@@ -32,7 +32,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from camal_rl import ENVS_DIR, UserError, report, write_whole
+from camal_rl import ENVS_DIR, UserError, print_mistake, write_whole
 from camal_rl.engine import ENGINE_ERRORS, check_shared_memory, start_engine
 
 if sys.version_info >= (3, 11):
@@ -886,8 +886,10 @@ if __name__ == "__main__":
     try:
         main()
     except UserError as mistake:
-        sys.exit(report(mistake))
+        sys.exit(print_mistake(mistake))
     except ENGINE_ERRORS as error:
         sys.exit(
-            report(UserError(f"the ViZDoom engine ended unexpectedly ({' '.join(str(error).split())})."))
+            print_mistake(
+                UserError(f"the ViZDoom engine ended unexpectedly ({' '.join(str(error).split())}).")
+            )
         )

@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from camal_rl import UserError, __version__, report, write_together
+from camal_rl import UserError, __version__, print_mistake, write_together
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 
@@ -244,7 +244,7 @@ def pictures(
 
 
 def names(runs: Sequence[TrainedRun]) -> list[str]:
-    """What tells runs apart: nothing for a single one, else method and seed, and a folder if these are equal."""
+    """What tells runs apart: nothing for a single one, else method and seed, and a folder if those agree."""
     labels = [run.label for run in runs]
     if len(runs) == 1:
         return [""]
@@ -257,7 +257,7 @@ def names(runs: Sequence[TrainedRun]) -> list[str]:
 
 @torch.no_grad()
 def _heat(run: TrainedRun, seed: int, actions: Sequence[int], settings: Settings) -> np.ndarray:
-    """The run's attention, (h, w) in [0, 1], on the frame after these actions; `smoothgrad`'s noise is new."""
+    """The run's attention, (h, w) in [0, 1], on the frame after these actions; `smoothgrad` draws anew."""
     env = run.env()
     try:
         env.load_state_dict(
@@ -530,10 +530,12 @@ def main(args: Args) -> int:
     try:
         scores, files = evaluate(args)
     except UserError as mistake:
-        return report(mistake)
+        return print_mistake(mistake)
     except ENGINE_ERRORS as error:
         problem = " ".join(str(error).split())
-        return report(UserError(f"a ViZDoom engine ended unexpectedly ({problem}). Run the command again."))
+        return print_mistake(
+            UserError(f"a ViZDoom engine ended unexpectedly ({problem}). Run the command again.")
+        )
     except KeyboardInterrupt:
         print("\nStopped. Nothing was written.", file=sys.stderr)
         return 128 + received[0]

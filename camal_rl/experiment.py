@@ -23,7 +23,7 @@ from typing import IO, Annotated, Any, Literal, NamedTuple
 import tyro
 from tqdm import tqdm
 
-from camal_rl import UserError, __version__, report, write_whole
+from camal_rl import UserError, __version__, print_mistake, write_whole
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -532,7 +532,7 @@ def main(args: Args, train: Sequence[str]) -> int:
                 raise UserError(f"--{option} {value}: give a number of at least {least}.")
         return run(read_matrix(args, train), args.jobs, args.retries, stopping, args.ray, args.gpus)
     except UserError as mistake:
-        return report(mistake)
+        return print_mistake(mistake)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import tyro
 
-from camal_rl import UserError, __version__, report, write_whole
+from camal_rl import UserError, __version__, print_mistake, write_whole
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 Number = Annotated[float, tyro.conf.arg(metavar="X")]
@@ -904,13 +904,17 @@ def main(args: Args) -> int:
     try:
         train(args, lambda: bool(received))
     except UserError as mistake:
-        return report(mistake)
+        return print_mistake(mistake)
     except OSError as error:  # of TensorBoard's files
-        return report(UserError(f"{error.strerror or error}. Mend that, then run the same command again."))
+        return print_mistake(
+            UserError(f"{error.strerror or error}. Mend that, then run the same command again.")
+        )
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) and "alloc" not in str(error):
             raise
-        return report(UserError("out of memory: choose a smaller --num-envs, --num-steps or --frame-size."))
+        return print_mistake(
+            UserError("out of memory: choose a smaller --num-envs, --num-steps or --frame-size.")
+        )
     except KeyboardInterrupt:
         pass
     if received:

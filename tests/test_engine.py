@@ -112,11 +112,11 @@ def test_too_little_shared_memory_is_one_clear_line(tmp_path: Path) -> None:
         pytest.skip("no right to mount a small /dev/shm")
     program = (
         "import sys\n"
-        "from camal_rl import UserError, doom, report\n"
+        "from camal_rl import UserError, doom, print_mistake\n"
         "try:\n"
         "    doom.DoomVectorEnv('Basic', int(sys.argv[1])).close()\n"
         "except UserError as mistake:\n"
-        "    sys.exit(report(mistake))\n"
+        "    sys.exit(print_mistake(mistake))\n"
     )
     assert run("-c", program, "2", folder=tmp_path, prefix=small).returncode == 0
     result = run("-c", program, "3", folder=tmp_path, prefix=small)

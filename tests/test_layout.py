@@ -27,7 +27,7 @@ MAY_IMPORT = {
         *("attention", "doom", "engine", "faithfulness", "media", "metrics", "play", "ppo"),
         *("run_folder", "shift"),
     },
-    "experiment": {"cluster", "evaluate", "ppo"},
+    "experiment": {"cluster", "evaluate", "experiment", "ppo"},
     "cluster": {"experiment"},
     "stats": set(),
     "page": {"stats"},

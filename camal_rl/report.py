@@ -1,0 +1,1234 @@
+"""Scores of many runs -> statistics, the paper's Figures 4 and 6, tables, and one HTML page that says it all.
+
+Reads what `camal_rl.evaluate` and the trainer left in the run folders, nothing else. Suffixes name axes as in
+`stats`: R runs, E environments, S positions.
+"""
+# ruff: noqa: N803, N806 - axis suffixes are capitals
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import shlex
+import struct
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import tyro
+from PIL import Image
+from tqdm import tqdm
+
+from camal_rl import UserError, __version__, page, print_mistake, stats, write_together
+from camal_rl.page import NOTHING, Table, shown
+from camal_rl.stats import Band, Interval
+
+FORMAT = 1
+"""Of the report's scores.json and statistics.json."""
+SCORES_FORMAT = 1
+"""Of the runs' scores.json that this version reads."""
+METRICS = ("iou", "return")
+WINDOWS = 50
+"""Positions of a learning curve."""
+MEDIA_LIMIT = 8 * 2**20
+"""Bytes of pictures and videos in the page."""
+PICTURE_WIDTH = 1600
+"""Pixels of pictures in the page, at most."""
+NAMES = {"camal": "CAMAL", "vanilla": "Vanilla", "suppress": "Suppress"}
+STATISTIC_NAMES = {"mean": "Mean", "median": "Median", "iqm": "IQM", "optimality_gap": "Gap"}
+LABELS = {"iou": "IoU", "return": "Normalised return"}
+SHORT = {"iou": "IoU", "return": "return"}
+ROWS = {"iou": "IoU", "return": "Return"}
+
+Count = Annotated[int, tyro.conf.arg(metavar="N")]
+
+
+@dataclass
+class Args:
+    """Compare methods over environments and seeds: statistics, figures, tables and a page to read."""
+
+    runs: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUNS")]]
+    """folder that holds <env>/<method>/seed<k>/scores.json"""
+    output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """folder to write to, RUNS/report if none is given"""
+    repetitions: Count = stats.REPETITIONS
+    """of the bootstrap"""
+    seed: Count = 0
+    """of the bootstrap"""
+
+
+def parse_args(arguments: list[str] | None = None) -> Args:
+    """Read the command line; exits with code 2 and a message where it can't be understood."""
+    return tyro.cli(Args, prog="python -m camal_rl.report", args=arguments)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Reading runs
+
+
+class Run(NamedTuple):
+    """A run that was evaluated. Its folder says what it is."""
+
+    folder: Path
+    env: str
+    method: str
+    seed: int
+    scores: dict[str, Any]  # scores.json
+
+    @property
+    def title(self) -> str:
+        """Environment, method and seed."""
+        return f"{self.env}/{self.method}/seed{self.seed}"
+
+    def number(self, path: str) -> float:
+        """What scores.json has at a dotted path; NaN where it has null."""
+        value = _at(self.scores, path)
+        return math.nan if value is None else float(value)
+
+    def score(self, metric: str) -> float:
+        """The score that is compared: IoU, or the normalised mean return."""
+        if metric == "iou":
+            return self.number("iou")
+        return float(stats.normalise(np.array(self.number("return.mean")), *self.scale))
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """The environment's random and reference return."""
+        definition = "training.definition"
+        return self.number(f"{definition}.random_return"), self.number(f"{definition}.reference_return")
+
+
+class Study(NamedTuple):
+    """All runs below a folder, and what was meant to be there."""
+
+    runs: list[Run]
+    envs: list[str]
+    methods: list[str]
+    missing: list[str]  # titles of cells that nothing is there of
+    unevaluated: list[str]  # titles of cells that are trained, without scores
+    experiment: dict[str, Any]  # experiment.json, empty if there is none
+
+    def of(self, env: str, method: str) -> list[Run]:
+        """Runs of a cell, by seed."""
+        return [run for run in self.runs if (run.env, run.method) == (env, method)]
+
+
+def read_study(folder: Path) -> Study:
+    """Find and read the runs below a folder.
+
+    Raises:
+        UserError: there is none, a file is damaged, or runs of one environment have different scales.
+    """
+    experiment = _read_experiment(folder / "experiment.json")
+    runs, trained = [], set()
+    for place in sorted(folder.glob("*/*/seed*")):
+        if not re.fullmatch(r"seed(0|[1-9]\d*)", place.name):
+            continue
+        cell = (place.parts[-3], place.parts[-2], int(place.name.removeprefix("seed")))
+        if (place / "scores.json").is_file():
+            runs.append(Run(place, *cell, _read_scores(place / "scores.json")))
+        elif (place / "args.json").is_file():
+            trained.add(cell)
+    if not runs:
+        raise UserError(
+            f"{folder} holds no <env>/<method>/seed<k>/scores.json: train and evaluate first, "
+            "python -m camal_rl.experiment."
+        )
+    planned = [Path(env).stem if env.endswith(".toml") else env for env in experiment.get("envs", ())]
+    envs = _in_order(planned, (run.env for run in runs))
+    methods = _in_order(experiment.get("methods", ()), (run.method for run in runs))
+    seeds = sorted({run.seed for run in runs} | set(experiment.get("seeds", ())))
+    rank = {(env, method): (i, j) for i, env in enumerate(envs) for j, method in enumerate(methods)}
+    runs.sort(key=lambda run: (rank[run.env, run.method], run.seed))
+    have = {(run.env, run.method, run.seed) for run in runs}
+    absent = [
+        cell
+        for env in envs
+        for method in methods
+        for seed in seeds
+        if (cell := (env, method, seed)) not in have
+    ]
+    missing = [f"{cell[0]}/{cell[1]}/seed{cell[2]}" for cell in absent if cell not in trained]
+    unevaluated = [f"{cell[0]}/{cell[1]}/seed{cell[2]}" for cell in absent if cell in trained]
+    for env in envs:
+        scales: dict[tuple[float, float], Run] = {}
+        for run in runs:
+            if run.env == env:
+                scales.setdefault(run.scale, run)
+        if len(scales) > 1:
+            one, other, *_ = scales.values()
+            raise UserError(
+                f"{one.title} and {other.title} measure returns on different scales (random and reference "
+                f"return {one.scale} and {other.scale}): evaluate runs of the same definition of {env}."
+            )
+    return Study(runs, envs, methods, missing, unevaluated, experiment)
+
+
+def _in_order(first: Sequence[str], found: Iterator[str]) -> list[str]:
+    return list(dict.fromkeys([*first, *sorted(set(found) - set(first))]))
+
+
+def _at(content: Any, path: str) -> Any:
+    for name in path.split("."):
+        content = content[name]
+    return content
+
+
+def _read_json(file: Path, hint: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"can't read {file}: {problem}. {hint}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"can't read {file}: it is not an object. {hint}")
+    return content
+
+
+def _read_experiment(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    hint = "Run python -m camal_rl.experiment again, or delete it."
+    content = _read_json(file, hint)
+    kinds = {"envs": str, "methods": str, "seeds": int, "train": str, "evaluate": str}
+    for name, kind in kinds.items():
+        values = content.get(name)
+        if not isinstance(values, list) or not all(type(value) is kind for value in values):
+            raise UserError(f"can't read {file}: {name} is not a list of {kind.__name__}. {hint}")
+    return content
+
+
+def _read_scores(file: Path) -> dict[str, Any]:
+    hint = f"Evaluate again: python -m camal_rl.evaluate {file.parent}"
+    scores = _read_json(file, hint)
+    definition = "training.definition"
+    fractions = ("iou", "iou_ceiling", "dead_map_fraction")
+    needed = ("steps", "return.mean", f"{definition}.random_return", f"{definition}.reference_return")
+    for path in (*fractions, *needed):
+        try:
+            value = _at(scores, path)
+        except (KeyError, TypeError, IndexError):
+            raise UserError(f"{file} has no {path}. {hint}") from None
+        if value is None and path in ("iou", "iou_ceiling"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise UserError(f"{file}: {path} is {value!r}, not a number. {hint}")
+        if path in fractions and not 0 <= value <= 1:
+            raise UserError(f"{file}: {path} is {value!r}, not between 0 and 1. {hint}")
+    if scores.get("format") != SCORES_FORMAT:
+        raise UserError(
+            f"{file} has format {scores.get('format')!r}, this version reads {SCORES_FORMAT}. {hint}"
+        )
+    if not isinstance(scores.get("episodes"), list) or not isinstance(scores.get("settings"), dict):
+        raise UserError(f"{file} has no episodes or settings. {hint}")
+    if not _at(scores, f"{definition}.random_return") < _at(scores, f"{definition}.reference_return"):
+        raise UserError(f"{file}: the reference return is not above the random one. {hint}")
+    return scores
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What makes runs hard to compare
+
+
+def comparability(study: Study) -> list[str]:
+    """A sentence on each way in which the runs differ though only method, seed and environment should."""
+    sentences = []
+    for run in study.runs:
+        said = f"{run.scores.get('env')}/{run.scores.get('method')}/seed{run.scores.get('seed')}"
+        if said != run.title:
+            sentences.append(f"The folder {run.title} holds scores of {said}; the folder's name is used.")
+    evaluation = ("episodes", "seed", "greedy", "max_steps", "tau", "attention")
+    sentences += _differences(
+        study.runs,
+        lambda run: {name: run.scores["settings"].get(name) for name in evaluation},
+        "Not comparable: runs were evaluated differently.",
+    )
+    sentences += _differences(
+        study.runs, lambda run: training(run.scores), "Not comparable: runs were trained differently."
+    )
+    sentences += _differences(
+        study.runs,
+        lambda run: {"steps": run.scores["steps"]},
+        "Not comparable: runs were trained for different numbers of agent steps.",
+    )
+    for env in study.envs:
+        sentences += _differences(
+            [run for run in study.runs if run.env == env],
+            lambda run: run.scores["training"]["definition"],
+            f"Not comparable: runs of {env} have different definitions of it.",
+        )
+    sentences += _differences(study.runs, versions, "Versions differ between runs.")
+    return sentences
+
+
+def training(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a training by dotted name, but for those that every run has of its own."""
+    return {
+        f"{group}.{name}": value
+        for group, options in scores["training"].items()
+        if isinstance(options, dict) and group != "definition"
+        for name, value in options.items()
+        if (group, name) not in (("run", "env"), ("run", "method"), ("run", "seed"))
+    }
+
+
+def versions(run: Run) -> dict[str, Any]:
+    """What the run was evaluated with."""
+    return dict(run.scores["settings"].get("versions") or {})
+
+
+def _differences(runs: Sequence[Run], values: Callable[[Run], Mapping[str, Any]], sentence: str) -> list[str]:
+    every = [values(run) for run in runs]
+    parts = []
+    for name in dict.fromkeys(name for one in every for name in one):
+        groups: dict[str, list[Run]] = {}
+        for run, one in zip(runs, every, strict=True):
+            groups.setdefault(json.dumps(one.get(name)), []).append(run)
+        if len(groups) > 1:
+            common, *others = sorted(groups.items(), key=lambda group: -len(group[1]))
+            told = [f"{common[0]} ({len(common[1])} runs)"]
+            told += [f"{value} ({_some([run.title for run in group])})" for value, group in others]
+            parts.append(f"{name} is {' and '.join(told)}")
+    return [f"{sentence} {'; '.join(parts)}."] if parts else []
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Learning curves
+
+
+def read_events(folder: Path, tags: Sequence[str]) -> dict[str, np.ndarray]:
+    """What a training logged under these tags, float64 (N, 2): agent step and value.
+
+    As TensorBoard's EventAccumulator does, a training that went on drops what an earlier process had logged
+    beyond its checkpoint. That class checks every record's sum in Python, which takes minutes for the
+    millions of episodes of a long run; here other tags are passed by unread.
+
+    Raises:
+        UserError: a file is damaged. A last record that is cut off, as in a run that still goes on, is left.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+    found: dict[str, list[tuple[int, float]]] = {tag: [] for tag in tags}
+    wanted = [tag.encode() for tag in tags]
+    for file in sorted(folder.glob("events.out.tfevents.*")):
+        for record in _records(file.read_bytes()):
+            is_wanted = any(tag in record for tag in wanted)
+            if not is_wanted and len(record) > 64:  # longer than the note that a process started
+                continue
+            try:
+                event = Event.FromString(record)
+            except DecodeError as error:
+                raise UserError(f"{file} is damaged: move it away to report without its curves.") from error
+            if event.session_log.status == SessionLog.START:
+                for tag, points in found.items():
+                    found[tag] = [point for point in points if point[0] < event.step]
+            for value in event.summary.value if is_wanted else ():
+                if value.tag in found:
+                    found[value.tag].append((event.step, value.simple_value))
+    return {tag: np.array(points, np.float64).reshape(-1, 2) for tag, points in found.items()}
+
+
+def _records(content: bytes) -> Iterator[bytes]:
+    """TFRecord's framing: length, its sum, data, its sum; the last record may be cut off."""
+    place = 0
+    while place + 12 <= len(content):
+        (length,) = struct.unpack_from("<Q", content, place)
+        data = content[place + 12 : place + 12 + length]
+        if len(data) < length:
+            return
+        yield data
+        place += 16 + length
+
+
+def curve(points_N2: np.ndarray, edges: np.ndarray, end: float) -> np.ndarray:
+    """Mean of what was logged in each window and its two neighbours, float64 (S,); NaN where nothing was.
+
+    Args:
+        points_N2: agent step and value, those that are finite count.
+        edges: (S + 1,) agent steps; window s is (edges[s], edges[s + 1]].
+        end: the run's last agent step; windows that begin there have no value.
+    """
+    points_N2 = points_N2[np.isfinite(points_N2).all(axis=1)]
+    window = np.searchsorted(edges, points_N2[:, 0], side="left") - 1
+    inside = (window >= 0) & (window < len(edges) - 1)
+    window, values = window[inside], points_N2[inside, 1]
+    size = len(edges) - 1
+    counts = np.convolve(np.bincount(window, minlength=size), [1, 1, 1])[1:-1]
+    sums = np.convolve(np.bincount(window, values, minlength=size), [1, 1, 1])[1:-1]
+    means: np.ndarray = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    means[edges[:-1] >= end] = np.nan
+    return means
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Statistics
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The methods by one metric, over all environments or in one."""
+
+    runs: Mapping[str, int]
+    """How many of each method count."""
+    sbci: Mapping[str, Mapping[str, Interval]]
+    """Method -> statistic -> interval; its estimate is NaN where there is no run that counts."""
+    poi: Mapping[str, Interval]
+    """Other method -> probability of improvement of the first one over it."""
+    left_out: Sequence[str] = ()
+    """Sentences of `stats.complete`."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A band of each method along the same axis."""
+
+    x: np.ndarray  # (S,)
+    bands: Mapping[str, Band]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that is computed; the outer keys are metrics."""
+
+    joint: Mapping[str, Comparison]
+    single: Mapping[str, Mapping[str, Comparison]]
+    """By environment."""
+    profiles: Mapping[str, Lines]
+    curves: Mapping[str, Mapping[str, Lines]]
+    """By environment, against agent steps; the return is the raw one."""
+    without_curve: Sequence[str]
+    """Titles of runs without usable events."""
+
+
+def matrix(study: Study, method: str, value: Callable[[Run], float]) -> tuple[list[int], np.ndarray]:
+    """Seeds of a method, and (R, E) of a value of each run; NaN where a run is missing."""
+    seeds = sorted({run.seed for run in study.runs if run.method == method})
+    values_RE = np.full((len(seeds), len(study.envs)), np.nan)
+    for run in study.runs:
+        if run.method == method:
+            values_RE[seeds.index(run.seed), study.envs.index(run.env)] = value(run)
+    return seeds, values_RE
+
+
+def compare(
+    scores: Mapping[str, np.ndarray], where: str, repetitions: int, seed: int, done: Callable[[], object]
+) -> Comparison:
+    """SBCI of every method, and POI of the first one over each other one.
+
+    Args:
+        scores: complete scores_RE of each method, in order; R may be 0.
+        where: ends the reason why a method without runs has no statistics.
+    """
+    nothing = {
+        method: Interval(math.nan, None, None, f"No run of {name(method)} has a score {where}.")
+        for method, scores_RE in scores.items()
+        if not len(scores_RE)
+    }
+    sbci: dict[str, Mapping[str, Interval]] = {}
+    poi = {}
+    first, *others = scores
+    for method, scores_RE in scores.items():
+        if method in nothing:
+            sbci[method] = dict.fromkeys(stats.STATISTICS, nothing[method])
+        else:
+            sbci[method] = stats.sbci({method: scores_RE}, repetitions, seed)[method]
+        done()
+    for other in others:
+        lacking = nothing.get(first) or nothing.get(other)
+        poi[other] = lacking or stats.poi(scores[first], scores[other], repetitions, seed)
+        done()
+    return Comparison({method: len(one) for method, one in scores.items()}, sbci, poi)
+
+
+def jobs(study: Study) -> int:
+    """How often `compute` says that something is done."""
+    methods, envs = len(study.methods), len(study.envs)
+    return len(METRICS) * (3 * methods - 1) * (envs + 1) + len(study.runs)
+
+
+def compute(study: Study, repetitions: int, seed: int, done: Callable[[], object] = lambda: None) -> Results:
+    """All statistics of a study."""
+    joint, single, profiles = {}, {}, {}
+    for metric in METRICS:
+        whole, left_out, by_env = {}, [], {}
+        for method in study.methods:
+            seeds, scores_RE = matrix(study, method, lambda run: run.score(metric))  # noqa: B023
+            titles = [f"{method} seed {one}" for one in seeds]
+            whole[method], sentences = stats.complete(scores_RE, titles, study.envs)
+            left_out += sentences
+            by_env[method] = scores_RE
+        one = compare(whole, "in every environment", repetitions, seed, done)
+        joint[metric] = Comparison(one.runs, one.sbci, one.poi, left_out)
+        single[metric] = {
+            env: compare(
+                {m: scores_RE[~np.isnan(scores_RE[:, e])][:, [e]] for m, scores_RE in by_env.items()},
+                f"in {env}",
+                repetitions,
+                seed,
+                done,
+            )
+            for e, env in enumerate(study.envs)
+        }
+        profiles[metric] = _profiles(whole, repetitions, seed, done)
+    curves, without = _curves(study, repetitions, seed, done)
+    return Results(joint, single, profiles, curves, without)
+
+
+def _profiles(
+    scores: Mapping[str, np.ndarray], repetitions: int, seed: int, done: Callable[[], object]
+) -> Lines:
+    every = np.concatenate([scores_RE.ravel() for scores_RE in scores.values()])
+    low, high = (every.min(), every.max()) if every.size else (0, 1)
+    # From zero, or below the lowest score, to a round number above the highest.
+    x = np.linspace(min(0, math.floor(low * 10) / 10), max(math.ceil(high * 10) / 10, 0.1), 101)
+    bands = {}
+    for method, scores_RE in scores.items():
+        if len(scores_RE):
+            bands[method] = stats.performance_profile(scores_RE, x, repetitions, seed)
+        done()
+    return Lines(x, bands)
+
+
+TAGS = {"iou": "camal/iou", "return": "charts/episodic_return"}
+
+
+def _curves(
+    study: Study, repetitions: int, seed: int, done: Callable[[], object]
+) -> tuple[dict[str, dict[str, Lines]], list[str]]:
+    curves: dict[str, dict[str, Lines]] = {metric: {} for metric in METRICS}
+    without = []
+    for env in study.envs:
+        runs = [run for run in study.runs if run.env == env]
+        edges = np.linspace(0, max((run.number("steps") for run in runs), default=1), WINDOWS + 1)
+        logged = []
+        for run in runs:
+            logged.append((run, read_events(run.folder, list(TAGS.values()))))
+            done()
+        without += [run.title for run, one in logged if not all(map(len, one.values()))]
+        for metric, tag in TAGS.items():
+            bands = {}
+            for method in study.methods:
+                lines = [
+                    curve(one[tag], edges, run.number("steps"))
+                    for run, one in logged
+                    if run.method == method and len(one[tag])
+                ]
+                if lines:
+                    bands[method] = _band(np.stack(lines), repetitions, seed)
+                done()
+            curves[metric][env] = Lines((edges[1:] + edges[:-1]) / 2, bands)
+    return curves, without
+
+
+def _band(curves_RS: np.ndarray, repetitions: int, seed: int) -> Band:
+    """`stats.mean_band` where every run has a value; NaN elsewhere."""
+    known_S = ~np.isnan(curves_RS).any(axis=0)
+    if not known_S.any():
+        nothing = np.full(curves_RS.shape[1], np.nan)
+        return Band(nothing, None, None, "There is no position at which every run has a value.")
+    band = stats.mean_band(curves_RS[:, known_S], repetitions, seed)
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        spread_S = np.full(len(known_S), np.nan)
+        spread_S[known_S] = values
+        return spread_S
+
+    if band.low is None or band.high is None:
+        return Band(spread(band.estimate), None, None, band.reason)
+    return Band(spread(band.estimate), spread(band.low), spread(band.high))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# In words
+
+
+def name(method: str) -> str:
+    """A method as it is written in prose."""
+    return NAMES.get(method, method)
+
+
+def pair(first: str, other: str) -> str:
+    """What a probability of improvement is of."""
+    return f"{name(first)} > {name(other)}"
+
+
+def outcome(improvement: Interval) -> str:
+    """The verdict on X over Y, and on Y over X where that is the significant one: 1 - P(X > Y) = P(Y > X)."""
+    found = stats.verdict(improvement)
+    if improvement.low is not None and improvement.high is not None:
+        reverse = Interval(1 - improvement.estimate, 1 - improvement.high, 1 - improvement.low)
+        if stats.verdict(reverse) == "significant":
+            return "significantly worse"
+    return found
+
+
+def verdicts(methods: Sequence[str], joint: Mapping[str, Comparison]) -> list[str]:
+    """The findings in plain words: a sentence on the first method and each other one."""
+    first, *others = methods
+    if not others:
+        means = {metric: joint[metric].sbci[first]["mean"] for metric in METRICS}
+        return [
+            f"There are only runs of {name(first)}, so nothing is compared: its mean IoU is "
+            f"{shown(means['iou'], 2)}, its mean normalised return {shown(means['return'], 2)}."
+        ]
+    words = {
+        "iou": {
+            "significant": "attention is better aligned than {}",
+            "not significant": "attention is not significantly better aligned than {}",
+            "significantly worse": "attention is significantly worse aligned than {}",
+            "undefined": "attention can't be compared with {}",
+        },
+        "return": {
+            "significant": "return is better than {}",
+            "not significant": "return is not significantly better than {}",
+            "significantly worse": "return is significantly worse than {}",
+            "undefined": "return can't be compared with {}",
+        },
+    }
+    sentences = []
+    for other in others:
+        clauses = []
+        for metric in METRICS:
+            improvement = joint[metric].poi[other]
+            found = outcome(improvement)
+            clause = words[metric][found].format(f"{name(other)}'s")
+            if found == "undefined":
+                known = "" if math.isnan(improvement.estimate) else f"POI {improvement.estimate:.2f}. "
+                clause += f" ({known}{(improvement.reason or '').rstrip('.')})"
+            else:
+                poi = f"POI {shown(improvement, 2)}".replace(" [", ", 95 % interval [")
+                clause += f" ({poi}, significant)" if found == "significant" else f" ({poi})"
+            clauses.append(clause)
+        sentences.append(f"{name(first)}'s {clauses[0]}; its {clauses[1]}.")
+    return sentences
+
+
+def no_width(results: Results) -> bool:
+    """Whether a probability of improvement has an interval without width."""
+    every = [*results.joint.values(), *(one for by_env in results.single.values() for one in by_env.values())]
+    return any(
+        improvement.low is not None and improvement.low == improvement.high
+        for one in every
+        for improvement in one.poi.values()
+    )
+
+
+def warnings(study: Study, results: Results) -> list[str]:
+    """What has to be known before the figures are believed."""
+    sentences = []
+    if study.missing:
+        sentences.append(f"Missing: {', '.join(study.missing)}.")
+    if study.unevaluated:
+        sentences.append(f"Trained but not evaluated: {', '.join(study.unevaluated)}.")
+    counts = {
+        f"{env}, {name(method)}": len(study.of(env, method)) for env in study.envs for method in study.methods
+    }
+    if max(counts.values()) > min(counts.values()):
+        told = "; ".join(f"{cell}: {count}" for cell, count in counts.items())
+        sentences.append(f"Unequal numbers of seeds. {told}.")
+    if max(counts.values()) == 1:
+        sentences.append("There is one seed: nothing is known about how much runs differ.")
+    sentences += comparability(study)
+    for metric in METRICS:
+        others = [one for one in METRICS if one != metric]
+        for sentence in results.joint[metric].left_out:
+            if all(sentence in results.joint[one].left_out for one in others):
+                if metric == METRICS[0]:
+                    sentences.append(f"Over all environments: {sentence}")
+            else:
+                sentences.append(f"Over all environments, {LABELS[metric]}: {sentence}")
+    for run in study.runs:
+        if run.scores["iou"] is None:
+            reason = (run.scores.get("undefined") or {}).get("iou", "scores.json gives no reason")
+            sentences.append(f"{run.title} has no IoU: {reason}.")
+    for env in study.envs:
+        for method in study.methods:
+            dead = _mean([run.number("dead_map_fraction") for run in study.of(env, method)])
+            if dead >= 0.5:
+                sentences.append(
+                    f"{100 * dead:.0f} % of the maps of {name(method)} in {env} are dead: each counts as IoU "
+                    "0, because there is no attention to measure, not because it is in a wrong place."
+                )
+    if results.without_curve:
+        sentences.append(
+            "Learning curves are incomplete, there are no TensorBoard events of "
+            f"{' and '.join(TAGS.values())} for {_some(results.without_curve)}."
+        )
+    return sentences
+
+
+LIMITS = (
+    "An interval says how much the result would vary if training were repeated with other seeds, in these "
+    "environments. It says nothing about other environments, other lengths of training or other settings.",
+    "It is too narrow where seeds are few: with 5 seeds, a nominal 95 % interval of a mean covers the truth "
+    "in about 90 % of experiments over 4 environments, and in 84 % in a single one. With fewer it is worse.",
+    "POI, P(X > Y), says how often a run of X beats a run of Y, not by how much. Significant means that it "
+    "is above 0.5 and that 0.5 is outside its interval (Neyman and Pearson's criterion). Not significant "
+    "does not mean equal.",
+)
+NO_WIDTH = (
+    "Where all runs of one method beat all of the other, resampling changes nothing and the interval has no "
+    "width, such as [1.00, 1.00]. That is no certainty: between equal methods chance alone does this in one "
+    "environment of six with 2 seeds each, in one of 252 with 5, and as often the other way round."
+)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean of what is there, NaN where nothing is."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Tables and data
+
+
+def tables(study: Study, results: Results) -> list[Table]:
+    """The report's tables: all environments, improvement, by environment, every run."""
+    first, *others = study.methods
+    note = (
+        "Point estimate and 95 % stratified bootstrap interval. IQM is the mean of the middle half, the gap "
+        "(optimality gap, low is good) how far scores stay below 1 on average. "
+        + " ".join(f"{LABELS[metric]}: {_counts(results.joint[metric].runs)}." for metric in METRICS)
+    )
+    found = [
+        Table(
+            "Over all environments",
+            ["", *map(name, study.methods)],
+            [
+                [
+                    f"{ROWS[metric]}: {STATISTIC_NAMES[statistic]}",
+                    *(shown(results.joint[metric].sbci[method][statistic], 3) for method in study.methods),
+                ]
+                for metric in METRICS
+                for statistic in stats.STATISTICS
+            ],
+            " ".join([note, *_reasons([one for m in METRICS for one in _intervals(results.joint[m])])]),
+        )
+    ]
+    for other in others:
+        rows, used = [], []
+        for where in ("All environments", *study.envs):
+            row = [where]
+            for metric in METRICS:
+                one = results.joint[metric] if where == "All environments" else results.single[metric][where]
+                used.append(one.poi[other])
+                row += [shown(one.poi[other], 2), outcome(one.poi[other])]
+            rows.append(row)
+        found.append(
+            Table(
+                f"Probability of improvement: {pair(first, other)}",
+                ["", "IoU", "Verdict", "Return", "Verdict"],
+                rows,
+                " ".join(["Point estimate, 95 % interval and verdict.", *_reasons(used)]),
+            )
+        )
+    return [*found, _by_environment(study, results), _every_run(study)]
+
+
+def _counts(runs: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {'run' if count == 1 else 'runs'} of {name(m)}" for m, count in runs.items())
+
+
+def _intervals(one: Comparison) -> list[Interval]:
+    return [interval for by_statistic in one.sbci.values() for interval in by_statistic.values()]
+
+
+def _reasons(intervals: Sequence[Interval]) -> list[str]:
+    return list(dict.fromkeys(interval.reason for interval in intervals if interval.reason))
+
+
+def raw(interval: Interval, scale: tuple[float, float]) -> Interval:
+    """The interval of a mean normalised return, as one of the raw return: the scale is linear."""
+
+    def back(value: float) -> float:
+        return scale[0] + value * (scale[1] - scale[0])
+
+    if interval.low is None or interval.high is None:
+        return Interval(back(interval.estimate), None, None, interval.reason)
+    return Interval(back(interval.estimate), back(interval.low), back(interval.high))
+
+
+def _by_environment(study: Study, results: Results) -> Table:
+    rows: list[list[str]] = []
+    used: list[Interval] = []
+    for env in study.envs:
+        for method in study.methods:
+            runs = study.of(env, method)
+            means = {metric: results.single[metric][env].sbci[method]["mean"] for metric in METRICS}
+            used += means.values()
+            scale = runs[0].scale if runs else (0.0, 1.0)
+            rows.append(
+                [
+                    env,
+                    name(method),
+                    str(len(runs)),
+                    shown(means["iou"], 3),
+                    _number(_mean([run.number("iou_ceiling") for run in runs]), 3),
+                    _percent(_mean([run.number("dead_map_fraction") for run in runs])),
+                    shown(means["return"], 2),
+                    shown(raw(means["return"], scale), 1),
+                ]
+            )
+    return Table(
+        "By environment",
+        ["Environment", "Method", "Runs", "IoU", "Ceiling", "Dead maps", "Normalised", "Return"],
+        rows,
+        " ".join(
+            [
+                "Means over runs. A normalised return is 0 for a random policy and 1 for the reference. The "
+                "ceiling is the IoU that the target's mask itself has when it is shown at the resolution of "
+                "attention. A dead map is all zero and counts as IoU 0.",
+                *_reasons(used),
+            ]
+        ),
+        labels=2,
+    )
+
+
+def _every_run(study: Study) -> Table:
+    return Table(
+        "Every run",
+        [
+            *("Environment", "Method", "Seed", "IoU", "Ceiling", "Dead maps"),
+            *("Normalised", "Return", "Steps", "Episodes"),
+        ],
+        [
+            [
+                run.env,
+                name(run.method),
+                str(run.seed),
+                _number(run.score("iou"), 3),
+                _number(run.number("iou_ceiling"), 3),
+                _percent(run.number("dead_map_fraction")),
+                _number(run.score("return"), 3),
+                _number(run.number("return.mean"), 2),
+                f"{run.scores['steps']:,}",
+                str(len(run.scores["episodes"])),
+            ]
+            for run in study.runs
+        ],
+        labels=2,
+    )
+
+
+def _number(value: float, digits: int) -> str:
+    return NOTHING if math.isnan(value) else page.fixed(value, digits)
+
+
+def _percent(value: float) -> str:
+    return NOTHING if math.isnan(value) else f"{100 * value:.1f} %"
+
+
+COLUMNS: dict[str, Callable[[Run], float]] = {
+    "return": lambda run: run.number("return.mean"),
+    "normalised_return": lambda run: run.score("return"),
+    "iou": lambda run: run.score("iou"),
+    "iou_ceiling": lambda run: run.number("iou_ceiling"),
+    "dead_map_fraction": lambda run: run.number("dead_map_fraction"),
+    "steps": lambda run: run.scores["steps"],
+    "episodes": lambda run: len(run.scores["episodes"]),
+}
+"""What the report's scores.csv and scores.json hold of every run."""
+
+
+def scores_csv(study: Study) -> bytes:
+    """A row a run; an empty field where there is no number."""
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow(["environment", "method", "seed", *COLUMNS])
+    for run in study.runs:
+        values = [plain(value(run)) for value in COLUMNS.values()]
+        writer.writerow([run.env, run.method, run.seed, *("" if one is None else one for one in values)])
+    return content.getvalue().encode()
+
+
+def scores_json(study: Study) -> bytes:
+    """Matrices of runs x environments of each method."""
+    methods = {}
+    for method in study.methods:
+        seeds, _ = matrix(study, method, lambda run: run.seed)
+        methods[method] = {"seeds": seeds} | {
+            column: matrix(study, method, value)[1] for column, value in COLUMNS.items()
+        }
+    return to_json({"format": FORMAT, "environments": study.envs, "methods": methods})
+
+
+def statistics_json(study: Study, results: Results, args: Args, sentences: Sequence[str]) -> bytes:
+    """Everything that was computed."""
+    first = study.methods[0]
+
+    def compared(one: Comparison) -> dict[str, Any]:
+        return {
+            "runs": one.runs,
+            "left_out": list(one.left_out),
+            "sbci": one.sbci,
+            "poi": {
+                f"{first} > {other}": vars(improvement) | {"verdict": stats.verdict(improvement)}
+                for other, improvement in one.poi.items()
+            },
+        }
+
+    return to_json(
+        {
+            "format": FORMAT,
+            "version": __version__,
+            "repetitions": args.repetitions,
+            "seed": args.seed,
+            "confidence": 0.95,
+            "environments": study.envs,
+            "methods": study.methods,
+            "findings": verdicts(study.methods, results.joint),
+            "warnings": list(sentences),
+            "metrics": {
+                metric: {
+                    "joint": compared(results.joint[metric]),
+                    "environments": {env: compared(one) for env, one in results.single[metric].items()},
+                    "profile": {
+                        "thresholds": results.profiles[metric].x,
+                        "methods": results.profiles[metric].bands,
+                    },
+                    "curves": {
+                        env: {"steps": lines.x, "methods": lines.bands}
+                        for env, lines in results.curves[metric].items()
+                    },
+                }
+                for metric in METRICS
+            },
+        }
+    )
+
+
+def plain(value: Any) -> Any:
+    """In JSON's types; what is no number is None."""
+    if isinstance(value, (Interval, Band)):
+        return plain(vars(value))
+    if isinstance(value, Mapping):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_json(content: Mapping[str, Any]) -> bytes:
+    """The content of a JSON file."""
+    return (json.dumps(plain(content), indent=1, allow_nan=False) + "\n").encode()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+def figures(study: Study, results: Results) -> dict[str, bytes]:
+    """All figures' files by name."""
+    methods = [name(method) for method in study.methods]
+    first = study.methods[0]
+
+    def placed(by_method: Mapping[str, Any]) -> dict[int, Any]:
+        return {study.methods.index(method): one for method, one in by_method.items()}
+
+    files: dict[str, bytes] = {}
+    for figure, metric in (("figure4", "iou"), ("figure6", "return")):
+        one = results.joint[metric]
+        rows = {
+            STATISTIC_NAMES[statistic]: placed(
+                {method: found[statistic] for method, found in one.sbci.items()}
+            )
+            for statistic in stats.STATISTICS
+        }
+        gap = {"Gap": rows.pop("Gap")}
+        poi = {pair(first, other): improvement for other, improvement in one.poi.items()}
+        files |= page.overview_figure(figure, LABELS[metric], methods, rows, gap, poi)
+    panels = []
+    for metric in METRICS:
+        single = results.single[metric]
+        means = {
+            env: placed({method: found["mean"] for method, found in one.sbci.items()})
+            for env, one in single.items()
+        }
+        poi_by_env = {env: dict(enumerate(one.poi.values())) for env, one in single.items()}
+        ceilings = {env: _ceiling(study, env) for env in study.envs} if metric == "iou" else {}
+        panels.append(
+            page.EnvironmentPanels(f"Mean {SHORT[metric]}", LABELS[metric], means, ceilings, poi_by_env)
+        )
+    files |= page.environments_figure("environments", methods, panels)
+    files |= page.profiles_figure(
+        "profiles",
+        methods,
+        {LABELS[metric]: (lines.x, placed(lines.bands)) for metric, lines in results.profiles.items()},
+    )
+    curves = []
+    for env in study.envs:
+        random, reference = next((run.scale for run in study.runs if run.env == env), (math.nan, math.nan))
+        levels = {
+            "iou": {"ceiling": _ceiling(study, env)},
+            "return": {"random": random, "reference": reference},
+        }
+        curves.append(
+            [
+                page.CurvePanel(
+                    f"{env}: {SHORT[metric]}",
+                    results.curves[metric][env].x,
+                    placed(results.curves[metric][env].bands),
+                    {label: value for label, value in levels[metric].items() if not math.isnan(value)},
+                    metric == "iou",
+                )
+                for metric in METRICS
+            ]
+        )
+    return files | page.curves_figure("curves", methods, curves)
+
+
+def _ceiling(study: Study, env: str) -> float:
+    return _mean([run.number("iou_ceiling") for run in study.runs if run.env == env])
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The page
+
+
+def captions(study: Study) -> dict[str, str]:
+    """What each figure shows."""
+    bars = (
+        "Bars are 95 % stratified bootstrap intervals, dots are point estimates; a hollow diamond is an "
+        "estimate that has no interval."
+    )
+    improvement = (
+        f" POI is the probability that a run of {name(study.methods[0])} beats one of the other method, "
+        "averaged over environments; at 0.5, the dashed line, neither is better."
+        if len(study.methods) > 1
+        else ""
+    )
+    ceiling = _number(_mean([run.number("iou_ceiling") for run in study.runs]), 2)
+    scale = "A normalised return is 0 for a random policy and 1 for the environment's reference policy."
+    return {
+        "figure4": "Attention alignment over all environments, as in the paper's Figure 4. "
+        f"{bars}{improvement} For comparison: the mask itself, shown at the resolution of attention, has "
+        f"a mean IoU of {ceiling}.",
+        "figure6": f"Return over all environments, as in the paper's Figure 6. {bars}{improvement} {scale}",
+        "environments": f"Each environment by itself. {bars} Dotted lines are the ceilings of IoU.",
+        "profiles": "Performance profiles: the share of all runs in all environments that score above a "
+        f"threshold, with pointwise 95 % bands. The higher line is better. {scale}",
+        "curves": "Learning curves: IoU and raw return against agent steps, mean over seeds with pointwise "
+        f"95 % bootstrap bands of whole curves. Training is cut into {WINDOWS} windows; a point is the mean "
+        "of all measurements, or of all episodes that ended, in its window and the two beside it. Dotted: "
+        "the ceiling of IoU, and the returns of the random and of the reference policy. IoU is measured on "
+        "training frames here, and on evaluation episodes everywhere else.",
+    }
+
+
+def media(study: Study) -> tuple[list[str], list[str]]:
+    """Blocks of pictures and videos of the first method's first seeds, and what had to be left out."""
+    pictures: list[tuple[Path, str]] = []
+    videos: list[tuple[Path, str]] = []
+    for env in study.envs:
+        for run in study.of(env, study.methods[0])[:1]:
+            for kind, found in (("png", pictures), ("mp4", videos)):
+                folder = run.folder / "media"
+                files = sorted(folder.glob(f"evaluation-versus-*.{kind}")) or sorted(
+                    folder.glob(f"evaluation.{kind}")
+                )
+                for file in files:
+                    other = file.stem.removeprefix("evaluation").removeprefix("-versus-").replace("-", " ")
+                    beside = (
+                        f" beside {name(other.split()[0])}{other[len(other.split()[0]) :]}" if other else ""
+                    )
+                    found.append((file, f"{env}: {name(run.method)} seed {run.seed}{beside}"))
+    blocks, left_out, used = [], [], 0
+    for file, caption in (*pictures, *videos):
+        label = "/".join(file.parts[-5:])
+        try:
+            content = _jpeg(file) if file.suffix == ".png" else file.read_bytes()
+        except OSError as error:
+            left_out.append(f"{label} (can't be read: {error.strerror or 'damaged'})")
+            continue
+        if used + len(content) > MEDIA_LIMIT:
+            left_out.append(f"{label} ({len(content) / 2**20:.1f} MB)")
+            continue
+        used += len(content)
+        if file.suffix == ".png":
+            text = f"{caption}: the frames of highest, median and lowest IoU."
+            blocks.append(page.picture_block(content, "jpeg", text))
+        else:
+            blocks.append(page.video_block(content, f"{caption}: episodes with the same starts."))
+    return blocks, left_out
+
+
+def _jpeg(file: Path) -> bytes:
+    """A picture at a sixth of its size; the PNG file stays where it is."""
+    content = io.BytesIO()
+    with Image.open(file) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail((PICTURE_WIDTH, small.height))
+    small.save(content, "jpeg", quality=85, subsampling=0)
+    return content.getvalue()
+
+
+def commands(study: Study, args: Args) -> list[str]:
+    """What was run, as far as it is on record."""
+    lines = []
+    if study.experiment:
+        runs = str(args.runs)
+        train = shlex.join(["--runs-dir", runs, *study.experiment["train"]])
+        evaluate = shlex.join([f"{runs}/ENV/METHOD/seedK", *study.experiment["evaluate"]])
+        lines = [
+            f"python -m camal_rl.ppo --env ENV --method METHOD --seed K {train}",
+            f"python -m camal_rl.evaluate {evaluate}",
+        ]
+    own = ["python", "-m", "camal_rl.report", str(args.runs)]
+    return [*lines, shlex.join([*own, "--repetitions", str(args.repetitions), "--seed", str(args.seed)])]
+
+
+def _span(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def html_page(
+    study: Study,
+    results: Results,
+    args: Args,
+    drawn: Mapping[str, bytes],
+    every_table: Sequence[Table],
+    sentences: Sequence[str],
+) -> bytes:
+    """The content of report.html."""
+    caption = captions(study)
+    blocks = {key: page.figure_block(key, drawn[f"{key}.svg"], text) for key, text in caption.items()}
+    table = {one.title: page.table_block(one) for one in every_table}
+    shots, left_out = media(study)
+    cells = [len(study.of(env, method)) for env in study.envs for method in study.methods]
+    rests = {
+        "Environments": ", ".join(study.envs),
+        "Methods": ", ".join(map(name, study.methods)),
+        "Seeds of each": _span(cells),
+        "Runs": str(len(study.runs)),
+        "Agent steps a run": _span([run.scores["steps"] for run in study.runs]),
+        "Episodes a run": _span([len(run.scores["episodes"]) for run in study.runs]),
+    }
+    common = study.runs[0].scores
+    settings = {k: v for k, v in common["settings"].items() if k != "versions"}
+    first_run = f"of {study.runs[0].title}" + (
+        "; see the warnings for other runs" if comparability(study) else ", as of all runs"
+    )
+    return page.whole(
+        f"{' and '.join(map(name, study.methods))}: attention and return",
+        f"{len(study.runs)} runs on ViZDoom, compared by camal_rl {__version__}",
+        *(page.paragraph(sentence, "verdict") for sentence in verdicts(study.methods, results.joint)),
+        *([page.warnings_box(sentences)] if sentences else []),
+        page.section(
+            "What this rests on",
+            page.facts(rests),
+            page.bullets([*LIMITS, *([NO_WIDTH] if no_width(results) else [])]),
+        ),
+        page.section("Attention alignment", blocks["figure4"]),
+        page.section("Return", blocks["figure6"]),
+        page.section(
+            "In numbers",
+            *map(page.table_block, every_table[:-2]),
+        ),
+        page.section("Environment by environment", blocks["environments"], table["By environment"]),
+        page.section("How scores are distributed", blocks["profiles"]),
+        page.section("How they were learned", blocks["curves"]),
+        *(
+            [page.section("What the agents look at", *shots, *_skipped(left_out))]
+            if shots or left_out
+            else []
+        ),
+        page.section("Every run", page.folded(f"Scores of {len(study.runs)} runs", table["Every run"])),
+        page.section(
+            "How it was made",
+            page.listing(commands(study, args)),
+            page.folded(f"Training options {first_run}", page.listing(_options(training(common)))),
+            page.folded(f"Evaluation settings {first_run}", page.listing(_options(settings))),
+            page.folded(f"Versions {first_run}", page.listing(_options(versions(study.runs[0])))),
+            page.paragraph(
+                "The same numbers are in statistics.json, scores.json, scores.csv, tables.md and tables.tex "
+                "beside this page, the figures in PNG and SVG files.",
+                "note",
+            ),
+        ),
+    )
+
+
+def _skipped(files: Sequence[str]) -> list[str]:
+    if not files:
+        return []
+    limit = f"{MEDIA_LIMIT / 2**20:.0f} MB"
+    return [page.paragraph(f"Left out, to keep this page's media below {limit}: {', '.join(files)}.", "note")]
+
+
+def _options(options: Mapping[str, Any]) -> list[str]:
+    return [f"{key} = {json.dumps(value)}" for key, value in options.items()]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# From the command line to the files
+
+
+def make(args: Args) -> list[str]:
+    """Write the report, and return what the command line prints.
+
+    Raises:
+        UserError: arguments, runs or folder with which that can't be done; nothing was written then.
+    """
+    for option, value, least in (("repetitions", args.repetitions, 1), ("seed", args.seed, 0)):
+        if not least <= value < 2**32:
+            raise UserError(f"--{option} {value}: give a number of at least {least} and below 2^32.")
+    study = read_study(args.runs)
+    folder = args.output or args.runs / "report"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"can't make {folder}: {error.strerror}. Choose another --output.") from error
+    with tqdm(total=jobs(study) + 1, desc="report", mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
+        results = compute(study, args.repetitions, args.seed, bar.update)
+        sentences = warnings(study, results)
+        drawn = figures(study, results)
+        every_table = tables(study, results)
+        files = {
+            **drawn,
+            "scores.csv": scores_csv(study),
+            "scores.json": scores_json(study),
+            "statistics.json": statistics_json(study, results, args, sentences),
+            "tables.md": "\n".join(map(page.markdown, every_table)).encode(),
+            "tables.tex": "\n".join(map(page.latex, every_table)).encode(),
+            "report.html": html_page(study, results, args, drawn, every_table, sentences),
+        }
+        bar.update()
+    write_together({folder / file: content for file, content in files.items()})
+    return [
+        *verdicts(study.methods, results.joint),
+        *(f"Warning: {sentence}" for sentence in sentences),
+        *(f"  {folder / file}" for file in files),
+    ]
+
+
+def main(args: Args) -> int:
+    """Report, and return the exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    try:
+        print("\n".join(make(args)))
+    except UserError as mistake:
+        return print_mistake(mistake)
+    except KeyboardInterrupt:
+        print("\nStopped. Nothing was written.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse_args()))

@@ -1,0 +1,831 @@
+"""The report on folders that tests wrote: numbers by hand, sentences for every outcome, a real browser."""
+
+import base64
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from conftest import ROOT, run
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from camal_rl import UserError, media, page, report, stats
+from camal_rl.report import Args, Comparison
+from camal_rl.stats import Interval
+
+NAN = float("nan")
+STEPS = 1000
+
+
+# What a run leaves behind
+
+
+def scores_of(env: str, method: str, seed: int, total: float, iou: float | None) -> dict[str, Any]:
+    """What scores.json holds, as far as a report reads it; a return of 100 is the reference."""
+    return {
+        "format": 1,
+        "env": env,
+        "method": method,
+        "seed": seed,
+        "steps": STEPS,
+        "return": {"mean": total},
+        "iou": iou,
+        "iou_ceiling": None if iou is None else 0.75,
+        "dead_map_fraction": 0.25,
+        "episodes": [{"return": total}, {"return": total}],
+        "settings": {
+            "episodes": 2,
+            "seed": 0,
+            "greedy": False,
+            "max_steps": 2100,
+            "tau": 0.7,
+            "versions": {"torch": "2.0"},
+        },
+        "training": {
+            "run": {"env": env, "method": method, "seed": seed, "total_timesteps": STEPS},
+            "ppo": {"gamma": 0.99},
+            "definition": {"name": env, "random_return": 0.0, "reference_return": 100.0},
+        },
+        "undefined": {"iou": "no target was ever in view"} if iou is None else {},
+    }
+
+
+def write_scores(
+    runs: Path, title: str, total: float = 50.0, iou: float | None = 0.5, **changes: Any
+) -> Path:
+    """A run's folder with scores; changes are given by dotted path, with __ for each dot."""
+    env, method, name = title.split("/")
+    scores = scores_of(env, method, int(name.removeprefix("seed")), total, iou)
+    for path, value in changes.items():
+        *groups, last = path.split("__")
+        place = scores
+        for group in groups:
+            place = place[group]
+        place[last] = value
+    folder = runs / title
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scores.json").write_text(json.dumps(scores))
+    return folder
+
+
+def write_events(folder: Path, points: dict[str, list[tuple[int, float]]], start: int = 0) -> None:
+    """A file as a training's process leaves it that began after `start` steps."""
+    writer = EventFileWriter(str(folder))
+    writer.add_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+    for tag, values in points.items():
+        for step, value in values:
+            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+            writer.add_event(Event(step=step, summary=summary))
+    writer.close()
+
+
+RETURNS = {"A/camal": (20, 40), "A/vanilla": (10, 30), "B/camal": (90, 50), "B/vanilla": (95, 60)}
+IOUS = {"A/camal": (0.2, 0.4), "A/vanilla": (0.1, 0.3), "B/camal": (0.3, 0.5), "B/vanilla": (0.1, 0.2)}
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two environments, two methods, two seeds."""
+    folder = tmp_path_factory.mktemp("template")
+    for cell in RETURNS:
+        for seed, (total, iou) in enumerate(zip(RETURNS[cell], IOUS[cell], strict=True), 1):
+            at = write_scores(folder, f"{cell}/seed{seed}", total, iou)
+            steps = range(10, STEPS + 1, 10)
+            points = {
+                "charts/episodic_return": [(step, total * step / STEPS) for step in steps],
+                "camal/iou": [(step, iou * step / STEPS) for step in steps],
+                "losses/entropy": [(1, 0.5)],
+            }
+            write_events(at, points)
+    return folder
+
+
+@pytest.fixture
+def runs(template: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(template, tmp_path / "runs")
+
+
+@pytest.fixture
+def drawn() -> None:
+    """For tests that need the figures."""
+
+
+@pytest.fixture(autouse=True)
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take a second; other tests do without."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(page, "draw", lambda name, *_: {f"{name}.png": b"", f"{name}.svg": b"<svg/>"})
+
+
+def make(runs: Path, *options: str) -> tuple[list[str], dict[str, bytes]]:
+    """What a report prints, and its files."""
+    args = report.parse_args([str(runs), "--repetitions", "50", *options])
+    printed = report.make(args)
+    output = args.output or runs / "report"
+    return printed, {path.name: path.read_bytes() for path in output.iterdir()}
+
+
+def statistics_of(files: dict[str, bytes]) -> dict[str, Any]:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} in statistics.json")
+
+    content: dict[str, Any] = json.loads(files["statistics.json"], parse_constant=refuse)
+    return content
+
+
+FILES = {
+    *(f"{figure}.{kind}" for kind in ("png", "svg") for figure in ("figure4", "figure6", "curves")),
+    *(f"{figure}.{kind}" for kind in ("png", "svg") for figure in ("profiles", "environments")),
+    *("scores.csv", "scores.json", "statistics.json", "tables.md", "tables.tex", "report.html"),
+}
+
+
+# Numbers by hand
+
+
+def test_statistics_by_hand(runs: Path) -> None:
+    _, files = make(runs)
+    assert set(files) == FILES
+    found = statistics_of(files)
+    iou = found["metrics"]["iou"]["joint"]
+    assert found["methods"] == ["camal", "vanilla"]
+    assert found["environments"] == ["A", "B"]
+    means = {method: iou["sbci"][method]["mean"]["estimate"] for method in found["methods"]}
+    assert means == pytest.approx({"camal": 0.35, "vanilla": 0.175})
+    assert iou["sbci"]["camal"]["optimality_gap"]["estimate"] == pytest.approx(0.65)
+    # In A camal wins 3 of 4 pairs, in B all of them.
+    assert iou["poi"]["camal > vanilla"]["estimate"] == pytest.approx((0.75 + 1) / 2)
+    assert found["metrics"]["iou"]["environments"]["A"]["poi"]["camal > vanilla"]["estimate"] == 0.75
+    in_b = found["metrics"]["iou"]["environments"]["B"]["poi"]["camal > vanilla"]
+    assert (in_b["low"], in_b["high"], in_b["verdict"]) == (1, 1, "significant")
+    returns = found["metrics"]["return"]
+    assert returns["joint"]["sbci"]["vanilla"]["mean"]["estimate"] == pytest.approx(1.95 / 4)
+    assert returns["environments"]["B"]["poi"]["camal > vanilla"]["estimate"] == 0.25
+    profile = found["metrics"]["iou"]["profile"]
+    above = dict(zip(profile["thresholds"], profile["methods"]["camal"]["estimate"], strict=True))
+    assert above[min(above, key=lambda t: abs(t - 0.25))] == 0.75
+
+
+def test_intervals_are_those_of_the_statistics_module(runs: Path) -> None:
+    found = statistics_of(make(runs, "--seed", "7")[1])
+    scores_RE = np.array([IOUS["A/camal"], IOUS["B/camal"]]).T  # noqa: N806
+    expected = stats.sbci({"camal": scores_RE}, 50, 7)["camal"]["mean"]
+    mean = found["metrics"]["iou"]["joint"]["sbci"]["camal"]["mean"]
+    assert (mean["low"], mean["high"]) == (expected.low, expected.high)
+    assert (found["repetitions"], found["seed"]) == (50, 7)
+
+
+def test_scores_in_csv_and_json(runs: Path) -> None:
+    write_scores(runs, "B/vanilla/seed2", 60, None)
+    _, files = make(runs)
+    rows = list(csv.DictReader(io.StringIO(files["scores.csv"].decode())))
+    assert len(rows) == 8
+    assert rows[1] == {
+        "environment": "A",
+        "method": "camal",
+        "seed": "2",
+        "return": "40.0",
+        "normalised_return": "0.4",
+        "iou": "0.4",
+        "iou_ceiling": "0.75",
+        "dead_map_fraction": "0.25",
+        "steps": "1000",
+        "episodes": "2",
+    }
+    assert (rows[-1]["iou"], rows[-1]["return"]) == ("", "60.0")
+    matrices = json.loads(files["scores.json"])
+    assert matrices["environments"] == ["A", "B"]
+    assert matrices["methods"]["camal"]["seeds"] == [1, 2]
+    assert matrices["methods"]["camal"]["return"] == [[20, 90], [40, 50]]
+    assert matrices["methods"]["vanilla"]["iou"] == [[0.1, 0.1], [0.3, None]]
+    assert matrices["methods"]["vanilla"]["episodes"] == [[2, 2], [2, 2]]
+
+
+def test_tables_say_the_same_in_markdown_latex_and_html(runs: Path) -> None:
+    _, files = make(runs)
+    found = statistics_of(files)["metrics"]["iou"]["joint"]["sbci"]["camal"]["mean"]
+    mean = f"{found['estimate']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    markdown, latex, html = (files[name].decode() for name in ("tables.md", "tables.tex", "report.html"))
+    assert f"| IoU: Mean | {mean} |" in markdown
+    assert f"IoU: Mean & {mean} &" in latex
+    assert f'<td>IoU: Mean</td><td class="number">{mean}</td>' in html
+    assert "| A | CAMAL | 2 | 0.300 [" in markdown
+    assert "| A | CAMAL | 1 | 0.200 | 0.750 | 25.0 % | 0.200 | 20.00 | 1,000 | 2 |" in markdown
+    assert r"A & CAMAL & 1 & 0.200 & 0.750 & 25.0 \% & 0.200 & 20.00 & 1,000 & 2 \\" in latex
+    assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 4
+    for table in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end", latex, re.DOTALL):
+        rows = [line for line in table[1].splitlines() if line.endswith(r"\\")]
+        assert {line.count(" & ") + 1 for line in rows} == {len(table[0])}
+
+
+def test_the_raw_return_has_the_interval_of_the_normalised_one() -> None:
+    assert report.raw(Interval(0.5, 0.25, 1), (-100, 100)) == Interval(0, -50, 100)
+    assert report.raw(Interval(0.5, None, None, "why"), (-100, 100)) == Interval(0, None, None, "why")
+
+
+# Learning curves
+
+
+def test_a_curve_is_the_mean_of_a_window_and_its_neighbours_by_hand() -> None:
+    edges = np.array([0.0, 10, 20, 30, 40, 50, 60])
+    points = np.array([[5.0, 1], [10, 2], [11, 6], [12, NAN], [60, 9], [70, 100]])
+    found = report.curve(points, edges, end=60)
+    np.testing.assert_array_equal(found, [3, 3, 6, NAN, 9, 9])
+    np.testing.assert_array_equal(report.curve(points, edges, end=50), [3, 3, 6, NAN, 9, NAN])
+    assert np.isnan(report.curve(np.zeros((0, 2)), edges, end=60)).all()
+
+
+def test_events_are_read_as_tensorboard_reads_them_after_a_training_went_on(tmp_path: Path) -> None:
+    tag = "charts/episodic_return"
+    write_events(tmp_path, {tag: [(1, 1.0), (5, 5.0), (9, 9.0)], "charts/episodic_return_other": [(1, 3)]})
+    write_events(tmp_path, {tag: [(6, 60.0), (9, 90.0)]}, start=4)
+    (tmp_path / "evaluation").mkdir()
+    write_events(tmp_path / "evaluation", {tag: [(2, 7.0)]})
+    found = report.read_events(tmp_path, [tag, "camal/iou"])
+    expected = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload().Scalars(tag)
+    assert found[tag].tolist() == [[event.step, event.value] for event in expected]
+    assert found[tag].tolist() == [[1, 1], [6, 60], [9, 90]]
+    assert found["camal/iou"].shape == (0, 2)
+
+
+def test_events_that_are_still_being_written_are_read_as_far_as_they_go(tmp_path: Path) -> None:
+    tag = "camal/iou"
+    write_events(tmp_path, {tag: [(1, 0.5), (2, 0.75)]})
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-7])  # into the last record
+    assert report.read_events(tmp_path, [tag])[tag].tolist() == [[1, 0.5]]
+
+
+def test_damaged_events_are_named(runs: Path) -> None:
+    (file,) = (runs / "A/camal/seed1").glob("events*")
+    file.write_bytes(file.read_bytes().replace(b"camal/iou", b"\xffamal/iou"))
+    with pytest.raises(UserError, match=re.escape(str(file))):
+        make(runs)
+
+
+def test_curves_are_means_over_seeds_with_bands(runs: Path) -> None:
+    curves = statistics_of(make(runs)[1])["metrics"]["return"]["curves"]["A"]
+    assert curves["steps"][:2] == [10, 30]  # the middles of 50 windows of 20 steps
+    camal = curves["methods"]["camal"]
+    # Windows 0 to 2 hold steps 10 to 60, so window 1 has 35 of 1000 steps of returns 20 and 40.
+    assert camal["estimate"][1] == pytest.approx(0.035 * 30)
+    assert camal["low"][1] == pytest.approx(0.035 * 20)
+    assert camal["high"][1] == pytest.approx(0.035 * 40)
+
+
+def test_runs_without_events_are_named_and_their_curves_left_out(runs: Path) -> None:
+    for file in (runs / "A/camal/seed1").glob("events*"):
+        file.unlink()
+    printed, files = make(runs)
+    assert any("no TensorBoard events" in line and "A/camal/seed1" in line for line in printed)
+    band = statistics_of(files)["metrics"]["iou"]["curves"]["A"]["methods"]["camal"]
+    assert band["low"] is None
+    assert "single run" in band["reason"]
+    assert band["estimate"][-1] == pytest.approx(0.4 * 0.98, abs=0.01)  # seed 2 alone
+
+
+# The findings in words
+
+
+def comparison(interval: Interval) -> Comparison:
+    return Comparison({"camal": 2, "vanilla": 2}, {}, {"vanilla": interval})
+
+
+HIGH, EVEN, LOW = Interval(0.9, 0.75, 1.0), Interval(0.55, 0.25, 0.75), Interval(0.125, 0, 0.25)
+EQUAL, UNKNOWN = Interval(0.5, None, None, "Identical."), Interval(NAN, None, None, "No run.")
+
+
+@pytest.mark.parametrize(
+    ("iou", "returns", "sentence"),
+    [
+        (
+            HIGH,
+            EVEN,
+            "CAMAL's attention is better aligned than Vanilla's (POI 0.90, 95 % interval [0.75, 1.00], "
+            "significant); its return is not significantly better than Vanilla's (POI 0.55, 95 % interval "
+            "[0.25, 0.75]).",
+        ),
+        (
+            EVEN,
+            HIGH,
+            "CAMAL's attention is not significantly better aligned than Vanilla's (POI 0.55, 95 % interval "
+            "[0.25, 0.75]); its return is better than Vanilla's (POI 0.90, 95 % interval [0.75, 1.00], "
+            "significant).",
+        ),
+        (
+            LOW,
+            LOW,
+            "CAMAL's attention is significantly worse aligned than Vanilla's (POI 0.13, 95 % interval "
+            "[0.00, 0.25]); its return is significantly worse than Vanilla's (POI 0.13, 95 % interval "
+            "[0.00, 0.25]).",
+        ),
+        (
+            EQUAL,
+            UNKNOWN,
+            "CAMAL's attention can't be compared with Vanilla's (POI 0.50. Identical); its return can't be "
+            "compared with Vanilla's (No run).",
+        ),
+    ],
+)
+def test_the_verdict_in_one_sentence(iou: Interval, returns: Interval, sentence: str) -> None:
+    joint = {"iou": comparison(iou), "return": comparison(returns)}
+    found = report.verdicts(["camal", "vanilla"], joint)
+    assert [one.replace("0.12,", "0.13,") for one in found] == [sentence]
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        (HIGH, "significant"),
+        (EVEN, "not significant"),
+        (LOW, "significantly worse"),
+        (Interval(0.25, 0, 0.5), "not significant"),
+        (Interval(0, 0, 0), "significantly worse"),
+        (EQUAL, "undefined"),
+        (UNKNOWN, "undefined"),
+    ],
+)
+def test_outcomes(interval: Interval, expected: str) -> None:
+    assert report.outcome(interval) == expected
+
+
+def test_the_first_method_is_compared_with_each_other_one(runs: Path, drawn: None) -> None:
+    for env in "AB":
+        for seed in (1, 2):
+            write_scores(runs, f"{env}/suppress/seed{seed}", 50 + seed, 0.9 + 0.01 * seed)
+    printed, files = make(runs)
+    assert printed[0].startswith("CAMAL's attention is significantly worse aligned than Suppress's (POI 0.00")
+    assert "than Vanilla's" in printed[1]
+    assert list(statistics_of(files)["metrics"]["iou"]["joint"]["poi"]) == [
+        "camal > suppress",
+        "camal > vanilla",
+    ]
+    assert b"P(CAMAL &gt; method of the colour)" in files["environments.svg"]
+
+
+def test_experiment_json_gives_order_and_commands(runs: Path) -> None:
+    matrix = {
+        "envs": ["B", "maps/A.toml"],
+        "methods": ["vanilla", "camal"],
+        "seeds": [1, 2],
+        "train": ["--reward", "scale"],
+        "evaluate": ["--episodes", "2"],
+    }
+    (runs / "experiment.json").write_text(json.dumps(matrix))
+    printed, files = make(runs)
+    found = statistics_of(files)
+    assert (found["methods"], found["environments"]) == (["vanilla", "camal"], ["B", "A"])
+    assert printed[0].startswith("Vanilla's attention")
+    html = files["report.html"].decode()
+    assert f"--env ENV --method METHOD --seed K --runs-dir {runs} --reward scale" in html
+    assert f"python -m camal_rl.evaluate {runs}/ENV/METHOD/seedK --episodes 2" in html
+    assert "torch = &quot;2.0&quot;" in html
+    assert found["warnings"] == []
+    assert 'class="warnings"' not in html
+
+
+# Whatever is missing or odd is said
+
+
+def warned(runs: Path) -> str:
+    """The warnings, which have to be the same on the command line, in the file and on the page."""
+    printed, files = make(runs)
+    sentences = statistics_of(files)["warnings"]
+    assert [line.removeprefix("Warning: ") for line in printed if line.startswith("Warning: ")] == sentences
+    for sentence in sentences:
+        assert page.bullets([sentence])[4:-5] in files["report.html"].decode()
+    return "\n".join(sentences)
+
+
+def test_a_missing_cell_is_named_and_its_seed_left_out_of_what_is_joint(runs: Path) -> None:
+    shutil.rmtree(runs / "B/camal/seed2")
+    (runs / "B/vanilla/seed2/scores.json").unlink()
+    (runs / "B/vanilla/seed2/args.json").write_text("{}")
+    sentences = warned(runs)
+    assert "Missing: B/camal/seed2." in sentences
+    assert "Trained but not evaluated: B/vanilla/seed2." in sentences
+    assert "Unequal numbers of seeds. A, CAMAL: 2; A, Vanilla: 2; B, CAMAL: 1; B, Vanilla: 1." in sentences
+    assert "Over all environments: Left out camal seed 2: it has no score in B" in sentences
+    found = statistics_of(make(runs)[1])["metrics"]["iou"]
+    assert found["joint"]["runs"] == {"camal": 1, "vanilla": 1}
+    assert found["joint"]["sbci"]["camal"]["mean"] == {
+        "estimate": pytest.approx(0.25),
+        "low": None,
+        "high": None,
+        "reason": "There is no interval: a single run does not show how much runs differ.",
+    }
+    assert found["joint"]["poi"]["camal > vanilla"]["verdict"] == "undefined"
+    assert found["environments"]["A"]["runs"] == {"camal": 2, "vanilla": 2}
+
+
+def test_planned_runs_that_are_not_there_are_missing(runs: Path, drawn: None) -> None:
+    matrix = {
+        "envs": ["A", "B", "C"],
+        "methods": ["camal", "vanilla"],
+        "seeds": [1],
+        "train": [],
+        "evaluate": [],
+    }
+    (runs / "experiment.json").write_text(json.dumps(matrix))
+    printed, files = make(runs)
+    assert "Warning: Missing: C/camal/seed1, C/camal/seed2, C/vanilla/seed1, C/vanilla/seed2." in printed
+    assert "can't be compared with Vanilla's (No run of CAMAL has a score in every environment)" in printed[0]
+    mean = statistics_of(files)["metrics"]["iou"]["joint"]["sbci"]["camal"]["mean"]
+    assert (mean["estimate"], mean["reason"]) == (None, "No run of CAMAL has a score in every environment.")
+
+
+def test_one_seed_has_estimates_and_no_intervals(runs: Path) -> None:
+    for folder in runs.glob("*/*/seed2"):
+        shutil.rmtree(folder)
+    assert "There is one seed" in warned(runs)
+    assert "POI 1.00. There is no interval: a single run does not show" in make(runs)[0][0]
+
+
+def test_identical_scores_have_no_interval(runs: Path) -> None:
+    for folder in runs.glob("*/*/seed*"):
+        write_scores(runs, "/".join(folder.parts[-3:]), 50, 0.5)
+    printed, files = make(runs)
+    assert "POI 0.50. There is no interval: the runs have identical scores" in printed[0]
+    assert "0.500 (no interval)" in files["tables.md"].decode()
+
+
+def test_a_method_without_live_maps_has_its_dead_maps_beside_its_iou(runs: Path) -> None:
+    for folder in runs.glob("*/vanilla/seed*"):
+        write_scores(runs, "/".join(folder.parts[-3:]), 50, 0.0, dead_map_fraction=1.0)
+    assert "100 % of the maps of Vanilla in A are dead" in warned(runs)
+    table = make(runs)[1]["tables.md"].decode()
+    assert "| A | Vanilla | 2 | 0.000 (no interval) | 0.750 | 100.0 % |" in table
+
+
+def test_an_iou_that_is_null_is_left_out_with_its_reason(runs: Path) -> None:
+    write_scores(runs, "A/camal/seed1", 20, None)
+    sentences = warned(runs)
+    assert "A/camal/seed1 has no IoU: no target was ever in view." in sentences
+    assert "Over all environments, IoU: Left out camal seed 1" in sentences
+    found = statistics_of(make(runs)[1])["metrics"]
+    assert found["iou"]["joint"]["runs"] == {"camal": 1, "vanilla": 2}
+    assert found["return"]["joint"]["runs"] == {"camal": 2, "vanilla": 2}
+    for folder in runs.glob("*/*/seed*"):
+        write_scores(runs, "/".join(folder.parts[-3:]), 50, None)
+    assert "can't be compared with Vanilla's (No run of CAMAL has a score" in make(runs)[0][0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"settings__episodes": 9}, "evaluated differently. episodes is 2 (7 runs) and 9 (A/camal/seed1)."),
+        ({"settings__tau": 0.5}, "evaluated differently. tau is 0.7 (7 runs) and 0.5 (A/camal/seed1)."),
+        ({"settings__greedy": True}, "evaluated differently. greedy is false (7 runs) and true"),
+        ({"training__ppo__gamma": 0.9}, "trained differently. ppo.gamma is 0.99 (7 runs) and 0.9"),
+        ({"steps": 500}, "different numbers of agent steps. steps is 1000 (7 runs) and 500 (A/camal/seed1)."),
+        (
+            {"training__definition__scenario": "x"},
+            "runs of A have different definitions of it. scenario is null",
+        ),
+        (
+            {"settings__versions": {"torch": "3"}},
+            'Versions differ between runs. torch is "2.0" (7 runs) and "3"',
+        ),
+        (
+            {"method": "other"},
+            "The folder A/camal/seed1 holds scores of A/other/seed1; the folder's name is used.",
+        ),
+    ],
+)
+def test_runs_that_are_not_comparable_are_reported_with_a_warning(
+    runs: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    write_scores(runs, "A/camal/seed1", 20, 0.2, **changes)
+    assert sentence in warned(runs)
+
+
+def test_one_method_is_described_and_not_compared(runs: Path, drawn: None) -> None:
+    for folder in runs.glob("*/vanilla"):
+        shutil.rmtree(folder)
+    printed, files = make(runs)
+    assert printed[0].startswith(
+        "There are only runs of CAMAL, so nothing is compared: its mean IoU is 0.35 ["
+    )
+    assert statistics_of(files)["metrics"]["iou"]["joint"]["poi"] == {}
+    assert "Probability of improvement" not in files["tables.md"].decode()
+    assert set(files) == FILES
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('{"format": 1', "can't read"),
+        ("[]", "not an object"),
+        ({"iou": "high"}, "iou is 'high', not a number"),
+        ({"iou": 1.5}, "iou is 1.5, not between 0 and 1"),
+        ({"return__mean": NAN}, "return.mean is nan, not a number"),
+        ({"return__mean": None}, "return.mean is None, not a number"),
+        ({"return": 5}, "has no return.mean"),
+        ({"format": 2}, "has format 2, this version reads 1"),
+        ({"episodes": 5}, "has no episodes or settings"),
+        ({"training__definition__reference_return": -1}, "reference return is not above the random one"),
+    ],
+)
+def test_damaged_scores_are_named_and_an_earlier_report_stays(
+    runs: Path, content: str | dict[str, Any], problem: str
+) -> None:
+    _, before = make(runs)
+    file = runs / "A/camal/seed2/scores.json"
+    if isinstance(content, str):
+        file.write_text(content)
+    else:
+        write_scores(runs, "A/camal/seed2", **content)
+    with pytest.raises(UserError) as error:
+        make(runs)
+    assert str(file) in str(error.value)
+    assert problem in str(error.value)
+    assert "python -m camal_rl.evaluate" in str(error.value)
+    assert {path.name: path.read_bytes() for path in (runs / "report").iterdir()} == before
+
+
+def test_runs_with_different_scales_of_return_are_refused(runs: Path) -> None:
+    write_scores(runs, "B/vanilla/seed1", training__definition__random_return=-5.0)
+    with pytest.raises(
+        UserError, match=r"B/camal/seed1 and B/vanilla/seed1 measure returns on different scales"
+    ):
+        make(runs)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "problem"),
+    [("{", "can't read"), ('{"envs": "A"}', "envs is not a list"), ("[]", "not an object")],
+)
+def test_a_damaged_matrix_is_named(runs: Path, matrix: str, problem: str) -> None:
+    (runs / "experiment.json").write_text(matrix)
+    with pytest.raises(UserError, match=r"experiment\.json") as error:
+        make(runs)
+    assert problem in str(error.value)
+
+
+def test_a_folder_without_scores_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train and evaluate first, python -m camal_rl\.experiment"):
+        make(tmp_path)
+
+
+@pytest.mark.parametrize("options", [("--repetitions", "0"), ("--seed", "-1"), ("--seed", str(2**32))])
+def test_numbers_out_of_range_are_refused(runs: Path, options: tuple[str, str]) -> None:
+    with pytest.raises(UserError, match=f"{options[0]} {options[1]}: give a number"):
+        make(runs, *options)
+
+
+def test_an_output_that_is_no_folder_is_refused(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="Choose another --output"):
+        make(runs, "--output", str(tmp_path / "file"))
+
+
+# The command line
+
+
+def test_the_command_prints_findings_and_files_and_needs_no_torch(runs: Path) -> None:
+    code = (
+        "import sys; import camal_rl.report as report; "
+        f"code = report.main(report.parse_args([{str(runs)!r}, '--repetitions', '50'])); "
+        "print({'torch', 'vizdoom', 'matplotlib.pyplot'} & {*sys.modules}); sys.exit(code)"
+    )
+    done = run("-c", code, folder=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "CAMAL's attention" in done.stdout
+    assert str(runs / "report" / "report.html") in done.stdout
+    assert done.stdout.endswith("set()\n")
+    assert "100%" in done.stderr
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    done = run("-m", "camal_rl.report", str(tmp_path), folder=ROOT)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("camal_rl: ")
+
+
+def test_ctrl_c_leaves_an_earlier_report(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, before = make(runs)
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "compute", interrupted)
+    assert report.main(Args(runs)) == 130
+    assert "Nothing was written" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (runs / "report").iterdir()} == before
+
+
+# The page
+
+
+class Elements(HTMLParser):
+    """Every tag with its attributes."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str]]] = []
+        self.feed(content.decode())
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, {key: value or "" for key, value in attributes}))
+
+
+def write_media(runs: Path, title: str, names: list[str]) -> None:
+    folder = runs / title / "media"
+    folder.mkdir(exist_ok=True)
+    frames = np.random.default_rng(0).integers(0, 256, (8, 64, 96, 3), np.uint8)
+    for file in names:
+        content = media.encode_png(frames[0]) if file.endswith("png") else media.encode_video(iter(frames), 8)
+        (folder / file).write_bytes(content)
+
+
+def test_the_same_runs_give_the_same_bytes(runs: Path, tmp_path: Path, drawn: None) -> None:
+    write_media(runs, "A/camal/seed1", ["evaluation.png", "evaluation.mp4"])
+    once, twice = (make(runs, "--output", str(tmp_path / name))[1] for name in ("one", "two"))
+    assert once == twice
+
+
+def test_the_page_is_one_file_that_asks_for_nothing(runs: Path, drawn: None) -> None:
+    write_media(runs, "A/camal/seed1", ["evaluation-versus-vanilla-seed-1.png", "evaluation.png"])
+    write_media(runs, "A/camal/seed1", ["evaluation-versus-vanilla-seed-1.mp4"])
+    write_media(runs, "B/camal/seed1", ["evaluation.png"])
+    write_media(runs, "B/camal/seed2", ["evaluation.png"])
+    html = make(runs)[1]["report.html"]
+    elements = Elements(html).found
+    tags = [tag for tag, _ in elements]
+    assert not {"script", "iframe", "object", "embed", "base"} & set(tags)
+    for _, attributes in elements:
+        for key in ("src", "href", "xlink:href", "srcset", "poster", "action"):
+            assert attributes.get(key, "data:").startswith(("data:", "#"))
+    assert not re.search(rb"url\((?!#)|@import", html)
+    pictures = [attributes["src"] for tag, attributes in elements if tag == "img"]
+    assert len(pictures) == 2  # the first seed's, and only those beside another run where there are any
+    for source in pictures:
+        with Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2]))) as picture:
+            picture.load()
+            assert picture.size == (96, 64)
+    (film,) = [attributes["src"] for tag, attributes in elements if tag == "video"]
+    with av.open(io.BytesIO(base64.b64decode(film.partition("base64,")[2]))) as container:
+        assert len(list(container.decode(video=0))) == 8
+    drawings = re.findall(rb"<svg.*?</svg>", html, re.DOTALL)
+    assert len(drawings) == 5
+    for drawing in drawings:
+        ElementTree.fromstring(drawing)
+    assert b"A: CAMAL seed 1 beside Vanilla seed 1: episodes with the same starts." in html
+    assert b"B: CAMAL seed 1: the frames of highest, median and lowest IoU." in html
+
+
+def test_media_beyond_the_limit_are_left_out_and_named(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_media(runs, "A/camal/seed1", ["evaluation.png", "evaluation.mp4"])
+    write_media(runs, "B/camal/seed1", ["evaluation.png"])
+    (runs / "B/camal/seed1/media/evaluation.png").write_bytes(b"damaged")
+    size = len(report._jpeg(runs / "A/camal/seed1/media/evaluation.png"))
+    monkeypatch.setattr(report, "MEDIA_LIMIT", size)
+    html = make(runs)[1]["report.html"].decode()
+    assert html.count("<img") == 1
+    assert "<video" not in html
+    assert "A/camal/seed1/media/evaluation.mp4 (0." in html
+    assert "B/camal/seed1/media/evaluation.png (can&#x27;t be read: damaged)" in html
+
+
+def test_an_interval_without_width_is_explained_only_where_there_is_one(runs: Path) -> None:
+    assert b"the interval has no width" in make(runs)[1]["report.html"]
+    for env in "AB":
+        for method, values in (("camal", (0.1, 0.4)), ("vanilla", (0.2, 0.3))):
+            for seed in (1, 2):
+                write_scores(runs, f"{env}/{method}/seed{seed}", 100 * values[seed - 1], values[seed - 1])
+    assert b"the interval has no width" not in make(runs)[1]["report.html"]
+
+
+# In a browser
+
+
+class Browser:
+    """Chromium at its DevTools pipe: it reads descriptor 3 and writes 4, each message ends with a 0."""
+
+    FLAGS = (
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+        "--remote-debugging-pipe",
+    )
+
+    def __init__(self, program: str, folder: Path) -> None:
+        theirs_in, self.out = os.pipe()
+        self.into, theirs_out = os.pipe()
+        plumbing = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
+        command = ["bash", "-c", plumbing, program, *self.FLAGS, f"--user-data-dir={folder}", "about:blank"]
+        self.process = subprocess.Popen(
+            command, pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self.unread, self.calls, self.session = b"", 0, ""
+        self.events: list[dict[str, Any]] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def read(self) -> dict[str, Any]:
+        while b"\0" not in self.unread:
+            received = os.read(self.into, 1 << 20)
+            assert received, "the browser has gone"
+            self.unread += received
+        message, _, self.unread = self.unread.partition(b"\0")
+        content: dict[str, Any] = json.loads(message)
+        return content
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        self.calls += 1
+        message = {"id": self.calls, "method": method, "params": params}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.out, json.dumps(message).encode() + b"\0")
+        while (answer := self.read()).get("id") != self.calls:
+            self.events.append(answer)
+        assert "error" not in answer, answer
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    def open(self, path: Path, width: int, phone: bool, scheme: str) -> None:
+        size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": phone}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.events.clear()
+        self.call("Page.navigate", url=path.as_uri())
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self.events.append(self.read())
+
+    def value(self, code: str) -> Any:
+        answer = self.call("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"]["value"]
+
+    def close(self) -> None:
+        self.session = ""
+        try:
+            self.call("Browser.close")
+            self.process.wait(10)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            os.close(self.out)
+            os.close(self.into)
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("there is no Chromium: apt-get install chromium")
+    started = Browser(program, tmp_path / "profile")
+    yield started
+    started.close()
+
+
+@pytest.mark.browser
+def test_the_page_in_a_browser(runs: Path, browser: Browser, drawn: None) -> None:
+    write_media(runs, "A/camal/seed1", ["evaluation.png", "evaluation.mp4"])
+    make(runs)
+    grounds = {}
+    for width, phone, scheme in ((1280, False, "light"), (390, True, "light"), (390, True, "dark")):
+        browser.open(runs / "report" / "report.html", width, phone, scheme)
+        assert browser.value("[...document.images].map(image => image.naturalWidth)") == [96]
+        assert browser.value("[...document.querySelectorAll('svg')].every(svg => svg.clientWidth > 250)")
+        video = "document.querySelector('video')"
+        deadline = time.monotonic() + 10
+        while browser.value(f"{video}.readyState") < 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert browser.value(f"{video}.error === null && {video}.videoWidth") == 96
+        assert browser.value("document.documentElement.scrollWidth <= innerWidth"), "scrolls sideways"
+        edges = "[...document.querySelectorAll('main > *')].map(e => e.getBoundingClientRect().right)"
+        assert max(browser.value(edges)) <= width
+        assert browser.value("innerWidth") == width
+        grounds[scheme] = browser.value("getComputedStyle(document.body).backgroundColor")
+        told = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
+        assert [event for event in browser.events if event["method"] in told] == []
+        asked = [
+            e["params"]["request"]["url"]
+            for e in browser.events
+            if e["method"] == "Network.requestWillBeSent"
+        ]
+        assert not [url for url in asked if not url.startswith(("file:", "data:"))]
+    assert grounds["light"] != grounds["dark"]
