@@ -97,6 +97,7 @@ def test_an_evaluation_writes_scores_pictures_video_and_events(fake_engine, tmp_
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name in before} == before
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_files_byte_for_byte(fake_engine, tmp_path) -> None:
     folder = trained(tmp_path)
     contents = []
@@ -110,6 +111,7 @@ def test_the_same_command_gives_the_same_files_byte_for_byte(fake_engine, tmp_pa
     assert (folder / "scores.json").read_bytes() != contents[0][folder / "scores.json"]
 
 
+@pytest.mark.slow
 def test_shifts_are_evaluated_on_the_same_episodes_and_go_into_the_same_file(fake_engine, tmp_path) -> None:
     folder = trained(tmp_path)
     options = {"video_episodes": 0, "faithfulness_frames": 0}
@@ -129,6 +131,7 @@ def test_shifts_are_evaluated_on_the_same_episodes_and_go_into_the_same_file(fak
     no_number_is_missing_without_a_reason(scores)
 
 
+@pytest.mark.slow
 def test_two_runs_are_shown_side_by_side_on_the_same_episodes(fake_engine, tmp_path) -> None:
     camal, vanilla = trained(tmp_path), trained(tmp_path, method="vanilla")
     alone, _ = evaluate.evaluate(args(camal))
@@ -143,6 +146,7 @@ def test_two_runs_are_shown_side_by_side_on_the_same_episodes(fake_engine, tmp_p
     assert not (vanilla / "scores.json").exists()
 
 
+@pytest.mark.slow
 def test_runs_of_the_same_method_and_seed_are_told_apart(fake_engine, tmp_path, monkeypatch) -> None:
     one = trained(tmp_path / "strong")
     other = trained(tmp_path / "weak", camal_coef=0.1, learning_rate=1e-3)
@@ -161,6 +165,7 @@ def test_runs_of_the_same_method_and_seed_are_told_apart(fake_engine, tmp_path, 
         evaluate.evaluate(args(one, compare=one))
 
 
+@pytest.mark.slow
 def test_maps_of_two_kinds_are_pointed_out_and_one_can_be_chosen(fake_engine, tmp_path, capsys) -> None:
     one, other = trained(tmp_path), trained(tmp_path, method="vanilla", attention="layercam")
     scores, _ = evaluate.evaluate(args(one, compare=other))
@@ -247,6 +252,7 @@ def test_runs_of_two_environments_cannot_be_compared(fake_engine, tmp_path) -> N
         evaluate.evaluate(args(one, compare=other))
 
 
+@pytest.mark.slow
 def test_results_go_to_another_folder_if_asked(fake_engine, tmp_path) -> None:
     folder = trained(tmp_path, total_timesteps=64)
     evaluate.evaluate(args(folder, output=tmp_path / "a" / "b", video_episodes=0))
@@ -259,6 +265,7 @@ def test_results_go_to_another_folder_if_asked(fake_engine, tmp_path) -> None:
         evaluate.evaluate(args(folder, output=tmp_path / "file"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_earlier_results_as_they_were(fake_engine, tmp_path, monkeypatch) -> None:
     folder = trained(tmp_path, total_timesteps=64)
     evaluate.evaluate(args(folder))
@@ -276,6 +283,7 @@ def test_a_full_disk_leaves_earlier_results_as_they_were(fake_engine, tmp_path, 
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_replaced_leaves_all_as_they_were(fake_engine, tmp_path) -> None:
     folder = trained(tmp_path, total_timesteps=64)
     evaluate.evaluate(args(folder))
@@ -296,6 +304,7 @@ def test_help_is_quick_and_names_every_option() -> None:
         assert one.name.upper() in done.stdout or f"--{one.name.replace('_', '-')}" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_and_code_2(tmp_path) -> None:
     done = run("-m", "camal_rl.evaluate", "nowhere", folder=tmp_path)
     assert done.returncode == 2

@@ -74,6 +74,7 @@ class Fake:
         return code
 
 
+@pytest.mark.slow
 def test_the_papers_matrix_is_the_default() -> None:
     args, train = experiment.parse_args([])
     matrix = experiment.read_matrix(args, train)
@@ -179,6 +180,7 @@ def test_only_what_is_trained_and_evaluated_as_wanted_counts_as_done(tmp_path: P
     assert experiment.is_done(cell)
 
 
+@pytest.mark.slow
 def test_every_cell_is_trained_evaluated_and_shown_beside_the_other_method(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,6 +246,7 @@ def test_progress_is_read_from_the_trainers_bar(tmp_path: Path) -> None:
     assert experiment.progress(cell) == 0
 
 
+@pytest.mark.slow
 def test_stopping_leaves_the_rest_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = matrix_of(tmp_path)
     fake = Fake(monkeypatch, experiment.cells(matrix))
@@ -287,6 +290,7 @@ def test_a_line_on_how_a_cell_ended(tmp_path: Path) -> None:
         (["--envs", "Nowhere"], "no environment named 'Nowhere'"),
     ],
 )
+@pytest.mark.slow
 def test_a_mistake_is_one_line_and_code_2(tmp_path: Path, words: list[str], message: str) -> None:
     done = run("-m", "camal_rl.experiment", *words, folder=tmp_path)
     assert done.returncode == 2

@@ -80,6 +80,7 @@ def test_pixels_of_the_newest_frame_alone_can_be_replaced(run: play.TrainedRun) 
     assert areas(everywhere, "attention")[0] == pytest.approx(1 - 0.25 / 2, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_trained_agents_curves_begin_and_end_where_they_must(run: play.TrainedRun) -> None:
     sample = play.Sample(40, np.random.default_rng(0))
     play.play(run, play.episode_seeds(0, 10), play.Settings(), samples=[sample])
@@ -106,6 +107,7 @@ def test_without_a_target_in_view_there_is_nothing_to_measure(run: play.TrainedR
         assert result == play.Undefined("no frame had a target in view")
 
 
+@pytest.mark.slow
 def test_randomising_the_layers_destroys_the_map_and_leaves_the_agent(run: play.TrainedRun) -> None:
     torch.manual_seed(5)
     agent = ppo.Agent(4, (4, 84, 84))

@@ -101,6 +101,7 @@ def test_rewards_are_clipped_scaled_or_left_as_they_are():
 
 
 @pytest.mark.parametrize("size", [(84, 84), (36, 50), (240, 320)])
+@pytest.mark.slow
 def test_feature_maps_have_the_size_that_is_computed_beforehand(size):
     agent = ppo.Agent(3, (4, *size))
     output = agent(torch.zeros(2, 4, *size, dtype=torch.uint8))
@@ -424,6 +425,7 @@ def test_episodic_return_is_the_raw_one(fake_engine, tmp_path):
     assert max(total + length for total, length in zip(returns, lengths, strict=True)) > 0
 
 
+@pytest.mark.slow
 def test_measuring_can_be_rarer_or_left_out(fake_engine, tmp_path):
     events = events_of(ppo.train(small_args(tmp_path, measure_every=3)))
     assert [event.step for event in events.Scalars("camal/alpha")] == [64, 256]
@@ -434,6 +436,7 @@ def test_measuring_can_be_rarer_or_left_out(fake_engine, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["camal", "vanilla"])
+@pytest.mark.slow
 def test_a_run_with_the_same_seed_is_the_same_and_measuring_changes_nothing(fake_engine, tmp_path, method):
     folders = [
         ppo.train(small_args(tmp_path / str(measure), method=method, measure_every=measure))
@@ -447,6 +450,7 @@ def test_a_run_with_the_same_seed_is_the_same_and_measuring_changes_nothing(fake
 
 
 @pytest.mark.parametrize("method", attention.METHODS)
+@pytest.mark.slow
 def test_every_attention_method_trains_and_resumes(fake_engine, tmp_path, method):
     straight = ppo.train(small_args(tmp_path / "straight", attention=method))
     ppo.train(small_args(tmp_path / "stopped", attention=method), stop_after(2))
@@ -455,6 +459,7 @@ def test_every_attention_method_trains_and_resumes(fake_engine, tmp_path, method
     assert all(np.isfinite(event.value) for event in events_of(straight).Scalars("losses/camal_loss"))
 
 
+@pytest.mark.slow
 def test_supervision_changes_what_is_learned(fake_engine, tmp_path):
     weights = {
         name: checkpoint_of(ppo.train(small_args(tmp_path / name, **options)))["agent"]["fc.weight"]
@@ -521,6 +526,7 @@ def test_other_arguments_in_the_same_folder_are_refused_with_the_difference(fake
 
 
 @pytest.mark.parametrize(("checkpoint_every", "kept"), [(128, 2), (1000, 0)])
+@pytest.mark.slow
 def test_steps_after_the_last_checkpoint_are_done_again_and_logged_once(
     fake_engine, tmp_path, monkeypatch, checkpoint_every, kept
 ):

@@ -25,8 +25,9 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from camal_rl import UserError, media, page, report, stats
-from camal_rl.report import Args, Comparison
+from camal_rl import UserError, media, page, report, stats, study
+from camal_rl.comparison import Comparison
+from camal_rl.report import Args
 from camal_rl.stats import Interval
 
 NAN = float("nan")
@@ -245,10 +246,10 @@ def test_the_raw_return_has_the_interval_of_the_normalised_one() -> None:
 def test_a_curve_is_the_mean_of_a_window_and_its_neighbours_by_hand() -> None:
     edges = np.array([0.0, 10, 20, 30, 40, 50, 60])
     points = np.array([[5.0, 1], [10, 2], [11, 6], [12, NAN], [60, 9], [70, 100]])
-    found = report.curve(points, edges, end=60)
+    found = study.curve(points, edges, end=60)
     np.testing.assert_array_equal(found, [3, 3, 6, NAN, 9, 9])
-    np.testing.assert_array_equal(report.curve(points, edges, end=50), [3, 3, 6, NAN, 9, NAN])
-    assert np.isnan(report.curve(np.zeros((0, 2)), edges, end=60)).all()
+    np.testing.assert_array_equal(study.curve(points, edges, end=50), [3, 3, 6, NAN, 9, NAN])
+    assert np.isnan(study.curve(np.zeros((0, 2)), edges, end=60)).all()
 
 
 def test_events_are_read_as_tensorboard_reads_them_after_a_training_went_on(tmp_path: Path) -> None:
@@ -257,7 +258,7 @@ def test_events_are_read_as_tensorboard_reads_them_after_a_training_went_on(tmp_
     write_events(tmp_path, {tag: [(6, 60.0), (9, 90.0)]}, start=4)
     (tmp_path / "evaluation").mkdir()
     write_events(tmp_path / "evaluation", {tag: [(2, 7.0)]})
-    found = report.read_events(tmp_path, [tag, "camal/iou"])
+    found = study.read_events(tmp_path, [tag, "camal/iou"])
     expected = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload().Scalars(tag)
     assert found[tag].tolist() == [[event.step, event.value] for event in expected]
     assert found[tag].tolist() == [[1, 1], [6, 60], [9, 90]]
@@ -269,7 +270,7 @@ def test_events_that_are_still_being_written_are_read_as_far_as_they_go(tmp_path
     write_events(tmp_path, {tag: [(1, 0.5), (2, 0.75)]})
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-7])  # into the last record
-    assert report.read_events(tmp_path, [tag])[tag].tolist() == [[1, 0.5]]
+    assert study.read_events(tmp_path, [tag])[tag].tolist() == [[1, 0.5]]
 
 
 def test_damaged_events_are_named(runs: Path) -> None:
@@ -365,6 +366,7 @@ def test_outcomes(interval: Interval, expected: str) -> None:
     assert report.outcome(interval) == expected
 
 
+@pytest.mark.slow
 def test_the_first_method_is_compared_with_each_other_one(runs: Path, drawn: None) -> None:
     for env in "AB":
         for seed in (1, 2):
@@ -434,6 +436,7 @@ def test_a_missing_cell_is_named_and_its_seed_left_out_of_what_is_joint(runs: Pa
     assert found["environments"]["A"]["runs"] == {"camal": 2, "vanilla": 2}
 
 
+@pytest.mark.slow
 def test_planned_runs_that_are_not_there_are_missing(runs: Path, drawn: None) -> None:
     matrix = {
         "envs": ["A", "B", "C"],
@@ -515,6 +518,7 @@ def test_runs_that_are_not_comparable_are_reported_with_a_warning(
     assert sentence in warned(runs)
 
 
+@pytest.mark.slow
 def test_one_method_is_described_and_not_compared(runs: Path, drawn: None) -> None:
     for folder in runs.glob("*/vanilla"):
         shutil.rmtree(folder)
@@ -598,6 +602,7 @@ def test_an_output_that_is_no_folder_is_refused(runs: Path, tmp_path: Path) -> N
 # The command line
 
 
+@pytest.mark.slow
 def test_the_command_prints_findings_and_files_and_needs_no_torch(runs: Path) -> None:
     code = (
         "import sys; import camal_rl.report as report; "
@@ -612,6 +617,7 @@ def test_the_command_prints_findings_and_files_and_needs_no_torch(runs: Path) ->
     assert "100%" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     done = run("-m", "camal_rl.report", str(tmp_path), folder=ROOT)
     assert done.returncode == 2
@@ -657,12 +663,14 @@ def write_media(runs: Path, title: str, names: list[str]) -> None:
         (folder / file).write_bytes(content)
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes(runs: Path, tmp_path: Path, drawn: None) -> None:
     write_media(runs, "A/camal/seed1", ["evaluation.png", "evaluation.mp4"])
     once, twice = (make(runs, "--output", str(tmp_path / name))[1] for name in ("one", "two"))
     assert once == twice
 
 
+@pytest.mark.slow
 def test_the_page_is_one_file_that_asks_for_nothing(runs: Path, drawn: None) -> None:
     write_media(runs, "A/camal/seed1", ["evaluation-versus-vanilla-seed-1.png", "evaluation.png"])
     write_media(runs, "A/camal/seed1", ["evaluation-versus-vanilla-seed-1.mp4"])
@@ -802,6 +810,7 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_the_page_in_a_browser(runs: Path, browser: Browser, drawn: None) -> None:
     write_media(runs, "A/camal/seed1", ["evaluation.png", "evaluation.mp4"])
     make(runs)

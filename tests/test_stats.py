@@ -375,6 +375,7 @@ def signed_rank_p(differences: np.ndarray) -> float:
 
 @settings(deadline=None, max_examples=25)
 @given(differences=st.lists(st.integers(-6, 6).filter(bool), min_size=1, max_size=10))
+@pytest.mark.slow
 def test_wilcoxon_with_ties_is_the_count_over_all_signs(differences: list[int]) -> None:
     y = np.linspace(0.1, 0.9, len(differences))  # differences in tenths: equal only up to rounding
     x = y + np.array(differences) / 10
@@ -500,6 +501,7 @@ def exact_false_positives(environments: int) -> float:
 
 
 @pytest.mark.parametrize("environments", [1, 4])
+@pytest.mark.slow
 def test_verdict_finds_improvements_between_equals_as_rarely_as_theory_says(environments: int) -> None:
     rng = np.random.default_rng(5)
     x_NRE, y_NRE = rng.normal(size=(2, EXPERIMENTS, SEEDS, environments))
