@@ -1,7 +1,8 @@
 """Cells of an experiment on a Ray cluster: each trains on some node and goes on elsewhere if that node dies.
 
-Nothing has to be shared between the nodes. Files of a cell come back to the run folder on the machine where
+The nodes need no shared folder for the runs. Files of a cell come back to the run folder on the machine where
 the experiment was started with every checkpoint, and go from there to the node that takes the cell up again.
+A .toml file that names an environment is not sent: every node must find it at the same path.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from camal_rl import UserError, write_together
-from camal_rl.experiment import Cell, Display, Outcome, Runner, progress
+from camal_rl.experiment import CELL_MEMORY, Cell, Display, Outcome, Runner
 
 POLL = 1.0
 """Seconds between two looks at a cell's process."""
@@ -28,17 +29,17 @@ class Keeper:
         self.folders = folders
         """By title."""
         self.attempts = dict.fromkeys(folders, 0)
-        self.running: dict[str, float] = {}
-        """How far each cell in work has come, by title, from 0 to 1."""
+        self.running: dict[str, float | None] = {}
+        """How far each cell in work has come, by title, from 0 to 1; None before that is known."""
         self.stopping = False
 
     def begin(self, title: str) -> tuple[int, dict[str, bytes]]:
         """Count an attempt at a cell: its number, and the files there are to go on from."""
         self.attempts[title] += 1
-        self.running[title] = 0.0
+        self.running[title] = None
         return self.attempts[title], files_of(self.folders[title])
 
-    def report(self, title: str, attempt: int, fraction: float) -> bool:
+    def report(self, title: str, attempt: int, fraction: float | None) -> bool:
         """Note how far an attempt is, and tell it whether to stop: all do, or another attempt replaced it."""
         if attempt != self.attempts[title]:
             return True
@@ -59,7 +60,7 @@ class Keeper:
         if attempt == self.attempts[title]:
             self.running.pop(title, None)
 
-    def state(self) -> tuple[dict[str, float], dict[str, int]]:
+    def state(self) -> tuple[dict[str, float | None], dict[str, int]]:
         """How far the cells in work have come, and the attempts at each cell, by title."""
         return dict(self.running), dict(self.attempts)
 
@@ -100,7 +101,7 @@ def work(keeper: Any, cell: Cell, retries: int) -> tuple[Status, float, str]:
                 if (saved := _checkpoint_time(here)) != sent:
                     ray.get(keeper.keep.remote(cell.title, attempt, files_of(here.folder)))
                     sent = saved
-                if ray.get(keeper.report.remote(cell.title, attempt, progress(here))):
+                if ray.get(keeper.report.remote(cell.title, attempt, runner.progress().get(cell.title))):
                     runner.stopping.set()
         finally:  # also where the keeper is gone, and with it the experiment
             runner.stopping.set()
@@ -144,12 +145,16 @@ def run_on_ray(
             f"no Ray cluster at {address}: {' '.join(str(error).split())[:200]} "
             "Start one with `ray start --head`, or give its address."
         ) from error
+    needed = {"CPU": 1, "GPU": gpus, "memory": CELL_MEMORY}
     try:
         if not any(
-            node["Alive"] and node["Resources"].get("CPU", 0) >= 1 and node["Resources"].get("GPU", 0) >= gpus
+            node["Alive"] and all(node["Resources"].get(kind, 0) >= least for kind, least in needed.items())
             for node in ray.nodes()
         ):
-            raise UserError(f"no node of the Ray cluster has one CPU and {gpus:g} GPUs for a run.")
+            raise UserError(
+                f"no node of the Ray cluster has one CPU, {gpus:g} GPUs and {CELL_MEMORY / 2**30:g} GiB of "
+                "memory for a run."
+            )
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         folders = {cell.title: cell.folder.resolve() for cell in missing}
         keeper: Any = (
@@ -158,7 +163,7 @@ def run_on_ray(
             .remote(folders)
         )
         # A lost node is no fault of the cell: it is tried again as long as there are nodes.
-        task = ray.remote(work).options(num_cpus=1, num_gpus=gpus, max_retries=-1)
+        task = ray.remote(work).options(num_cpus=1, num_gpus=gpus, memory=CELL_MEMORY, max_retries=-1)
         waiting = list(missing)
         running: dict[Any, Cell] = {}
         outcomes: list[Outcome] = []

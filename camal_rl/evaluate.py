@@ -381,8 +381,9 @@ def evaluate(args: Args) -> tuple[dict[str, Any], list[Path]]:
     settings = Settings(args.seed, args.greedy, args.max_steps, args.num_envs)
     seeds = episode_seeds(args.seed, args.episodes)
     keep = min(args.video_episodes, args.episodes)
-    shifts = [] if args.shift is None else list(args.shift or SHIFTS)
+    shifts = chosen_shifts(args)
     with ExitStack() as cleanup:
+        cleanup.enter_context(run_folder.lock(folder, "evaluate"))
         cleanup.callback(torch.set_num_threads, torch.get_num_threads())
         threads = args.torch_threads or torch.get_num_threads()
         torch.set_num_threads(1)  # the cores belong to the engines
@@ -463,6 +464,21 @@ def _described(episode: Episode) -> dict[str, Any]:
         "frames_with_target": len(episode.agreement),
         "iou": _mean(episode.column("iou")),
     }
+
+
+def chosen_shifts(args: Args) -> list[str]:
+    """Names of the visual changes to evaluate under."""
+    return [] if args.shift is None else list(args.shift or SHIFTS)
+
+
+def wanted_settings(args: Args) -> dict[str, Any]:
+    """What of the settings in scores.json decides the scores, as these arguments have it.
+
+    `attention` is None where it is the run's own.
+    """
+    names = ("episodes", "seed", "greedy", "max_steps", "faithfulness_frames", "faithfulness_stack")
+    options = {name: getattr(args, name) for name in names}
+    return options | {"attention": args.attention, "shift": chosen_shifts(args)}
 
 
 def _settings(args: Args, device: torch.device, run: TrainedRun, shifts: Sequence[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ own. What is there already is not done again, so the same command goes on after 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, NamedTuple
 
@@ -113,8 +114,8 @@ class Cell(NamedTuple):
         return "/".join(self.folder.parts[-3:])
 
 
-OWN = ("env", "method", "seed", "runs-dir")
-"""Options of a training that the matrix sets."""
+OWN = {"train": ("env", "method", "seed", "runs-dir"), "evaluate": ("run", "env", "compare", "output")}
+"""Options that the matrix sets."""
 
 
 def read_matrix(args: Args, train: Sequence[str]) -> Matrix:
@@ -138,6 +139,8 @@ def read_matrix(args: Args, train: Sequence[str]) -> Matrix:
         for name in ("envs", "methods", "seeds", "episodes")
         if getattr(args, name) != getattr(usual, name)
     ]
+    if args.runs_dir != usual.runs_dir:
+        changed.append("runs_dir")
     if train or changed:
         raise UserError(
             f"{args.matrix} says what is done: leave out {', '.join(changed) or 'what follows --'}."
@@ -171,7 +174,7 @@ def read_matrix(args: Args, train: Sequence[str]) -> Matrix:
         tuple(table.get("envs", usual.envs)),
         tuple(table.get("methods", usual.methods)),
         tuple(numbers),
-        Path(table.get("runs_dir", args.runs_dir)),
+        Path(table.get("runs_dir", usual.runs_dir)),
         _options(table.get("train", {})),
         _options({"episodes": usual.episodes} | table.get("evaluate", {})),
     )
@@ -203,15 +206,16 @@ def cells(matrix: Matrix) -> list[Cell]:
             raise UserError(f"--{name}: name at least one.")
         if len(set(values)) < len(values):
             raise UserError(f"--{name}: {' '.join(map(str, values))} names one twice.")
-    for option in OWN:
-        if any(one.replace("_", "-").split("=")[0] == f"--{option}" for one in matrix.train):
-            raise UserError(f"--{option} can't be one of the options of training: the matrix sets it.")
-    planned = []
+    for kind, options in (("train", matrix.train), ("evaluate", matrix.evaluate)):
+        for option in OWN[kind]:
+            if any(one.replace("_", "-").split("=")[0] == f"--{option}" for one in options):
+                raise UserError(f"--{option} can't be one of the options of {kind}: the matrix sets it.")
+    planned: list[Cell] = []
     for seed in matrix.seeds:
         for env in matrix.envs:
             for method in matrix.methods:
-                options = ("--env", env, "--method", method, "--seed", str(seed), "--torch-threads", "1")
-                train = (*options, *matrix.train)
+                own = ("--env", env, "--method", method, "--seed", str(seed), "--torch-threads", "1")
+                train = (*own, *matrix.train)
                 plan = ppo.plan(ppo.parse_args([*train, "--runs-dir", str(matrix.runs_dir)]))
                 evaluation: tuple[str, ...] = (
                     "--torch-threads",
@@ -223,6 +227,11 @@ def cells(matrix: Matrix) -> list[Cell]:
                 if env.endswith(".toml"):
                     evaluation += ("--env", env)
                 evaluate.check_args(evaluate.parse_args([str(plan.folder), *evaluation]))
+                if any(cell.folder == plan.folder for cell in planned):
+                    raise UserError(
+                        f"--envs: {env} and another one are both called {plan.definition.name}, and so would "
+                        f"share the folder {plan.folder}. Name it once, or rename a file."
+                    )
                 steps = plan.iterations * plan.batch_size
                 planned.append(Cell(plan.folder, train, evaluation, steps, plan.described))
     return planned
@@ -234,14 +243,16 @@ def is_done(cell: Cell) -> bool:
 
     try:
         scores = json.loads((cell.folder / "scores.json").read_text(encoding="utf-8"))
-        wanted = asdict(evaluate.parse_args([str(cell.folder), *cell.evaluate]))
+        wanted = evaluate.wanted_settings(evaluate.parse_args([str(cell.folder), *cell.evaluate]))
         settings = scores["settings"]
+        shifts = set(wanted.pop("shift"))
+        if wanted["attention"] is None:
+            wanted["attention"] = cell.trained["attention"]["attention"]
         return bool(
             scores["steps"] == cell.steps
             and _same_training(scores["training"], cell.trained)
-            and all(settings[name] == wanted[name] for name in ("episodes", "seed", "greedy", "max_steps"))
-            and set(settings["shift"]) >= set(wanted["shift"] or ())
-            and settings["faithfulness_frames"] == wanted["faithfulness_frames"]
+            and all(settings[name] == value for name, value in wanted.items())
+            and set(settings["shift"]) >= shifts
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -285,34 +296,49 @@ class Runner:
     def __init__(self, retries: int) -> None:
         self.retries = retries
         self.stopping = threading.Event()
-        self.running: dict[Path, Cell] = {}
-        """By folder."""
+        """Every process is asked to save and end."""
+        self.killing = threading.Event()
+        """Every process is ended at once."""
+        self.running: dict[Path, tuple[Cell, str, int]] = {}
+        """Cells in work by folder, with the module that runs and where in the log its output begins."""
 
     def run(self, cell: Cell) -> Outcome:
         """Train and evaluate one cell, and again if it fails; called by several threads."""
         began = time.monotonic()
         if self.stopping.is_set():
             return Outcome(cell, "stopped", 0, "")
-        self.running[cell.folder] = cell
+        try:
+            code = self._attempts(cell)
+            message = ""
+            if code:
+                message = last_line(cell)
+            elif not is_done(cell):
+                message = "it ended without an error, but its scores.json is not what was asked for"
+        except OSError as error:  # a full disk, a file where a folder should be
+            code, message = 1, f"{error.filename or cell.folder}: {error.strerror or error}"
+        finally:
+            self.running.pop(cell.folder, None)
+        seconds = time.monotonic() - began
+        if code and self.stopping.is_set():
+            return Outcome(cell, "stopped", seconds, "")
+        return Outcome(cell, "failed" if message or code else "done", seconds, message)
+
+    def _attempts(self, cell: Cell) -> int:
         train = (*cell.train, "--runs-dir", str(cell.folder.parents[2]))
         evaluation = (str(cell.folder), *cell.evaluate)
-        try:
-            cell.folder.mkdir(parents=True, exist_ok=True)
-            with log_of(cell).open("ab") as log:
-                for _ in range(1 + self.retries):
-                    code = self._process("ppo", train, log) or self._process("evaluate", evaluation, log)
-                    if code in (0, 2) or self.stopping.is_set():  # 2: the user has to mend something first
-                        break
-            seconds = time.monotonic() - began
-            if self.stopping.is_set() and code:
-                return Outcome(cell, "stopped", seconds, "")
-            return Outcome(cell, "failed" if code else "done", seconds, last_line(cell) if code else "")
-        finally:
-            del self.running[cell.folder]
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        with log_of(cell).open("ab") as log:
+            for _ in range(1 + self.retries):
+                code = self._process(cell, "ppo", train, log)
+                code = code or self._process(cell, "evaluate", evaluation, log)
+                if code in (0, 2) or self.stopping.is_set():  # 2: the user has to mend something first
+                    break
+        return code
 
-    def _process(self, module: str, options: Sequence[str], log: IO[bytes]) -> int:
+    def _process(self, cell: Cell, module: str, options: Sequence[str], log: IO[bytes]) -> int:
         log.write(f"$ python -m camal_rl.{module} {' '.join(options)}\n".encode())
         log.flush()
+        self.running[cell.folder] = (cell, module, log.tell())
         process = subprocess.Popen(
             [sys.executable, "-c", _LAUNCH, str(os.getpid()), f"camal_rl.{module}", *options],
             stdout=log,
@@ -322,10 +348,22 @@ class Runner:
         asked = False
         while process.poll() is None:
             time.sleep(0.1)
-            if self.stopping.is_set() and not asked:
+            if self.killing.is_set():
+                process.kill()
+            elif self.stopping.is_set() and not asked:
                 process.terminate()
                 asked = True
         return process.returncode
+
+    def progress(self) -> dict[str, float | None]:
+        """How far each cell in work has come, by title, from 0 to 1; None before it says so.
+
+        It is read from the progress bar in the log.
+        """
+        return {
+            cell.title: TRAINING_SHARE if module == "evaluate" else _trained(log_of(cell), place)
+            for cell, module, place in list(self.running.values())
+        }
 
 
 def log_of(cell: Cell) -> Path:
@@ -339,19 +377,15 @@ def last_line(cell: Cell) -> str:
     return lines[-1] if lines else ""
 
 
-def progress(cell: Cell) -> float:
-    """How far a running cell has come, from 0 to 1, by the trainer's progress bar in its log."""
+def _trained(log: Path, place: int) -> float | None:
+    """How much of its cell a training has done, by what its log says beyond `place`."""
     try:
-        with log_of(cell).open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
-            tail = log.read().decode(errors="replace")
+        with log.open("rb") as file:
+            file.seek(max(place, file.seek(0, os.SEEK_END) - 4096))
+            percents = re.findall(rb"(\d+)%\|", file.read())
     except OSError:
-        return 0.0
-    command = tail.rfind("$ python")
-    if "camal_rl.evaluate" in tail[command:].partition("\n")[0]:
-        return TRAINING_SHARE
-    percents = re.findall(r"(\d+)%\|", tail[max(command, 0) :])
-    return TRAINING_SHARE * int(percents[-1]) / 100 if percents else 0.0
+        return None
+    return TRAINING_SHARE * int(percents[-1]) / 100 if percents else None
 
 
 TRAINING_SHARE = 0.9
@@ -361,24 +395,60 @@ TRAINING_SHARE = 0.9
 def bearable_jobs() -> int:
     """How many cells at once: one a core, as long as there is memory for them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _first_number(CPU_QUOTA)
+    if quota is not None:  # a container's share, in microseconds of each 100,000
+        cores = min(cores, max(1, round(quota / 100_000)))
+    bounds = [int(memory // CELL_MEMORY) for memory in _available_memory()]
+    return max(1, min([cores, *bounds]))
+
+
+MEMORY_INFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+CPU_QUOTA = CGROUP / "cpu.max"
+
+
+def _available_memory() -> list[int]:
+    """Bytes that this machine, and the container this runs in, have left; nothing where they don't say."""
+    found = []
+    with contextlib.suppress(OSError):
+        match = re.search(r"^MemAvailable: *(\d+) kB", MEMORY_INFO.read_text(), re.MULTILINE)
+        if match:
+            found.append(int(match[1]) * 1024)
+    limit, used = _first_number(CGROUP / "memory.max"), _first_number(CGROUP / "memory.current")
+    if limit is not None and used is not None:
+        found.append(limit - used)
+    return found
+
+
+def _first_number(file: Path) -> int | None:
     try:
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # not known on this system
-        return cores
-    return max(1, min(cores, int(available // CELL_MEMORY)))
+        word = file.read_text().split()[0]
+    except (OSError, IndexError):
+        return None
+    return int(word) if word.isdigit() else None
 
 
 class Display:
-    """The progress of a matrix: a bar, and a line for each cell that ended."""
+    """The progress of a matrix: a bar with the time left, and a line for each cell that ended.
+
+    The time left is reckoned from what this process has seen done: a cell that goes on from a checkpoint
+    counts from there, and one that failed is no longer waited for.
+    """
 
     def __init__(self, total: int, done: int) -> None:
         self.total = total
         self.done = done
+        self.failed = 0
+        self.began = time.monotonic()
+        self.first: dict[str, float] = {}
+        """How far each cell had come when that was first known, by title."""
+        self.worked = 0.0
+        """Cells' worth of work by those that ended."""
         self.bar = tqdm(
             total=total,
             initial=done,
             mininterval=0.5 if sys.stderr.isatty() else 30,
-            bar_format="{percentage:3.0f}%|{bar}| {remaining} left{postfix}",
+            bar_format="{percentage:3.0f}%|{bar}| {desc}",
         )
 
     def __enter__(self) -> Display:
@@ -391,13 +461,31 @@ class Display:
     def ended(self, outcome: Outcome) -> None:
         """Count and name a cell that ended."""
         self.done += outcome.status == "done"
+        self.failed += outcome.status == "failed"
+        if outcome.status == "done":
+            self.worked += 1 - self.first.get(outcome.cell.title, 0)
+        self.first.pop(outcome.cell.title, None)
         self.bar.write(describe(outcome), file=sys.stderr)
 
-    def show(self, running: Mapping[str, float]) -> None:
+    def left(self, running: Mapping[str, float | None]) -> float | None:
+        """Seconds until all is done if it goes on as so far; None before anything has."""
+        known = {title: fraction for title, fraction in running.items() if fraction is not None}
+        for title, fraction in known.items():
+            self.first.setdefault(title, fraction)
+        worked = self.worked + sum(fraction - self.first[title] for title, fraction in known.items())
+        if worked <= 0:
+            return None
+        remaining = self.total - self.done - self.failed - sum(known.values())
+        return (time.monotonic() - self.began) * remaining / worked
+
+    def show(self, running: Mapping[str, float | None]) -> None:
         """Show how far the running cells have come, by title, from 0 to 1."""
-        self.bar.n = self.done + sum(running.values())
-        states = [f"{title} {fraction:.0%}" for title, fraction in running.items()]
-        self.bar.set_postfix_str(", ".join([f"{self.done}/{self.total} runs", *states]), refresh=False)
+        left = self.left(running)
+        self.bar.n = self.done + sum(fraction or 0 for fraction in running.values())
+        states = [f"{title} {fraction or 0:.0%}" for title, fraction in running.items()]
+        states = [f"{self.done}/{self.total} runs", *states]
+        remaining = "?" if left is None else tqdm.format_interval(left)
+        self.bar.set_description_str(f"{remaining} left, {', '.join(states)}", refresh=False)
         self.bar.update(0)
 
 
@@ -406,13 +494,17 @@ def run_here(missing: Sequence[Cell], total: int, jobs: int, runner: Runner) -> 
     outcomes: list[Outcome] = []
     with Display(total, total - len(missing)) as display, ThreadPoolExecutor(jobs) as threads:
         waiting = [threads.submit(runner.run, cell) for cell in missing]
-        while waiting:
-            time.sleep(0.2)
-            for one in [one for one in waiting if one.done()]:
-                waiting.remove(one)
-                outcomes.append(one.result())
-                display.ended(outcomes[-1])
-            display.show({cell.title: progress(cell) for cell in list(runner.running.values())})
+        try:
+            while waiting:
+                time.sleep(0.2)
+                for one in [one for one in waiting if one.done()]:
+                    waiting.remove(one)
+                    outcomes.append(one.result())
+                    display.ended(outcomes[-1])
+                display.show(runner.progress())
+        except KeyboardInterrupt:
+            runner.killing.set()
+            raise
     return outcomes
 
 
@@ -432,25 +524,34 @@ def describe(outcome: Outcome) -> str:
     return f"done    {outcome.cell.title} in {minutes}:{seconds:02}: return {total:.2f}, IoU {iou}"
 
 
-def comparisons(matrix: Matrix, planned: Sequence[Cell]) -> list[Cell]:
+class Beside(NamedTuple):
+    """The first method shown beside another one."""
+
+    cell: Cell
+    """The first method's, whose evaluation shows it."""
+    other: Cell
+    picture: Path
+
+
+def comparisons(matrix: Matrix, planned: Sequence[Cell]) -> list[Beside]:
     """What shows the first method beside each other one, with the first seed, in every environment.
 
     They are the first method's evaluations once more, which gives the same scores, with pictures and a video.
     """
     by_title = {cell.title: cell for cell in planned}
     shown = []
-    for one in planned:
-        env, method, seed = one.folder.parts[-3:]
-        if method != matrix.methods[0] or seed != f"seed{matrix.seeds[0]}":
-            continue
-        for other in matrix.methods[1:]:
-            beside = by_title[f"{env}/{other}/{seed}"]
-            media = one.folder / "media" / f"evaluation-versus-{other}-seed-{matrix.seeds[0]}.mp4"
-            options = [*one.evaluate, "--compare", str(beside.folder)]
+    for other_method in matrix.methods[1:]:
+        for one in planned:
+            env, method, seed = one.folder.parts[-3:]
+            if method != matrix.methods[0] or seed != f"seed{matrix.seeds[0]}":
+                continue
+            other = by_title[f"{env}/{other_method}/{seed}"]
+            options = [*one.evaluate, "--compare", str(other.folder)]
             if "--video-episodes" not in matrix.evaluate:
                 options += ["--video-episodes", "1"]
-            if is_done(one) and is_done(beside) and not media.exists():
-                shown.append(one._replace(evaluate=tuple(options)))
+            name = f"evaluation-versus-{other_method}-seed-{matrix.seeds[0]}.png"
+            cell = one._replace(evaluate=tuple(options))
+            shown.append(Beside(cell, other, one.folder / "media" / name))
     return shown
 
 
@@ -476,6 +577,10 @@ def run(
         f"TensorBoard: tensorboard --logdir {matrix.runs_dir}",
         flush=True,
     )
+    for one in (beside := comparisons(matrix, planned)):
+        if not (is_done(one.cell) and is_done(one.other)):  # they would show what is there no longer
+            for file in (one.picture, one.picture.with_suffix(".mp4")):
+                file.unlink(missing_ok=True)
     outcomes: list[Outcome] = []
     if missing and ray is not None:
         from camal_rl import cluster
@@ -483,17 +588,26 @@ def run(
         outcomes = cluster.run_on_ray(missing, len(planned), runner, ray, gpus, jobs)
     elif missing:
         outcomes = run_here(missing, len(planned), jobs or bearable_jobs(), runner)
-    beside = comparisons(matrix, planned)
-    if beside and not runner.stopping.is_set():
-        print("Pictures and videos of methods side by side:", flush=True)
-        outcomes += run_here(beside, len(beside), jobs or bearable_jobs(), runner)
+    # One other method after the other: the evaluations of one run share its folder.
+    for method in matrix.methods[1:]:
+        to_show = [
+            one.cell
+            for one in beside
+            if one.other.folder.parts[-2] == method
+            and not one.picture.exists()
+            and is_done(one.cell)
+            and is_done(one.other)
+        ]
+        if to_show and not runner.stopping.is_set():
+            print(f"Pictures and videos beside {method}:", flush=True)
+            outcomes += run_here(to_show, len(to_show), jobs or bearable_jobs(), runner)
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     if runner.stopping.is_set():
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return 130
     for outcome in failed:
         print(describe(outcome), file=sys.stderr)
-    done = len(planned) - len({outcome.cell.title for outcome in failed})
+    done = sum(map(is_done, planned))
     print(f"{done} of {len(planned)} runs are done. Report: python -m camal_rl.report {matrix.runs_dir}")
     return 1 if failed else 0
 
@@ -511,14 +625,16 @@ def _write_matrix(matrix: Matrix) -> None:
 
 
 def main(args: Args, train: Sequence[str]) -> int:
-    """Run the matrix, and return the exit code: 0, 1 if a run failed, 2 after a mistake, 130 if stopped."""
+    """Run the matrix; the exit code: 0, 1 if a run failed, 2 after a mistake, 130 or 143 if stopped."""
     stopping = threading.Event()
+    received: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
+        received.append(number)
         if stopping.is_set():
             raise KeyboardInterrupt
         stopping.set()
-        os.write(2, b"\nStopping: every run saves where it is.\n")
+        os.write(2, b"\nStopping: every run saves where it is; once more to stop at once.\n")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
@@ -527,15 +643,24 @@ def main(args: Args, train: Sequence[str]) -> int:
             ("seeds", args.seeds, 1),
             ("jobs", args.jobs, 0),
             ("retries", args.retries, 0),
+            ("gpus", args.gpus, 0),
         ):
-            if value < least:
+            if not value >= least:
                 raise UserError(f"--{option} {value}: give a number of at least {least}.")
-        return run(read_matrix(args, train), args.jobs, args.retries, stopping, args.ray, args.gpus)
+        if args.gpus and args.ray is None:
+            raise UserError("--gpus is what a run asks of a Ray cluster: give --ray too, or leave it out.")
+        code = run(read_matrix(args, train), args.jobs, args.retries, stopping, args.ray, args.gpus)
     except UserError as mistake:
         return print_mistake(mistake)
+    except KeyboardInterrupt:
+        print("Stopped at once. The same command goes on from the last checkpoints.", file=sys.stderr)
+        code = 130
+    return 128 + received[0] if received and code == 130 else code
 
 
 if __name__ == "__main__":
+    for _number in (signal.SIGINT, signal.SIGTERM):  # until `main` takes over
+        signal.signal(_number, lambda number, _: os._exit(128 + number))
     # By its own name, because what a node of a cluster is sent is looked up there by name.
     from camal_rl import experiment
 

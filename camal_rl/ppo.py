@@ -703,7 +703,13 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
     Raises:
         UserError: arguments, environment, machine or folder with which that can't be done.
     """
-    definition, device, precision, folder, described, batch_size, iterations = plan(args)
+    planned = plan(args)
+    with run_folder.lock(planned.folder, "train"):
+        return _train(args, planned, interrupted)
+
+
+def _train(args: Args, planned: Plan, interrupted: Callable[[], bool]) -> Path:
+    definition, device, precision, folder, described, batch_size, iterations = planned
     checkpoint = run_folder.load_checkpoint(folder / "checkpoint.pt")
     if checkpoint is not None and not (folder / "args.json").exists():
         raise UserError(f"{folder} has a checkpoint but no args.json: move it away to start anew.")

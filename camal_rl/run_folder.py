@@ -9,7 +9,9 @@ import dataclasses
 import io
 import json
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,11 @@ import vizdoom
 
 from camal_rl import UserError, __version__, write_whole
 from camal_rl.doom import Definition
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
 
 CHECKPOINT_VERSION = 1
 FREE_OPTIONS = frozenset(
@@ -65,6 +72,47 @@ def read_args_file(folder: Path) -> dict[str, dict[str, Any]]:
     if not all(isinstance(groups.get(name), dict) for name in needed):
         raise UserError(f"{file} is not a run's arguments: it needs the groups {', '.join(needed)}.")
     return groups
+
+
+PATIENCE = 10.0
+"""Seconds to wait for another process, which may just be saving."""
+
+
+@contextmanager
+def lock(folder: Path, purpose: str) -> Iterator[None]:
+    """Keep other processes from doing the same in a run folder, which is made where it is missing.
+
+    The operating system lets go of the lock when a process ends, however it ends; the file stays.
+
+    Args:
+        purpose: what is done, such as `train`; it names the lock and stands in the message.
+
+    Raises:
+        UserError: another process does it, or the folder can't be written.
+    """
+    if fcntl is None:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / f".{purpose}.lock").open("ab")
+    except OSError as error:
+        raise UserError(f"can't write in {folder}: {error.strerror}. Choose another folder.") from error
+    with file:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"another process does the same ({purpose}) in {folder}: wait for it, or end it."
+                    ) from error
+                time.sleep(0.1)
+            except OSError:  # a file system without locks
+                break
+        yield
 
 
 GAME = ("scenario", "frame_skip", "target_names", "target_categories")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run
 
-from camal_rl import UserError, experiment
+from camal_rl import UserError, experiment, shift
 from camal_rl.experiment import Cell, Matrix, Outcome, Runner
 
 TRAIN = ("--total-timesteps", "2048", "--reward", "scale")
@@ -25,13 +26,24 @@ def matrix_of(folder: Path, **changes: object) -> Matrix:
     return usual._replace(**changes)  # type: ignore[arg-type]
 
 
+SETTINGS = {
+    "episodes": 3,
+    "seed": 0,
+    "greedy": False,
+    "max_steps": 2100,
+    "shift": [],
+    "faithfulness_frames": 1000,
+    "faithfulness_stack": "all",
+    "attention": "gradcam",
+}
+
+
 def write_scores(cell: Cell, **changes: object) -> None:
     """What an evaluation of this cell would write, as far as it is read."""
-    settings = {"episodes": 3, "seed": 0, "greedy": False, "max_steps": 2100, "shift": []}
     scores = {
         "steps": cell.steps,
         "training": cell.trained,
-        "settings": settings | {"faithfulness_frames": 1000},
+        "settings": SETTINGS,
         "return": {"mean": 1.5},
         "iou": 0.25,
     }
@@ -48,13 +60,15 @@ class Fake:
         """Exit codes of the coming calls, 0 where there is none."""
         self.cells = {cell.folder: cell for cell in cells}
         self.most = self.now = 0
+        self.working: set[str] = set()
         self.lock = threading.Lock()
         monkeypatch.setattr(Runner, "_process", lambda runner, *arguments: self.process(runner, *arguments))
 
-    def process(self, runner: Runner, module: str, options: tuple[str, ...], log: object) -> int:
-        folder = Path(log.name).parent  # type: ignore[attr-defined]
-        title = "/".join(folder.parts[-3:])
+    def process(self, runner: Runner, cell: Cell, module: str, options: tuple[str, ...], log: object) -> int:
+        folder, title = cell.folder, cell.title
         with self.lock:
+            assert title not in self.working, "two processes in one folder"
+            self.working.add(title)
             self.calls.append((module, title))
             self.now += 1
             self.most = max(self.most, self.now)
@@ -65,11 +79,15 @@ class Fake:
         code = codes.pop(0) if codes else 0
         if code == 0 and module == "evaluate":
             write_scores(self.cells[folder])
-            if "--compare" in options:
+        if module == "evaluate" and "--compare" in options:
+            codes = self.codes.get(("compare", title), [])
+            code = codes.pop(0) if codes else code
+            if code == 0:
                 other = Path(options[options.index("--compare") + 1]).parts[-2]
                 (folder / "media").mkdir(exist_ok=True)
-                (folder / "media" / f"evaluation-versus-{other}-seed-1.mp4").touch()
+                (folder / "media" / f"evaluation-versus-{other}-seed-1.png").touch()
         with self.lock:
+            self.working.remove(title)
             self.now -= 1
         return code
 
@@ -128,7 +146,9 @@ def test_a_matrix_may_be_a_file(tmp_path: Path) -> None:
         ("envs = []", "--envs: name at least one"),
         ("seeds = [1, 1]", "--seeds: 1 1 names one twice"),
         ('envs = ["Basik"]', "did you mean Basic"),
-        ("[train]\nseed = 3", "--seed can't be one of the options of training"),
+        ("[train]\nseed = 3", "--seed can't be one of the options of train:"),
+        ('[evaluate]\noutput = "x"', "--output can't be one of the options of evaluate:"),
+        (f'envs = ["Basic", "{ROOT}/envs/Basic.toml"]', "both called Basic, and so would share the folder"),
         ("[train]\nnum_envs = 0", "--num-envs 0"),
         ("[evaluate]\nepisodes = 0", "--episodes 0"),
     ],
@@ -142,7 +162,7 @@ def test_a_mistake_in_the_matrix_is_named(tmp_path: Path, text: str, words: str)
 
 
 def test_a_file_and_options_cannot_both_say_what_is_done(tmp_path: Path) -> None:
-    for words in (["--seeds", "2"], ["--", "--reward", "raw"]):
+    for words in (["--seeds", "2"], ["--", "--reward", "raw"], ["--runs-dir", "elsewhere"]):
         with pytest.raises(UserError, match="says what is done: leave out"):
             experiment.read_matrix(*experiment.parse_args(["--matrix", str(tmp_path / "m.toml"), *words]))
     with pytest.raises(UserError, match=r"can't read the matrix .*m\.toml: No such file"):
@@ -168,6 +188,18 @@ def test_only_what_is_trained_and_evaluated_as_wanted_counts_as_done(tmp_path: P
     for changes in (
         {"steps": 1024},
         {"settings": {"episodes": 3}},
+        *(
+            {"settings": SETTINGS | {name: value}}
+            for name, value in {
+                "episodes": 4,
+                "seed": 1,
+                "greedy": True,
+                "max_steps": 9,
+                "faithfulness_frames": 0,
+                "faithfulness_stack": "newest",
+                "attention": "layercam",
+            }.items()
+        ),
         {"training": cell.trained | {"ppo": {}}},
         {"training": None},
     ):
@@ -178,6 +210,67 @@ def test_only_what_is_trained_and_evaluated_as_wanted_counts_as_done(tmp_path: P
     machine = {"machine": {"precision": "bf16", "device_type": "cuda"}}
     write_scores(cell, training=cell.trained | machine)  # trained elsewhere
     assert experiment.is_done(cell)
+    every = cell._replace(evaluate=(*cell.evaluate, "--shift"))
+    write_scores(cell, settings=SETTINGS | {"shift": ["flat"]})
+    assert experiment.is_done(cell)
+    assert not experiment.is_done(every)  # without a name, all of them
+    write_scores(cell, settings=SETTINGS | {"shift": list(shift.SHIFTS)})
+    assert experiment.is_done(every)
+
+
+def test_two_other_methods_are_shown_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix = matrix_of(tmp_path, envs=("Basic",), methods=("camal", "vanilla", "suppress"), seeds=(1,))
+    Fake(monkeypatch, experiment.cells(matrix))  # which refuses two processes in one folder
+    assert experiment.run(matrix, jobs=3, retries=0) == 0
+    shown = sorted(path.name for path in (matrix.runs_dir / "Basic/camal/seed1/media").iterdir())
+    assert shown == ["evaluation-versus-suppress-seed-1.png", "evaluation-versus-vanilla-seed-1.png"]
+
+
+def test_a_cell_that_cannot_be_written_is_reported_and_the_others_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matrix = matrix_of(tmp_path, envs=("Basic",), seeds=(1,))
+    Fake(monkeypatch, experiment.cells(matrix))
+    (matrix.runs_dir / "Basic").mkdir(parents=True)
+    (matrix.runs_dir / "Basic/vanilla").touch()
+    assert experiment.run(matrix, jobs=1, retries=0) == 1
+    output, shown = capsys.readouterr()
+    assert "1 of 2 runs are done" in output
+    assert re.search(r"failed  Basic/vanilla/seed1 after 0:00: .*vanilla.*: Not a directory", shown)
+
+
+def test_scores_that_are_not_what_was_asked_for_are_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matrix = matrix_of(tmp_path, envs=("Basic",), seeds=(1,), methods=("camal",))
+    monkeypatch.setattr(Runner, "_process", lambda *_: 0)
+    assert experiment.run(matrix, jobs=1, retries=0) == 1
+    assert "its scores.json is not what was asked for" in capsys.readouterr().err
+
+
+def test_pictures_that_fail_are_reported_and_leave_the_runs_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matrix = matrix_of(
+        tmp_path, envs=("Basic",), seeds=(1,), evaluate=("--episodes", "3", "--video-episodes", "0")
+    )
+    fake = Fake(monkeypatch, experiment.cells(matrix))
+    fake.codes = {("compare", "Basic/camal/seed1"): [1, 0]}
+    assert experiment.run(matrix, jobs=1, retries=0) == 1
+    output, shown = capsys.readouterr()
+    assert "2 of 2 runs are done" in output
+    assert "failed  Basic/camal/seed1" in shown
+    fake.calls.clear()
+    assert experiment.run(matrix, jobs=1, retries=0) == 0
+    assert fake.calls == [("ppo", "Basic/camal/seed1"), ("evaluate", "Basic/camal/seed1")]
+    fake.calls.clear()
+    assert experiment.run(matrix, jobs=1, retries=0) == 0
+    assert fake.calls == []  # no video was asked for, and the picture is there
+    (matrix.runs_dir / "Basic/vanilla/seed1/scores.json").unlink()
+    assert experiment.run(matrix, jobs=1, retries=0) == 0
+    assert ("evaluate", "Basic/camal/seed1") in fake.calls  # beside what it is now
 
 
 @pytest.mark.slow
@@ -205,7 +298,8 @@ def test_every_cell_is_trained_evaluated_and_shown_beside_the_other_method(
     assert fake.calls == []
     (planned[3].folder / "scores.json").unlink()
     assert experiment.run(matrix, jobs=2, retries=1) == 0  # only what is missing
-    assert fake.calls == [("ppo", planned[3].title), ("evaluate", planned[3].title)]
+    beside = [("ppo", "TakeCover/camal/seed1"), ("evaluate", "TakeCover/camal/seed1")]
+    assert fake.calls == [("ppo", planned[3].title), ("evaluate", planned[3].title), *beside]
 
 
 def test_a_cell_that_fails_is_tried_again_and_then_reported(
@@ -233,17 +327,43 @@ def test_a_cell_that_fails_is_tried_again_and_then_reported(
 
 def test_progress_is_read_from_the_trainers_bar(tmp_path: Path) -> None:
     cell = experiment.cells(matrix_of(tmp_path))[0]
-    assert experiment.progress(cell) == 0
+    runner = Runner(0)
+    assert runner.progress() == {}
+    runner.running[cell.folder] = (cell, "ppo", 30)
+    assert runner.progress() == {cell.title: None}
     cell.folder.mkdir(parents=True)
     log = experiment.log_of(cell)
-    log.write_text("$ python -m camal_rl.ppo --env Basic\n  0%|   | 0/2k steps\r 50%|█  | 1k/2k steps")
-    assert experiment.progress(cell) == pytest.approx(0.45)
+    log.write_text(" 90%|  | of an earlier attempt\n$ python -m camal_rl.ppo --env Basic\n")
+    assert runner.progress() == {cell.title: None}
     with log.open("a") as file:
-        file.write("\n$ python -m camal_rl.evaluate runs\nepisodes:  10%|█")
-    assert experiment.progress(cell) == pytest.approx(0.9)
+        file.write("  0%|   | 0/2k steps\r 50%|█  | 1k/2k steps")
+    assert runner.progress() == {cell.title: pytest.approx(0.45)}
     with log.open("a") as file:
-        file.write("\n$ python -m camal_rl.ppo --env Basic\n")
-    assert experiment.progress(cell) == 0
+        file.write("\n$ python -m camal_rl.evaluate runs\n" + "episodes:  10%|█" * 1000)
+    runner.running[cell.folder] = (cell, "evaluate", 100)
+    assert runner.progress() == {cell.title: pytest.approx(0.9)}
+
+
+def test_time_left_counts_what_was_seen_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    cell = experiment.cells(matrix_of(tmp_path))[0]
+    with experiment.Display(total=10, done=4) as display:  # 4 by an earlier process
+        assert display.left({"a": None, "b": None}) is None
+        clock[0] += 5
+        assert display.left({"a": 0.6, "b": 0.0}) is None  # a went on from a checkpoint
+        clock[0] += 55
+        # 0.3 + 0.3 of a cell in 60 s; 6 - 0.9 - 0.3 are left.
+        assert display.left({"a": 0.9, "b": 0.3}) == pytest.approx(60 * 4.8 / 0.6)
+        display.ended(Outcome(cell._replace(folder=Path("x/y/a/b/c")), "failed", 1, "why"))
+        assert display.left({"a": 0.9, "b": 0.3}) == pytest.approx(60 * 3.8 / 0.6)
+        display.show({"a": 0.9, "b": None})
+    write_scores(cell)
+    with experiment.Display(total=2, done=0) as display:
+        display.left({cell.title: 0.5})
+        clock[0] += 10
+        display.ended(Outcome(cell, "done", 1, ""))
+        assert display.left({}) == pytest.approx(10 * 1 / 0.5)
 
 
 @pytest.mark.slow
@@ -254,25 +374,34 @@ def test_stopping_leaves_the_rest_undone(tmp_path: Path, monkeypatch: pytest.Mon
     fake.codes = {("ppo", "Basic/vanilla/seed1"): [130]}
     real = fake.process
 
-    def stop_in_the_second(runner: Runner, module: str, options: tuple[str, ...], log: object) -> int:
+    def stop_in_the_second(runner: Runner, *arguments: object) -> int:
         if len(fake.calls) == 2:
             stopping.set()
-        return real(runner, module, options, log)
+        return real(runner, *arguments)
 
     monkeypatch.setattr(fake, "process", stop_in_the_second)
     assert experiment.run(matrix, jobs=1, retries=1, stopped=stopping) == 130
     assert len(fake.calls) == 3
 
 
-def test_jobs_are_bounded_by_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    pages = {"SC_PAGE_SIZE": 4096, "SC_AVPHYS_PAGES": 2**30}
+def test_jobs_are_bounded_by_cores_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
-    monkeypatch.setattr(os, "sysconf", lambda name: pages[name])
+    monkeypatch.setattr(experiment, "MEMORY_INFO", tmp_path / "meminfo")
+    monkeypatch.setattr(experiment, "CGROUP", tmp_path)
+    monkeypatch.setattr(experiment, "CPU_QUOTA", tmp_path / "cpu.max")
+    assert experiment.bearable_jobs() == 6  # nothing says otherwise
+    for kilobytes, jobs in ((64 * 2**20, 6), (4 * 2**20, 2), (1, 1)):
+        (tmp_path / "meminfo").write_text(f"MemTotal: 99 kB\nMemFree: 7 kB\nMemAvailable: {kilobytes} kB\n")
+        assert experiment.bearable_jobs() == jobs
+    (tmp_path / "meminfo").unlink()
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("5\n")
     assert experiment.bearable_jobs() == 6
-    pages["SC_AVPHYS_PAGES"] = int(4 * 2**30 / 4096)
-    assert experiment.bearable_jobs() == 2
-    pages["SC_AVPHYS_PAGES"] = 1
-    assert experiment.bearable_jobs() == 1
+    (tmp_path / "cpu.max").write_text("400000 100000\n")
+    assert experiment.bearable_jobs() == 4
+    (tmp_path / "memory.max").write_text(f"{5 * 2**30}\n")
+    assert experiment.bearable_jobs() == 3
 
 
 def test_a_line_on_how_a_cell_ended(tmp_path: Path) -> None:
@@ -287,6 +416,8 @@ def test_a_line_on_how_a_cell_ended(tmp_path: Path) -> None:
     [
         (["--seeds", "0"], "--seeds 0: give a number of at least 1"),
         (["--jobs", "-1"], "--jobs -1"),
+        (["--gpus", "-1"], "--gpus -1"),
+        (["--gpus", "1"], "give --ray too"),
         (["--envs", "Nowhere"], "no environment named 'Nowhere'"),
     ],
 )
@@ -331,7 +462,7 @@ def test_a_small_matrix_on_the_engine_stopped_and_started_again(tmp_path: Path) 
     process.send_signal(2)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "Stopping: every run saves where it is." in errors
+    assert "Stopping: every run saves where it is" in errors
     assert not list(tmp_path.rglob("scores.json"))
     assert list(tmp_path.rglob("checkpoint.pt"))
     done = subprocess.run(
@@ -353,3 +484,27 @@ def test_a_small_matrix_on_the_engine_stopped_and_started_again(tmp_path: Path) 
         log.count("$ python -m camal_rl.ppo --env Basic --method camal") == 3
     )  # stopped, done, beside the other
     assert (tmp_path / "runs/Basic/camal/seed1/media/evaluation-versus-vanilla-seed-1.mp4").exists()
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("times", "code"), [(1, 143), (2, 143)])
+def test_sigterm_ends_the_matrix_once_saved_and_twice_at_once(tmp_path: Path, times: int, code: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, *SMALL_MATRIX],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("events*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for _ in range(times):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    assert ("Stopped at once." in errors) == (times == 2)
+    if times == 2:
+        assert not list(tmp_path.rglob("checkpoint.pt"))

@@ -1,14 +1,19 @@
 """A run's folder: what defines it, what it refuses, and that nothing is ever half-written."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pickle
 import re
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 
 from camal_rl import UserError, ppo, run_folder, write_whole
 from camal_rl.doom import load_definition
@@ -114,3 +119,56 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"can't make .* Choose another --runs-dir"):
         run_folder.write_args_file(tmp_path / "file" / "run", described())
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from camal_rl import run_folder
+with run_folder.lock(Path(sys.argv[1]), "train"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_has_ended_however(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "PATIENCE", 0.2)
+    folder = tmp_path / "run"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with (
+        pytest.raises(UserError, match=r"another process does the same \(train\) in .*run: wait for it"),
+        run_folder.lock(folder, "train"),
+    ):
+        pass
+    with run_folder.lock(folder, "evaluate"):  # something else may be done meanwhile
+        pass
+    holder.kill()
+    holder.communicate()
+    with run_folder.lock(folder, "train"):
+        pass
+
+
+def test_a_lock_waits_for_one_who_is_just_saving(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as held:
+        held.enter_context(run_folder.lock(tmp_path, "train"))
+        threading.Timer(0.3, held.pop_all().close).start()
+        with run_folder.lock(tmp_path, "train"):
+            pass
+
+
+def test_a_folder_that_cannot_be_locked_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UserError, match=r"can't write in .*file/run: Not a directory"),
+        run_folder.lock(tmp_path / "file" / "run", "train"),
+    ):
+        pass
