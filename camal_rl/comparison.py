@@ -6,9 +6,11 @@ Suffixes name axes as in `stats`: R runs, E environments, S positions.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -35,8 +37,10 @@ class Comparison:
     """How many of each method count."""
     sbci: Mapping[str, Mapping[str, Interval]]
     """Method -> statistic -> interval; its estimate is NaN where there is no run that counts."""
-    poi: Mapping[str, Interval]
-    """Other method -> probability of improvement of the first one over it."""
+    poi: Mapping[tuple[str, str], Interval]
+    """Pair of methods, X and a later Y -> probability of improvement of X over Y."""
+    chance: Mapping[tuple[str, str], float]
+    """How often two equal methods would be found different by so many runs, either way, where it can be."""
     left_out: Sequence[str] = ()
     """Sentences of `stats.complete`."""
 
@@ -76,7 +80,7 @@ def matrix(study: Study, method: str, value: Callable[[Run], float]) -> tuple[li
 def compare(
     scores: Mapping[str, np.ndarray], where: str, repetitions: int, seed: int, done: Callable[[], object]
 ) -> Comparison:
-    """SBCI of every method, and POI of the first one over each other one.
+    """SBCI of every method, and POI of every method over each later one.
 
     Args:
         scores: complete scores_RE of each method, in order; R may be 0.
@@ -88,25 +92,29 @@ def compare(
         if not len(scores_RE)
     }
     sbci: dict[str, Mapping[str, Interval]] = {}
-    poi = {}
-    first, *others = scores
+    poi, chance = {}, {}
     for method, scores_RE in scores.items():
         if method in nothing:
             sbci[method] = dict.fromkeys(stats.STATISTICS, nothing[method])
         else:
             sbci[method] = stats.sbci({method: scores_RE}, repetitions, seed)[method]
         done()
-    for other in others:
-        lacking = nothing.get(first) or nothing.get(other)
-        poi[other] = lacking or stats.poi(scores[first], scores[other], repetitions, seed)
+    for pair in combinations(scores, 2):
+        x_RE, y_RE = (scores[method] for method in pair)
+        lacking = nothing.get(pair[0]) or nothing.get(pair[1])
+        poi[pair] = lacking or stats.poi(x_RE, y_RE, repetitions, seed)
+        if poi[pair].low is not None:
+            chance[pair] = 2 * stats.false_positive_rate(len(x_RE), len(y_RE), x_RE.shape[1])
         done()
-    return Comparison({method: len(one) for method, one in scores.items()}, sbci, poi)
+    return Comparison({method: len(one) for method, one in scores.items()}, sbci, poi, chance)
 
 
 def jobs(study: Study) -> int:
     """How often `compute` says that something is done."""
     methods, envs = len(study.methods), len(study.envs)
-    return len(METRICS) * (3 * methods - 1) * (envs + 1) + len(study.runs)
+    comparisons = methods + math.comb(methods, 2)
+    profiles_or_curves = methods
+    return len(METRICS) * (comparisons + profiles_or_curves) * (envs + 1) + len(study.runs)
 
 
 def compute(study: Study, repetitions: int, seed: int, done: Callable[[], object] = lambda: None) -> Results:
@@ -121,7 +129,7 @@ def compute(study: Study, repetitions: int, seed: int, done: Callable[[], object
             left_out += sentences
             by_env[method] = scores_RE
         one = compare(whole, "in every environment", repetitions, seed, done)
-        joint[metric] = Comparison(one.runs, one.sbci, one.poi, left_out)
+        joint[metric] = dataclasses.replace(one, left_out=left_out)
         single[metric] = {
             env: compare(
                 {m: scores_RE[~np.isnan(scores_RE[:, e])][:, [e]] for m, scores_RE in by_env.items()},

@@ -120,8 +120,10 @@ def overview_figure(
             axes = figure.add_subplot(grid[:, 1])
             _bars(axes, {pair: {0: one} for pair, one in poi.items()}, 1, lambda _: MUTED, thickness=0.3)
             for row, (pair, one) in enumerate(poi.items()):
-                axes.annotate(pair, (0, row - 0.2), va="bottom", fontsize=8)
-                axes.annotate(shown(one, 2), (0, row + 0.2), va="top", fontsize=7.5, color=MUTED)
+                # On a ground of its own, for the dashed line runs behind it.
+                ground = {"facecolor": PAPER, "edgecolor": "none", "pad": 1}
+                axes.annotate(pair, (0, row - 0.2), va="bottom", fontsize=8, bbox=ground)
+                axes.annotate(shown(one, 2), (0, row + 0.2), va="top", color=MUTED, fontsize=8, bbox=ground)
             axes.set_yticks([])
             axes.set_ylim(len(poi) - 0.5 + 0.3, -0.8)
             axes.set_title("POI, 95 %")
@@ -221,7 +223,7 @@ def curves_figure(
                         textcoords="offset points",
                         ha="right",
                         va="bottom",
-                        fontsize=6.5,
+                        fontsize=7.5,
                         color=MUTED,
                     )
                 low, high = axes.get_ylim()
@@ -422,19 +424,32 @@ def warnings_box(texts: Sequence[str]) -> str:
 
 def table_block(table: Table) -> str:
     """A table that scrolls by itself where the screen is narrow."""
-
-    def cells(tag: str, row: Sequence[str]) -> str:
-        return "".join(
-            f"<{tag}{_class('' if i < table.labels else 'number')}>{_text(cell)}</{tag}>"
+    head = "".join(
+        f'<th scope="col"{_number_class(table, i)}>{_text(cell)}</th>' if cell else "<td></td>"
+        for i, cell in enumerate(table.columns)
+    )
+    rows = "".join(
+        "<tr>"
+        + "".join(
+            f'<th scope="row">{_text(cell)}</th>'
+            if i < table.labels
+            else f"<td{_number_class(table, i)}>{_text(cell)}</td>"
             for i, cell in enumerate(row)
         )
-
-    rows = "".join(f"<tr>{cells('td', row)}</tr>" for row in table.rows)
+        + "</tr>"
+        for row in table.rows
+    )
+    label = html.escape(table.title, quote=True)
     return (
-        f'<div class="table"><h3>{html.escape(table.title)}</h3><div class="scroll" tabindex="0"><table>'
-        f"<thead><tr>{cells('th', table.columns)}</tr></thead><tbody>{rows}</tbody></table></div>"
+        f'<div class="table"><h3>{html.escape(table.title)}</h3>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table aria-label="{label}">'
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
         f"{paragraph(table.note, 'note') if table.note else ''}</div>"
     )
+
+
+def _number_class(table: Table, column: int) -> str:
+    return _class("" if column < table.labels else "number")
 
 
 def figure_block(name: str, svg: bytes, caption: str) -> str:
@@ -460,8 +475,7 @@ def picture_block(picture: bytes, kind: Literal["png", "jpeg"], caption: str) ->
     data = base64.b64encode(picture).decode()
     text = html.escape(caption, quote=True)
     return (
-        f'<figure><div class="scroll" tabindex="0"><img alt="{text}" '
-        f'src="data:image/{kind};base64,{data}"></div>'
+        f'<figure><img alt="{text}" src="data:image/{kind};base64,{data}">'
         f"<figcaption>{_text(caption)}</figcaption></figure>"
     )
 
@@ -470,7 +484,8 @@ def video_block(mp4: bytes, caption: str) -> str:
     """A video inside the page."""
     data = base64.b64encode(mp4).decode()
     return (
-        '<figure><video controls muted loop playsinline preload="auto" '
+        f'<figure><video aria-label="{html.escape(caption, quote=True)}" '
+        'controls muted loop playsinline preload="auto" '
         f'src="data:video/mp4;base64,{data}"></video>'
         f"<figcaption>{_text(caption)}</figcaption></figure>"
     )
@@ -507,16 +522,17 @@ def _class(name: str) -> str:
 
 _CSS = """
 :root { --back: #f5f6f8; --card: #fefefe; --ink: #1b1f24; --muted: #5b6570; --grid: #dde1e6;
-  --accent: #0072b2; --warn: #fff6e3; --warn-edge: #e69f00;
+  --accent: #0072b2; --warn: #fff6e3; --warn-edge: #e69f00; --shade: #1b1f2433;
   --c0: #0072b2; --c1: #d55e00; --c2: #009e73; --c3: #cc79a7; --c4: #e69f00; --c5: #56b4e9; }
 @media (prefers-color-scheme: dark) { :root { --back: #13161a; --card: #1b1f25; --ink: #e6e9ed;
   --muted: #a0a9b4; --grid: #343b45; --accent: #56b4e9; --warn: #2c2516; --warn-edge: #b98a25;
+  --shade: #00000099;
   --c0: #4aa3df; --c1: #f0803c; --c2: #2fbf95; --c3: #d98fb8; --c4: #e69f00; --c5: #8fd0f5; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
 body { margin: 0; background: var(--back); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 900px; margin: 0 auto; padding: 32px 20px 64px; }
+main { max-width: 940px; margin: 0 auto; padding: 32px 20px 64px; }
 h1 { font-size: clamp(1.5rem, 5vw, 2.1rem); line-height: 1.2; margin: 0; letter-spacing: -0.01em; }
 h2 { font-size: 1.2rem; line-height: 1.3; margin: 0 0 12px; }
 h3 { font-size: 0.95rem; margin: 20px 0 8px; }
@@ -538,17 +554,23 @@ figure img, figure video { display: block; max-width: 100%; height: auto; margin
 section > :last-child, .table:last-child, details > :last-child { margin-bottom: 0; }
 figcaption, .note { color: var(--muted); font-size: 0.86rem; line-height: 1.5; }
 figcaption { margin-top: 8px; max-width: 80ch; } .note { margin: 8px 0 0; }
-.scroll { overflow-x: auto; }
+/* A shade at the edge beyond which there is more. */
+.scroll { overflow-x: auto; background: linear-gradient(to right, var(--card) 30%, transparent) 0 0,
+  linear-gradient(to left, var(--card) 30%, transparent) 100% 0,
+  linear-gradient(to right, var(--shade), transparent) 0 0,
+  linear-gradient(to left, var(--shade), transparent) 100% 0;
+  background-repeat: no-repeat; background-size: 40px 100%, 40px 100%, 14px 100%, 14px 100%;
+  background-attachment: local, local, scroll, scroll; }
 table { border-collapse: collapse; font-size: 0.86rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: 6px 10px 6px 0; text-align: left; white-space: nowrap;
   border-bottom: 1px solid var(--grid); }
-th { color: var(--muted); font-weight: 600; } .number { text-align: right; padding: 6px 0 6px 10px; }
-tbody tr:last-child td { border-bottom: 0; }
+thead th { color: var(--muted); font-weight: 600; } tbody th { font-weight: 400; }
+.number { text-align: right; padding: 6px 0 6px 10px; } tbody tr:last-child > * { border-bottom: 0; }
 pre { overflow-x: auto; background: var(--back); border-radius: 6px; padding: 12px; font-size: 0.8rem;
   margin: 0 0 12px; }
 details { margin: 10px 0; } summary { cursor: pointer; color: var(--muted); }
 @media (max-width: 560px) { main { padding: 20px 12px 40px; } section, .warnings { padding: 16px 14px; }
   figure svg { width: calc(100% + 12px); margin: 0 -6px; }
-  figure img { max-width: none; width: 680px; } table { font-size: 0.8rem; } }
+  table { font-size: 0.8rem; } }
 @media print { body { background: none; } section { break-inside: avoid; } }
 """

@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,8 @@ MEDIA_LIMIT = 8 * 2**20
 """Bytes of pictures and videos in the page."""
 PICTURE_WIDTH = 1600
 """Pixels of pictures in the page, at most."""
+CHANCE_LIMIT = 0.12
+"""Verdicts that chance makes more often than this are warned of; with 5 runs of each it does in 10 %."""
 STATISTIC_NAMES = {"mean": "Mean", "median": "Median", "iqm": "IQM", "optimality_gap": "Gap"}
 LABELS = {"iou": "IoU", "return": "Normalised return"}
 SHORT = {"iou": "IoU", "return": "return"}
@@ -64,19 +67,9 @@ def parse_args(arguments: list[str] | None = None) -> Args:
 # In words
 
 
-def pair(first: str, other: str) -> str:
+def pair(methods: tuple[str, str]) -> str:
     """What a probability of improvement is of."""
-    return f"{name(first)} > {name(other)}"
-
-
-def outcome(improvement: Interval) -> str:
-    """The verdict on X over Y, and on Y over X where that is the significant one: 1 - P(X > Y) = P(Y > X)."""
-    found = stats.verdict(improvement)
-    if improvement.low is not None and improvement.high is not None:
-        reverse = Interval(1 - improvement.estimate, 1 - improvement.high, 1 - improvement.low)
-        if stats.verdict(reverse) == "significant":
-            return "significantly worse"
-    return found
+    return " > ".join(map(name, methods))
 
 
 def verdicts(methods: Sequence[str], joint: Mapping[str, Comparison]) -> list[str]:
@@ -106,8 +99,8 @@ def verdicts(methods: Sequence[str], joint: Mapping[str, Comparison]) -> list[st
     for other in others:
         clauses = []
         for metric in METRICS:
-            improvement = joint[metric].poi[other]
-            found = outcome(improvement)
+            improvement = joint[metric].poi[first, other]
+            found = stats.verdict(improvement)
             clause = words[metric][found].format(f"{name(other)}'s")
             if found == "undefined":
                 known = "" if math.isnan(improvement.estimate) else f"POI {improvement.estimate:.2f}. "
@@ -156,8 +149,14 @@ def warnings(study: Study, results: Results) -> list[str]:
                 sentences.append(f"Over all environments, {LABELS[metric]}: {sentence}")
     for run in study.runs:
         if run.scores["iou"] is None:
-            reason = (run.scores.get("undefined") or {}).get("iou", "scores.json gives no reason")
-            sentences.append(f"{run.title} has no IoU: {reason}.")
+            sentences.append(f"{run.title} has no IoU: {run.why_without_iou}.")
+    for methods in combinations(study.methods, 2):
+        few = {env: rate for env, rate in _single_chances(results, methods) if rate > CHANCE_LIMIT}
+        if few:
+            sentences.append(
+                f"Too few runs for a verdict on {pair(methods)} in {' or '.join(few)} alone: in "
+                f"{100 * max(few.values()):.0f} % of experiments chance finds equal methods different."
+            )
     for env in study.envs:
         for method in study.methods:
             dead = _mean([run.number("dead_map_fraction") for run in study.of(env, method)])
@@ -202,7 +201,6 @@ def _mean(values: Sequence[float]) -> float:
 
 def tables(study: Study, results: Results) -> list[Table]:
     """The report's tables: all environments, improvement, by environment, every run."""
-    first, *others = study.methods
     note = (
         "Point estimate and 95 % stratified bootstrap interval. IQM is the mean of the middle half, the gap "
         "(optimality gap, low is good) how far scores stay below 1 on average. "
@@ -223,24 +221,59 @@ def tables(study: Study, results: Results) -> list[Table]:
             " ".join([note, *_reasons([one for m in METRICS for one in _intervals(results.joint[m])])]),
         )
     ]
-    for other in others:
+    for methods in combinations(study.methods, 2):
         rows, used = [], []
         for where in ("All environments", *study.envs):
             row = [where]
             for metric in METRICS:
                 one = results.joint[metric] if where == "All environments" else results.single[metric][where]
-                used.append(one.poi[other])
-                row += [shown(one.poi[other], 2), outcome(one.poi[other])]
+                used.append(one.poi[methods])
+                row += [shown(one.poi[methods], 2), stats.verdict(one.poi[methods])]
             rows.append(row)
         found.append(
             Table(
-                f"Probability of improvement: {pair(first, other)}",
+                f"Probability of improvement: {pair(methods)}",
                 ["", "IoU", "Verdict", "Return", "Verdict"],
                 rows,
-                " ".join(["Point estimate, 95 % interval and verdict.", *_reasons(used)]),
+                " ".join(
+                    [
+                        "Point estimate, 95 % interval and verdict.",
+                        *_chance(results, methods),
+                        *_reasons(used),
+                    ]
+                ),
             )
         )
     return [*found, _by_environment(study, results), _every_run(study)]
+
+
+def _chance(results: Results, methods: tuple[str, str]) -> list[str]:
+    """How often chance alone makes a verdict, in a sentence if there is any verdict."""
+    joint = [results.joint[m].chance[methods] for m in METRICS if methods in results.joint[m].chance]
+    single = [rate for _, rate in _single_chances(results, methods)]
+    told = [
+        f"{100 * max(rates):.0f} % of experiments {where}"
+        for rates, where in ((joint, "over all environments"), (single, "in a single one"))
+        if rates
+    ]
+    if not told:
+        return []
+    return [
+        "Between equal methods chance alone would make it significantly better or worse in "
+        f"{' and in '.join(told)} (simulated, for so many runs). "
+        "Rows are not corrected for there being several."
+    ]
+
+
+def _single_chances(results: Results, methods: tuple[str, str]) -> list[tuple[str, float]]:
+    return list(
+        dict.fromkeys(
+            (env, one.chance[methods])
+            for metric in METRICS
+            for env, one in results.single[metric].items()
+            if methods in one.chance
+        )
+    )
 
 
 def _counts(runs: Mapping[str, int]) -> str:
@@ -360,6 +393,18 @@ def scores_csv(study: Study) -> bytes:
     return content.getvalue().encode()
 
 
+def matrix_csv(study: Study, metric: str) -> bytes:
+    """Runs x environments: a row for each seed of each method; an empty field where there is no score."""
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow(["method", "seed", *study.envs])
+    for method in study.methods:
+        seeds, rows = matrix(study, method, lambda run: run.score(metric))
+        for seed, scores in zip(seeds, plain(rows), strict=True):
+            writer.writerow([method, seed, *("" if one is None else one for one in scores)])
+    return content.getvalue().encode()
+
+
 def scores_json(study: Study) -> bytes:
     """Matrices of runs x environments of each method."""
     methods = {}
@@ -373,7 +418,6 @@ def scores_json(study: Study) -> bytes:
 
 def statistics_json(study: Study, results: Results, args: Args, sentences: Sequence[str]) -> bytes:
     """Everything that was computed."""
-    first = study.methods[0]
 
     def compared(one: Comparison) -> dict[str, Any]:
         return {
@@ -381,8 +425,9 @@ def statistics_json(study: Study, results: Results, args: Args, sentences: Seque
             "left_out": list(one.left_out),
             "sbci": one.sbci,
             "poi": {
-                f"{first} > {other}": vars(improvement) | {"verdict": stats.verdict(improvement)}
-                for other, improvement in one.poi.items()
+                " > ".join(pair): vars(improvement)
+                | {"verdict": stats.verdict(improvement), "false_positive_rate": one.chance.get(pair)}
+                for pair, improvement in one.poi.items()
             },
         }
 
@@ -456,7 +501,7 @@ def figures(study: Study, results: Results) -> dict[str, bytes]:
             for statistic in stats.STATISTICS
         }
         gap = {"Gap": rows.pop("Gap")}
-        poi = {pair(first, other): improvement for other, improvement in one.poi.items()}
+        poi = {pair(methods): improvement for methods, improvement in one.poi.items()}
         files |= page.overview_figure(figure, LABELS[metric], methods, rows, gap, poi)
     panels = []
     for metric in METRICS:
@@ -465,7 +510,10 @@ def figures(study: Study, results: Results) -> dict[str, bytes]:
             env: placed({method: found["mean"] for method, found in one.sbci.items()})
             for env, one in single.items()
         }
-        poi_by_env = {env: dict(enumerate(one.poi.values())) for env, one in single.items()}
+        poi_by_env = {
+            env: {place: one.poi[first, other] for place, other in enumerate(study.methods[1:])}
+            for env, one in single.items()
+        }
         ceilings = {env: _ceiling(study, env) for env in study.envs} if metric == "iou" else {}
         panels.append(
             page.EnvironmentPanels(f"Mean {SHORT[metric]}", LABELS[metric], means, ceilings, poi_by_env)
@@ -513,18 +561,20 @@ def captions(study: Study) -> dict[str, str]:
         "estimate that has no interval."
     )
     improvement = (
-        f" POI is the probability that a run of {name(study.methods[0])} beats one of the other method, "
-        "averaged over environments; at 0.5, the dashed line, neither is better."
+        " POI, P(X > Y), is the probability that a run of X beats one of Y, averaged over environments; "
+        "at 0.5, the dashed line, neither is better."
         if len(study.methods) > 1
         else ""
     )
+    median = "The median is that of the environments' means."
     ceiling = _number(_mean([run.number("iou_ceiling") for run in study.runs]), 2)
     scale = "A normalised return is 0 for a random policy and 1 for the environment's reference policy."
     return {
         "figure4": "Attention alignment over all environments, as in the paper's Figure 4. "
         f"{bars}{improvement} For comparison: the mask itself, shown at the resolution of attention, has "
-        f"a mean IoU of {ceiling}.",
-        "figure6": f"Return over all environments, as in the paper's Figure 6. {bars}{improvement} {scale}",
+        f"a mean IoU of {ceiling}. {median}",
+        "figure6": "Return over all environments, as in the paper's Figure 6. "
+        f"{bars}{improvement} {scale} {median}",
         "environments": f"Each environment by itself. {bars} Dotted lines are the ceilings of IoU.",
         "profiles": "Performance profiles: the share of all runs in all environments that score above a "
         f"threshold, with pointwise 95 % bands. The higher line is better. {scale}",
@@ -566,7 +616,8 @@ def media(study: Study) -> tuple[list[str], list[str]]:
             continue
         used += len(content)
         if file.suffix == ".png":
-            text = f"{caption}: the frames of highest, median and lowest IoU."
+            chosen = f", by {name(study.methods[0])}'s IoU" if "versus" in file.name else ""
+            text = f"{caption}: the frames of highest, median and lowest IoU{chosen}."
             blocks.append(page.picture_block(content, "jpeg", text))
         else:
             blocks.append(page.video_block(content, f"{caption}: episodes with the same starts."))
@@ -662,8 +713,8 @@ def html_page(
             page.folded(f"Evaluation settings {first_run}", page.listing(_options(settings))),
             page.folded(f"Versions {first_run}", page.listing(_options(versions(study.runs[0])))),
             page.paragraph(
-                "The same numbers are in statistics.json, scores.json, scores.csv, tables.md and tables.tex "
-                "beside this page, the figures in PNG and SVG files.",
+                "The same numbers are in statistics.json, scores.json, scores.csv, iou.csv, return.csv, "
+                "tables.md and tables.tex beside this page, the figures in PNG and SVG files.",
                 "note",
             ),
         ),
@@ -708,6 +759,8 @@ def make(args: Args) -> list[str]:
         files = {
             **drawn,
             "scores.csv": scores_csv(study),
+            "iou.csv": matrix_csv(study, "iou"),
+            "return.csv": matrix_csv(study, "return"),
             "scores.json": scores_json(study),
             "statistics.json": statistics_json(study, results, args, sentences),
             "tables.md": "\n".join(map(page.markdown, every_table)).encode(),

@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import vizdoom
@@ -76,13 +77,16 @@ def read_args_file(folder: Path) -> dict[str, dict[str, Any]]:
 
 PATIENCE = 10.0
 """Seconds to wait for another process, which may just be saving."""
+RETRY = 0.1
+"""Seconds between two looks whether it has ended."""
 
 
 @contextmanager
 def lock(folder: Path, purpose: str) -> Iterator[None]:
     """Keep other processes from doing the same in a run folder, which is made where it is missing.
 
-    The operating system lets go of the lock when a process ends, however it ends; the file stays.
+    The operating system lets go of the lock when a process ends, however it ends. At the end the lock's file
+    is removed, and so are the folders that were made for it and in which nothing else was put.
 
     Args:
         purpose: what is done, such as `train`; it names the lock and stands in the message.
@@ -93,26 +97,54 @@ def lock(folder: Path, purpose: str) -> Iterator[None]:
     if fcntl is None:
         yield
         return
+    path = folder / f".{purpose}.lock"
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / f".{purpose}.lock").open("ab")
+        file = _locked(
+            path, f"another process does the same ({purpose}) in {folder}: wait for it, or end it."
+        )
     except OSError as error:
-        raise UserError(f"can't write in {folder}: {error.strerror}. Choose another folder.") from error
+        _remove_empty(made)
+        raise UserError(f"can't make {folder}: {error.strerror}. Choose another folder.") from error
     with file:
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f"another process does the same ({purpose}) in {folder}: wait for it, or end it."
-                    ) from error
-                time.sleep(0.1)
-            except OSError:  # a file system without locks
-                break
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+            _remove_empty(made)
+
+
+def _locked(path: Path, refusal: str) -> BinaryIO:
+    """The file, open and locked. OSError where it can't be made; UserError where another process keeps it."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("ab")
+        except FileNotFoundError:  # whoever had the lock has just removed the folder, empty
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            if time.monotonic() > deadline:
+                raise UserError(refusal) from error
+            time.sleep(RETRY)
+            continue
+        except OSError:  # a file system without locks
+            return file
+        # Whoever had it before has removed its file: a lock on that one would keep nobody away.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 GAME = ("scenario", "frame_skip", "target_names", "target_categories")

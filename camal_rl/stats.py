@@ -8,6 +8,7 @@ same interval, whatever else is computed; NumPy's global generator, from which r
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -128,12 +129,45 @@ def poi(
     return _at(_bootstrap(_improvement, x_RE, y_RE, repetitions=repetitions, seed=seed), 0)
 
 
-def verdict(improvement: Interval) -> Literal["significant", "not significant", "undefined"]:
-    """Whether X is better than Y by Neyman and Pearson's criterion: P(X > Y) > 0.5 and 0.5 not in the CI."""
+Verdict = Literal["significant", "not significant", "significantly worse", "undefined"]
+
+
+def verdict(improvement: Interval) -> Verdict:
+    """Whether X is better than Y by Neyman and Pearson's criterion: P(X > Y) > 0.5 and 0.5 not in the CI.
+
+    "significantly worse" is the same criterion for Y over X, as P(Y > X) is 1 - P(X > Y).
+    """
     if improvement.low is None or improvement.high is None:
         return "undefined"
-    excluded = not improvement.low <= 0.5 <= improvement.high
-    return "significant" if improvement.estimate > 0.5 and excluded else "not significant"
+    if improvement.low <= 0.5 <= improvement.high or improvement.estimate == 0.5:
+        return "not significant"
+    return "significant" if improvement.estimate > 0.5 else "significantly worse"
+
+
+@functools.cache
+def false_positive_rate(
+    runs_x: int, runs_y: int, environments: int, experiments: int = 10_000, repetitions: int = 1_000
+) -> float:
+    """How often X is "significant" over an equal Y, in a simulation; as often it is "significantly worse".
+
+    POI depends on the order of scores only, so the rate is the same for all continuous scores. An exact 95 %
+    interval would have 0.025.
+
+    Args:
+        runs_x: runs of X in each environment, at least 2.
+        runs_y: runs of Y.
+    """
+    rng = np.random.default_rng(0)
+    x_NER = rng.random((experiments, environments, runs_x, 1))
+    wins = (x_NER > rng.random((experiments, environments, 1, runs_y))).reshape(experiments, -1)
+    drawn_x, drawn_y = (
+        rng.multinomial(runs, np.full(runs, 1 / runs), (repetitions, environments))
+        for runs in (runs_x, runs_y)
+    )  # (repetitions, E, R): how often each run is drawn
+    weights = np.einsum("ber,bes->bers", drawn_x, drawn_y).reshape(repetitions, -1)
+    poi = wins.astype(np.float32) @ weights.T.astype(np.float32) / (environments * runs_x * runs_y)
+    low = np.quantile(poi, 0.025, axis=1)
+    return float(((low > 0.5) & (wins.mean(axis=1) > 0.5)).mean())
 
 
 def performance_profile(

@@ -20,6 +20,8 @@ from camal_rl import UserError, stats
 
 FORMAT = 1
 """Of the runs' scores.json that this version reads."""
+LARGEST = 1e15
+"""Beyond this a number in scores.json can only be damage."""
 
 
 class Run(NamedTuple):
@@ -46,6 +48,11 @@ class Run(NamedTuple):
         if metric == "iou":
             return self.number("iou")
         return float(stats.normalise(np.array(self.number("return.mean")), *self.scale))
+
+    @property
+    def why_without_iou(self) -> str:
+        """Why IoU is undefined, as scores.json has it."""
+        return str((self.scores.get("undefined") or {}).get("iou", "scores.json gives no reason"))
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -167,14 +174,22 @@ def _read_scores(file: Path) -> dict[str, Any]:
             raise UserError(f"{file} has no {path}. {hint}") from None
         if value is None and path in ("iou", "iou_ceiling"):
             continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < LARGEST:
             raise UserError(f"{file}: {path} is {value!r}, not a number. {hint}")
         if path in fractions and not 0 <= value <= 1:
             raise UserError(f"{file}: {path} is {value!r}, not between 0 and 1. {hint}")
+    if scores["steps"] < 1:
+        raise UserError(f"{file}: steps is {scores['steps']}, so nothing was trained. {hint}")
     if scores.get("format") != FORMAT:
         raise UserError(f"{file} has format {scores.get('format')!r}, this version reads {FORMAT}. {hint}")
     if not isinstance(scores.get("episodes"), list) or not isinstance(scores.get("settings"), dict):
         raise UserError(f"{file} has no episodes or settings. {hint}")
+    for path, group in (
+        ("settings.versions", scores["settings"].get("versions")),
+        ("undefined", scores.get("undefined")),
+    ):
+        if not isinstance(group, dict | None):
+            raise UserError(f"{file}: {path} is {group!r}, not an object. {hint}")
     if not _at(scores, f"{definition}.random_return") < _at(scores, f"{definition}.reference_return"):
         raise UserError(f"{file}: the reference return is not above the random one. {hint}")
     return scores

@@ -1,6 +1,7 @@
 """What the tests on the real engine share: running commands, and finding what engines leave behind."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import vizdoom
+from written_runs import write_study
 
 from camal_rl import doom, engine, ppo
 
@@ -180,3 +182,14 @@ def wait_until(condition: Callable[[], bool]) -> bool:
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
     return condition()
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_study(tmp_path_factory.mktemp("template"))
+
+
+@pytest.fixture
+def runs(template: Path, tmp_path: Path) -> Path:
+    """Two environments, two methods, two seeds, written by hand."""
+    return shutil.copytree(template, tmp_path / "runs")

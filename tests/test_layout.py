@@ -19,6 +19,8 @@ MAY_IMPORT = {
     "media": set(),
     "metrics": set(),
     "run_folder": {"doom"},
+    "study": {"stats"},
+    "comparison": {"stats", "study"},
     "shift": set(),
     "ppo": {"attention", "camal", "doom", "media", "metrics", "run_folder"},
     "play": {"attention", "camal", "doom", "metrics", "ppo", "run_folder", "shift"},
@@ -31,10 +33,21 @@ MAY_IMPORT = {
     "cluster": {"experiment"},
     "stats": set(),
     "page": {"stats"},
-    "report": {"page", "stats"},
+    "report": {"comparison", "page", "stats", "study"},
     "benchmark": {"attention", "camal", "doom", "metrics", "run_folder", "ppo", "evaluate"},
 }
-WITHOUT_TORCH = {"doom", "engine", "media", "metrics", "page", "report", "shift", "stats"}
+WITHOUT_TORCH = {
+    "comparison",
+    "doom",
+    "engine",
+    "media",
+    "metrics",
+    "page",
+    "report",
+    "shift",
+    "stats",
+    "study",
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -52,7 +52,7 @@ def test_a_table_in_latex() -> None:
 def test_a_table_in_html_escapes_and_scrolls() -> None:
     block = page.table_block(Table("<t>", ["a", "b"], [["1 < 2 %", "3"]]))
     assert "<h3>&lt;t&gt;</h3>" in block
-    assert '<td>1 &lt; 2&#160;%</td><td class="number">3</td>' in block
+    assert '<th scope="row">1 &lt; 2&#160;%</th><td class="number">3</td>' in block
     assert 'class="scroll"' in block
 
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -168,7 +169,40 @@ def test_a_lock_waits_for_one_who_is_just_saving(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_locked_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
-        pytest.raises(UserError, match=r"can't write in .*file/run: Not a directory"),
+        pytest.raises(UserError, match=r"can't make .*file/run: Not a directory"),
         run_folder.lock(tmp_path / "file" / "run", "train"),
     ):
         pass
+
+
+def test_a_lock_leaves_nothing_behind_but_what_was_put_there(tmp_path: Path) -> None:
+    with run_folder.lock(tmp_path / "a" / "b", "train"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with run_folder.lock(tmp_path / "a" / "b", "train"):
+        (tmp_path / "a" / "args.json").touch()
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "a", tmp_path / "a" / "args.json"]
+
+
+def test_of_many_at_once_one_has_the_lock_though_its_file_and_folder_come_and_go(tmp_path: Path) -> None:
+    inside, most, done = 0, 0, 0
+
+    def work() -> None:
+        nonlocal inside, most, done
+        for _ in range(20):
+            with run_folder.lock(tmp_path / "run", "train"):
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0.001)
+                inside -= 1
+                done += 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_folder, "RETRY", 0.001)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert (most, done) == (1, 80)
+    assert list(tmp_path.rglob("*.lock")) == []

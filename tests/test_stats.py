@@ -299,7 +299,9 @@ def test_nothing_remains_where_no_run_is_complete() -> None:
         (1.0, 1.0, 1.0, "significant"),
         (0.8, 0.5, 0.9, "not significant"),  # 0.5 itself is in the interval
         (0.6, 0.4, 0.8, "not significant"),
-        (0.2, 0.1, 0.4, "not significant"),  # Y is better: not what is asked
+        (0.2, 0.1, 0.4, "significantly worse"),  # the criterion for Y over X
+        (0.0, 0.0, 0.0, "significantly worse"),
+        (0.25, 0.0, 0.5, "not significant"),
         (0.5, 0.5, 0.5, "not significant"),
         (1.0, None, None, "undefined"),
     ],
@@ -513,6 +515,20 @@ def test_verdict_finds_improvements_between_equals_as_rarely_as_theory_says(envi
     assert expected < 0.05  # 2.5 % if the interval were exact
     assert rate == pytest.approx(expected, abs=monte_carlo_error(expected))
     print(f"false positives, {environments} environments: {rate:.3f}, theory {expected:.3f}")
+
+
+@pytest.mark.parametrize(("runs", "expected"), [(2, 1 / 6), (3, 1 / 10), (4, 2 / 70)])
+def test_false_positive_rate_of_few_runs_by_counting_orders(runs: int, expected: float) -> None:
+    """In one environment with 2 or 3 runs only a clean sweep is significant, with 4 one more order is."""
+    allowed = 4 * math.sqrt(expected * (1 - expected) / 10_000)
+    assert stats.false_positive_rate(runs, runs, 1) == pytest.approx(expected, abs=allowed)
+
+
+@pytest.mark.parametrize("environments", [1, 4])
+def test_false_positive_rate_of_five_runs_is_the_exact_one(environments: int) -> None:
+    expected = exact_false_positives(environments)
+    allowed = 4 * math.sqrt(expected * (1 - expected) / 10_000)
+    assert stats.false_positive_rate(SEEDS, SEEDS, environments) == pytest.approx(expected, abs=allowed)
 
 
 def test_verdict_finds_a_large_improvement() -> None:

@@ -1,0 +1,89 @@
+"""What trained and evaluated runs leave behind, written by hand, for the tests of what reads it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+STEPS = 1000
+
+
+def scores_of(env: str, method: str, seed: int, total: float, iou: float | None) -> dict[str, Any]:
+    """What scores.json holds, as far as a report reads it; a return of 100 is the reference."""
+    return {
+        "format": 1,
+        "env": env,
+        "method": method,
+        "seed": seed,
+        "steps": STEPS,
+        "return": {"mean": total},
+        "iou": iou,
+        "iou_ceiling": None if iou is None else 0.75,
+        "dead_map_fraction": 0.25,
+        "episodes": [{"return": total}, {"return": total}],
+        "settings": {
+            "episodes": 2,
+            "seed": 0,
+            "greedy": False,
+            "max_steps": 2100,
+            "tau": 0.7,
+            "versions": {"torch": "2.0"},
+        },
+        "training": {
+            "run": {"env": env, "method": method, "seed": seed, "total_timesteps": STEPS},
+            "ppo": {"gamma": 0.99},
+            "definition": {"name": env, "random_return": 0.0, "reference_return": 100.0},
+        },
+        "undefined": {"iou": "no target was ever in view"} if iou is None else {},
+    }
+
+
+def write_scores(
+    runs: Path, title: str, total: float = 50.0, iou: float | None = 0.5, **changes: Any
+) -> Path:
+    """A run's folder with scores; changes are given by dotted path, with __ for each dot."""
+    env, method, name = title.split("/")
+    scores = scores_of(env, method, int(name.removeprefix("seed")), total, iou)
+    for path, value in changes.items():
+        *groups, last = path.split("__")
+        place = scores
+        for group in groups:
+            place = place[group]
+        place[last] = value
+    folder = runs / title
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scores.json").write_text(json.dumps(scores))
+    return folder
+
+
+def write_events(folder: Path, points: dict[str, list[tuple[int, float]]], start: int = 0) -> None:
+    """A file as a training's process leaves it that began after `start` steps."""
+    writer = EventFileWriter(str(folder))
+    writer.add_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+    for tag, values in points.items():
+        for step, value in values:
+            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+            writer.add_event(Event(step=step, summary=summary))
+    writer.close()
+
+
+RETURNS = {"A/camal": (20, 40), "A/vanilla": (10, 30), "B/camal": (90, 50), "B/vanilla": (95, 60)}
+IOUS = {"A/camal": (0.2, 0.4), "A/vanilla": (0.1, 0.3), "B/camal": (0.3, 0.5), "B/vanilla": (0.1, 0.2)}
+
+
+def write_study(folder: Path) -> Path:
+    """Two environments, two methods, two seeds."""
+    for cell in RETURNS:
+        for seed, (total, iou) in enumerate(zip(RETURNS[cell], IOUS[cell], strict=True), 1):
+            at = write_scores(folder, f"{cell}/seed{seed}", total, iou)
+            steps = range(10, STEPS + 1, 10)
+            points = {
+                "charts/episodic_return": [(step, total * step / STEPS) for step in steps],
+                "camal/iou": [(step, iou * step / STEPS) for step in steps],
+                "losses/entropy": [(1, 0.5)],
+            }
+            write_events(at, points)
+    return folder
