@@ -620,7 +620,8 @@ def _write_matrix(matrix: Matrix) -> None:
         raise UserError(
             f"can't make {matrix.runs_dir}: {error.strerror}. Choose another --runs-dir."
         ) from error
-    content = {"version": __version__, **matrix._asdict(), "runs_dir": str(matrix.runs_dir)}
+    content = {"version": __version__, **matrix._asdict()}
+    del content["runs_dir"]  # it is where the file lies, wherever that is moved to
     write_whole(matrix.runs_dir / "experiment.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
