@@ -100,7 +100,11 @@ def gradient_to_map(feature_maps: Tensor, gradients: Tensor, method: str) -> Ten
         )
     if pooled:
         weights = gradients.mean(dim=(2, 3)) if gradients.dim() == 4 else gradients  # (B, K)
-        return torch.einsum("bk,bkhw->bhw", weights / weights.shape[1], feature_maps).relu()
+        weights = weights / weights.shape[1]
+        if feature_maps.is_contiguous(memory_format=torch.channels_last):  # read as they lie in memory
+            cam: Tensor = torch.linalg.vecdot(feature_maps.movedim(1, -1), weights[:, None, None, :])
+            return cam.relu()
+        return torch.einsum("bk,bkhw->bhw", weights, feature_maps).relu()
     if method == "layercam":
         gradients = gradients.relu()
     return (gradients * feature_maps).mean(dim=1).relu()

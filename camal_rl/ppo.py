@@ -13,7 +13,9 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import contextlib
+import ctypes
 import dataclasses
+import platform
 import signal
 import sys
 import threading
@@ -353,49 +355,68 @@ def rollout(
     args: Args,
     generator: torch.Generator,
 ) -> list[Episode]:
-    """Play `num_steps` in every environment into `store`, and return the episodes that ended."""
+    """Play `num_steps` in every environment into `store`, and return the episodes that ended.
+
+    The environments act in two halves: while the engines of one draw, the network decides for the other, so
+    that neither waits for the other's sake. Every decision is made with the same weights as ever.
+    """
     device = store.images.device
     steps, num_envs = store.actions.shape
-    step_number = progress.iteration * steps * num_envs
+    first_step = progress.iteration * steps * num_envs
+    half = (num_envs + 1) // 2
+    parts = [part for part in (slice(0, half), slice(half, num_envs)) if part.start < num_envs]
     rewards = np.zeros((steps, num_envs))
     episodes = []
     choice = np.random.default_rng((args.run.seed, progress.iteration))
     store.measured[:] = np.sort(choice.choice(steps * num_envs, len(store.measured), replace=False))
+
+    def act(step: int, part: slice) -> None:
+        observation = progress.observation
+        images = store.images[step, part]
+        images.copy_(torch.from_numpy(observation["image"][part]))
+        store.dones[step, part] = torch.from_numpy(progress.dones[part])
+        if progress.mask_weights is not None:
+            store.mask_weights[step, part] = torch.from_numpy(progress.mask_weights[part])
+        low, high = np.searchsorted(
+            store.measured, (step * num_envs + part.start, step * num_envs + part.stop)
+        )
+        store.measured_masks[low:high] = observation["mask"][store.measured[low:high] % num_envs]
+
+        output = agent(images)
+        logprobs = output.logits.log_softmax(dim=1)  # (n, actions)
+        action = torch.multinomial(logprobs.exp(), 1, generator=generator)  # (n, 1)
+        envs.send(action.squeeze(1).cpu().numpy(), part)
+        store.values[step, part] = output.value
+        store.actions[step, part] = action.squeeze(1)
+        store.logprobs[step, part] = logprobs.gather(1, action).squeeze(1)
+
+    def collect(step: int, part: slice) -> None:
+        progress.observation, every_reward, terminations, truncations, infos = envs.receive(part)
+        progress.mask_weights = infos.get("mask_transform")
+        raw, truncated = every_reward[part], truncations[part]
+        progress.dones[part] = terminations[part] | truncated
+        rewards[step, part] = shape_rewards(raw, args.environment.reward, envs.definition)
+        if args.environment.bootstrap_truncated and truncated.any():
+            last_frames = np.stack([final["image"] for final in infos["final_obs"][part][truncated]])
+            value = agent(torch.from_numpy(last_frames).to(device)).value
+            rewards[step, part][truncated] += args.ppo.gamma * value.cpu().numpy()
+        progress.returns[part] += raw
+        progress.lengths[part] += 1
+        for index in part.start + np.flatnonzero(progress.dones[part]):
+            total, length = float(progress.returns[index]), int(progress.lengths[index])
+            episodes.append(Episode(first_step + (step + 1) * num_envs, total, length))
+            progress.recent.append(total)
+            progress.returns[index] = progress.lengths[index] = 0
+
     # Within one autocast context the weights are cast once, not for every forward pass.
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=agent.precision == "bf16"):
         for step in range(steps):
-            step_number += num_envs
-            store.images[step] = torch.from_numpy(progress.observation["image"])
-            store.dones[step] = torch.from_numpy(progress.dones)
-            if progress.mask_weights is not None:
-                store.mask_weights[step] = torch.from_numpy(progress.mask_weights)
-            low, high = np.searchsorted(store.measured, (step * num_envs, (step + 1) * num_envs))
-            store.measured_masks[low:high] = progress.observation["mask"][store.measured[low:high] % num_envs]
-
-            output = agent(store.images[step])
-            logprobs = output.logits.log_softmax(dim=1)  # (N, actions)
-            action = torch.multinomial(logprobs.exp(), 1, generator=generator)  # (N, 1)
-            store.values[step] = output.value
-            store.actions[step] = action.squeeze(1)
-            store.logprobs[step] = logprobs.gather(1, action).squeeze(1)
-
-            result = envs.step(action.squeeze(1).cpu().numpy())
-            progress.observation, raw, terminations, truncations, infos = result
-            progress.mask_weights = infos.get("mask_transform")
-            progress.dones = terminations | truncations
-            rewards[step] = shape_rewards(raw, args.environment.reward, envs.definition)
-            if args.environment.bootstrap_truncated and truncations.any():
-                last_frames = np.stack([final["image"] for final in infos["final_obs"][truncations]])
-                value = agent(torch.from_numpy(last_frames).to(device)).value
-                rewards[step, truncations] += args.ppo.gamma * value.cpu().numpy()
-            progress.returns += raw
-            progress.lengths += 1
-            for index in np.flatnonzero(progress.dones):
-                episodes.append(
-                    Episode(step_number, float(progress.returns[index]), int(progress.lengths[index]))
-                )
-                progress.recent.append(float(progress.returns[index]))
-                progress.returns[index] = progress.lengths[index] = 0
+            for part in parts:
+                if step:
+                    collect(step - 1, part)
+                act(step, part)
+        for part in parts:
+            collect(steps - 1, part)
     store.rewards.copy_(torch.from_numpy(rewards))
     return episodes
 
@@ -444,7 +465,8 @@ def update(
 ) -> dict[str, float]:
     """Optimise on one rollout for `update_epochs` passes; the means of all losses over all minibatches."""
     ppo = args.ppo
-    images = store.images.flatten(0, 1)  # (B, stack, H, W)
+    frames = store.images.flatten(0, 1).movedim(1, -1)  # (B, H, W, stack), as they lie in memory
+    rows = frames.flatten(1)  # so that taking samples copies whole rows
     actions, old_logprobs, old_values = (
         store.actions.flatten(),
         store.logprobs.flatten(),
@@ -455,9 +477,10 @@ def update(
     batch_size = len(actions)
     totals: dict[str, Tensor] = {}
     for _ in range(ppo.update_epochs):
-        order = torch.randperm(batch_size, generator=generator, device=images.device)
+        order = torch.randperm(batch_size, generator=generator, device=rows.device)
         for batch in order.chunk(ppo.num_minibatches):
-            output = agent(images[batch])
+            images = rows.index_select(0, batch).view(-1, *frames.shape[1:]).movedim(-1, 1)
+            output = agent(images)
             all_logprobs = output.logits.log_softmax(dim=1)  # (B, actions)
             log_ratio = all_logprobs.gather(1, actions[batch, None]).squeeze(1) - old_logprobs[batch]
             ratio = log_ratio.exp()
@@ -663,6 +686,18 @@ def choose_precision(name: str, device: torch.device) -> Literal["fp32", "bf16"]
     return "bf16" if any(supported() for supported in native) else "fp32"
 
 
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed for the next minibatch, which needs as much again.
+
+    It gives big blocks back to the system otherwise, and to get them again, page by page, takes a sixth of an
+    update. Only glibc knows these two settings (mallopt(3)); elsewhere nothing is done.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for setting, value in ((-4, 0), (-1, 2**31 - 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD
+            libc.mallopt(setting, value)
+
+
 class Plan(NamedTuple):
     """What a run's arguments come to on this machine."""
 
@@ -723,6 +758,7 @@ def _train(args: Args, planned: Plan, interrupted: Callable[[], bool]) -> Path:
         f"Run folder:  {folder}\nTensorBoard: tensorboard --logdir {args.run.runs_dir}",
         flush=True,
     )
+    keep_freed_memory()
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(torch.set_num_threads, torch.get_num_threads())
         update_threads = args.machine.torch_threads or torch.get_num_threads()

@@ -139,6 +139,18 @@ def test_gradcam_takes_gradients_that_are_already_pooled() -> None:
     assert torch.equal(pooled, gradient_to_map(MAPS, COEFFICIENTS, "gradcam"))
 
 
+def test_gradcam_is_the_same_however_maps_lie_in_memory() -> None:
+    weights = torch.randn(5, 8, dtype=torch.float64, generator=seeded())
+    maps = torch.randn(5, 8, 3, 4, dtype=torch.float64, generator=seeded())
+    found = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        inputs = [weights.clone(), maps.contiguous(memory_format=memory_format)]
+        cam = gradient_to_map(inputs[1].requires_grad_(), inputs[0].requires_grad_(), "gradcam")
+        found.append([cam, *torch.autograd.grad((cam**2).sum(), inputs)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_one_backward_pass_on_the_sum_equals_one_per_sample(
     method: str, network: SmoothNetwork, frames: Tensor

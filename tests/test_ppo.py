@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -630,6 +631,26 @@ def test_vanilla_is_bit_for_bit_ppo_without_the_attention_modules(tmp_path, noth
         text=True,
     )
     assert "camal_rl.camal" in blocked.stderr  # the block works: CAMAL can't run without
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the settings")
+@pytest.mark.parametrize("kept", [True, False])
+def test_freed_memory_is_kept_for_the_next_minibatch(kept):
+    faults = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import resource, torch; from camal_rl import ppo;"
+            "count = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt;"
+            f"ppo.keep_freed_memory() if {kept} else None; torch.ones(2**24);"
+            "before = count(); torch.ones(2**24); print(count() - before)",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert (int(faults.stdout) < 100) == kept  # 64 MiB are 16,384 pages
 
 
 @pytest.mark.engine
