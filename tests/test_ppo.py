@@ -642,7 +642,7 @@ def test_freed_memory_is_kept_for_the_next_minibatch(kept):
             "-c",
             "import resource, torch; from camal_rl import ppo;"
             "count = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt;"
-            f"ppo.keep_freed_memory() if {kept} else None; torch.ones(2**24);"
+            f"ppo.keep_freed_memory() if {kept} else None; [torch.ones(2**24) for _ in range(5)];"
             "before = count(); torch.ones(2**24); print(count() - before)",
         ],
         capture_output=True,
