@@ -34,7 +34,11 @@ MAY_IMPORT = {
     "stats": set(),
     "page": {"stats"},
     "report": {"comparison", "page", "stats", "study"},
-    "benchmark": {"attention", "camal", "doom", "metrics", "run_folder", "ppo", "evaluate"},
+    "benchmark": {"benchmark_parts", "benchmark_tables", "doom", "ppo"},
+    "benchmark_parts": {"attention", "benchmark_tables", "benchmark_training", "camal", "doom", "ppo"},
+    "benchmark_peers": set(),
+    "benchmark_tables": {"page"},
+    "benchmark_training": {"camal", "doom", "ppo"},
 }
 WITHOUT_TORCH = {
     "comparison",
