@@ -137,7 +137,12 @@ def contrast(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def head_gradient(
-    hidden: Tensor, fc_weight: Tensor, out_weight: Tensor, shape: tuple[int, int, int], pooled: bool
+    hidden: Tensor,
+    fc_weight: Tensor,
+    out_weight: Tensor,
+    shape: tuple[int, int, int],
+    pooled: bool,
+    channels_last: bool = False,
 ) -> Tensor:
     """dy/dA of the head flatten(A) -> Linear -> ReLU -> Linear without a backward pass, exact.
 
@@ -151,6 +156,7 @@ def head_gradient(
             combines several outputs.
         shape: (K, h, w) of the feature maps.
         pooled: average over positions, as Grad-CAM does. Pooling `fc_weight` first makes that almost free.
+        channels_last: the head flattens (B, h, w, K), not (B, K, h, w): the order of `fc_weight`'s columns.
 
     Returns:
         (B, K) if `pooled`, else (B, K, h, w).
@@ -169,10 +175,14 @@ def head_gradient(
         )
     active = (hidden > 0).to(out_weight.dtype) * out_weight  # (B, F)
     if pooled:
+        positions = height * width
+        by_channel = (positions, channels) if channels_last else (channels, positions)
         # Divided once it is small: the backward pass of a mean would write as much as fc_weight again.
-        pooled_weight = fc_weight.reshape(features, channels, height * width).sum(dim=2)  # (F, K)
-        return active @ (pooled_weight / (height * width))  # (B, K)
-    return (active @ fc_weight).reshape(-1, channels, height, width)  # (B, K, h, w)
+        pooled_weight = fc_weight.reshape(features, *by_channel).sum(dim=1 if channels_last else 2)  # (F, K)
+        return active @ (pooled_weight / positions)  # (B, K)
+    if channels_last:
+        return (active @ fc_weight).view(-1, height, width, channels).movedim(-1, 1)  # (B, K, h, w)
+    return (active @ fc_weight).view(-1, channels, height, width)  # (B, K, h, w)
 
 
 def normalize(cam: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import textwrap
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -574,9 +574,6 @@ def _single_buttons(buttons: Sequence[vizdoom.Button]) -> list[list[float]]:
     return [[float(index == pressed) for index in range(len(buttons))] for pressed in (-1, *reversed(binary))]
 
 
-EVERY = slice(None)
-
-
 class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
     """Several ViZDoom games stepped at once, one thread each: the engines are processes of their own.
 
@@ -642,7 +639,6 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         self._terminations = np.zeros(num_envs, np.bool_)
         self._truncations = np.zeros(num_envs, np.bool_)
         self._final: list[Observation | None] = [None] * num_envs
-        self._running: list[Future[None] | None] = [None] * num_envs
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -669,48 +665,13 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         self, actions: np.ndarray
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Act in every environment; `actions` is int (N,). Rewards are float64 (N,), unclipped."""
-        self.send(actions)
-        return self.receive()
-
-    def send(self, actions: np.ndarray, part: slice = EVERY) -> None:
-        """Begin to act in the environments of `part`, and return at once; `actions` is int, one for each.
-
-        While they are at it, their rows of what `receive` returned before change, unless it was copied.
-
-        Raises:
-            RuntimeError: one of them still has a step to be received.
-        """
         actions = np.asarray(actions)
-        indices = range(self.num_envs)[part]
-        if actions.shape != (len(indices),):
-            raise ValueError(f"actions of shape {actions.shape} for {len(indices)} environments")
-        if any(self._running[index] is not None for index in indices):
-            raise RuntimeError("a step is still running: call receive() before the next send()")
-        for index, action in zip(indices, actions.tolist(), strict=True):
-            self._running[index] = self._threads.submit(self._step_one, index, action)
-
-    def receive(
-        self, part: slice = EVERY
-    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """What `step` returns, when the environments of `part` have acted.
-
-        Arrays have a row for every environment; those of others mean nothing while they act.
-
-        Raises:
-            RuntimeError: nothing was sent to one of them.
-            UserError: an engine ended.
-        """
-        indices = range(self.num_envs)[part]
-        running = [one for index in indices if (one := self._running[index]) is not None]
-        if len(running) < len(indices):
-            raise RuntimeError("no step is running: call send() before receive()")
-        for index in indices:
-            self._running[index] = None
-        self._finish(running)
+        if actions.shape != (self.num_envs,):
+            raise ValueError(f"actions of shape {actions.shape} for {self.num_envs} environments")
+        self._each(self._step_one, actions.tolist())
         infos = self._infos()
-        for index in indices:
-            if self._terminations[index] or self._truncations[index]:
-                infos = self._add_info(infos, {"final_obs": self._final[index], "final_info": {}}, index)
+        for index in np.flatnonzero(self._terminations | self._truncations).tolist():
+            infos = self._add_info(infos, {"final_obs": self._final[index], "final_info": {}}, index)
         return (
             self._observations(),
             self._rewards.copy(),
@@ -739,9 +700,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
             env.close()
 
     def _each(self, function: Callable[[int, Any], None], arguments: Sequence[Any]) -> None:
-        self._finish([self._threads.submit(function, *pair) for pair in enumerate(arguments)])
-
-    def _finish(self, running: Sequence[Future[None]]) -> None:
+        running = [self._threads.submit(function, *pair) for pair in enumerate(arguments)]
         wait(running)  # for all of them, also where one failed: no thread may go on behind the caller's back
         try:
             for one in running:

@@ -230,7 +230,7 @@ class Agent(nn.Module):
             # Weights scaled to pixels of 0 to 255: far fewer numbers than pixels, which bf16 holds exactly.
             feature_maps = F.conv2d(pixels, first.weight / 255, first.bias, first.stride).relu_()
             feature_maps = third(second(feature_maps).relu_()).relu_()
-            hidden = self.fc(feature_maps.flatten(1)).relu()
+            hidden = self.fc(_flatten(feature_maps)).relu()
         hidden = hidden.float()
         with torch.autocast(images.device.type, enabled=False):
             return Output(self.actor(hidden), self.critic(hidden).squeeze(1), hidden, feature_maps.float())
@@ -258,12 +258,18 @@ class Agent(nn.Module):
             last_weight,
             self.map_shape,
             pooled=method in attention.POOLED_METHODS,
+            channels_last=True,
         )
         return attention.gradient_to_map(output.feature_maps, gradients, method)
 
     def _value(self, feature_maps: Tensor) -> Tensor:
-        value: Tensor = self.critic(self.fc(feature_maps.flatten(1)).relu()).squeeze(1)  # (B,)
+        value: Tensor = self.critic(self.fc(_flatten(feature_maps)).relu()).squeeze(1)  # (B,)
         return value
+
+
+def _flatten(feature_maps: Tensor) -> Tensor:
+    """(B, K, h, w) -> (B, h * w * K), as it lies in memory: nothing is copied, nor is its gradient."""
+    return feature_maps.movedim(1, -1).flatten(1)
 
 
 def feature_map_size(height: int, width: int) -> tuple[int, int]:
@@ -355,68 +361,49 @@ def rollout(
     args: Args,
     generator: torch.Generator,
 ) -> list[Episode]:
-    """Play `num_steps` in every environment into `store`, and return the episodes that ended.
-
-    The environments act in two halves: while the engines of one draw, the network decides for the other, so
-    that neither waits for the other's sake. Every decision is made with the same weights as ever.
-    """
+    """Play `num_steps` in every environment into `store`, and return the episodes that ended."""
     device = store.images.device
     steps, num_envs = store.actions.shape
-    first_step = progress.iteration * steps * num_envs
-    half = (num_envs + 1) // 2
-    parts = [part for part in (slice(0, half), slice(half, num_envs)) if part.start < num_envs]
+    step_number = progress.iteration * steps * num_envs
     rewards = np.zeros((steps, num_envs))
     episodes = []
     choice = np.random.default_rng((args.run.seed, progress.iteration))
     store.measured[:] = np.sort(choice.choice(steps * num_envs, len(store.measured), replace=False))
-
-    def act(step: int, part: slice) -> None:
-        observation = progress.observation
-        images = store.images[step, part]
-        images.copy_(torch.from_numpy(observation["image"][part]))
-        store.dones[step, part] = torch.from_numpy(progress.dones[part])
-        if progress.mask_weights is not None:
-            store.mask_weights[step, part] = torch.from_numpy(progress.mask_weights[part])
-        low, high = np.searchsorted(
-            store.measured, (step * num_envs + part.start, step * num_envs + part.stop)
-        )
-        store.measured_masks[low:high] = observation["mask"][store.measured[low:high] % num_envs]
-
-        output = agent(images)
-        logprobs = output.logits.log_softmax(dim=1)  # (n, actions)
-        action = torch.multinomial(logprobs.exp(), 1, generator=generator)  # (n, 1)
-        envs.send(action.squeeze(1).cpu().numpy(), part)
-        store.values[step, part] = output.value
-        store.actions[step, part] = action.squeeze(1)
-        store.logprobs[step, part] = logprobs.gather(1, action).squeeze(1)
-
-    def collect(step: int, part: slice) -> None:
-        progress.observation, every_reward, terminations, truncations, infos = envs.receive(part)
-        progress.mask_weights = infos.get("mask_transform")
-        raw, truncated = every_reward[part], truncations[part]
-        progress.dones[part] = terminations[part] | truncated
-        rewards[step, part] = shape_rewards(raw, args.environment.reward, envs.definition)
-        if args.environment.bootstrap_truncated and truncated.any():
-            last_frames = np.stack([final["image"] for final in infos["final_obs"][part][truncated]])
-            value = agent(torch.from_numpy(last_frames).to(device)).value
-            rewards[step, part][truncated] += args.ppo.gamma * value.cpu().numpy()
-        progress.returns[part] += raw
-        progress.lengths[part] += 1
-        for index in part.start + np.flatnonzero(progress.dones[part]):
-            total, length = float(progress.returns[index]), int(progress.lengths[index])
-            episodes.append(Episode(first_step + (step + 1) * num_envs, total, length))
-            progress.recent.append(total)
-            progress.returns[index] = progress.lengths[index] = 0
-
     # Within one autocast context the weights are cast once, not for every forward pass.
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=agent.precision == "bf16"):
         for step in range(steps):
-            for part in parts:
-                if step:
-                    collect(step - 1, part)
-                act(step, part)
-        for part in parts:
-            collect(steps - 1, part)
+            step_number += num_envs
+            store.images[step] = torch.from_numpy(progress.observation["image"])
+            store.dones[step] = torch.from_numpy(progress.dones)
+            if progress.mask_weights is not None:
+                store.mask_weights[step] = torch.from_numpy(progress.mask_weights)
+            low, high = np.searchsorted(store.measured, (step * num_envs, (step + 1) * num_envs))
+            store.measured_masks[low:high] = progress.observation["mask"][store.measured[low:high] % num_envs]
+
+            output = agent(store.images[step])
+            logprobs = output.logits.log_softmax(dim=1)  # (N, actions)
+            action = torch.multinomial(logprobs.exp(), 1, generator=generator)  # (N, 1)
+            store.values[step] = output.value
+            store.actions[step] = action.squeeze(1)
+            store.logprobs[step] = logprobs.gather(1, action).squeeze(1)
+
+            result = envs.step(action.squeeze(1).cpu().numpy())
+            progress.observation, raw, terminations, truncations, infos = result
+            progress.mask_weights = infos.get("mask_transform")
+            progress.dones = terminations | truncations
+            rewards[step] = shape_rewards(raw, args.environment.reward, envs.definition)
+            if args.environment.bootstrap_truncated and truncations.any():
+                last_frames = np.stack([final["image"] for final in infos["final_obs"][truncations]])
+                value = agent(torch.from_numpy(last_frames).to(device)).value
+                rewards[step, truncations] += args.ppo.gamma * value.cpu().numpy()
+            progress.returns += raw
+            progress.lengths += 1
+            for index in np.flatnonzero(progress.dones):
+                episodes.append(
+                    Episode(step_number, float(progress.returns[index]), int(progress.lengths[index]))
+                )
+                progress.recent.append(float(progress.returns[index]))
+                progress.returns[index] = progress.lengths[index] = 0
     store.rewards.copy_(torch.from_numpy(rewards))
     return episodes
 

@@ -27,7 +27,7 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 FREE_OPTIONS = frozenset(
     ("runs_dir", "checkpoint_every", "image_every", "measure_every", "device", "torch_threads")
 )

@@ -225,6 +225,11 @@ def test_closed_form_equals_double_backward_on_cleanrl_critic(
     pooled = method == "gradcam"
     gradient = head_gradient(hidden, network.fc.weight, network.critic.weight, network.shape, pooled)
     assert gradient.shape == (maps.shape[:2] if pooled else maps.shape)
+    columns = network.fc.weight.unflatten(1, network.shape).movedim(1, -1).flatten(1)
+    reordered = head_gradient(
+        hidden, columns, network.critic.weight, network.shape, pooled, channels_last=True
+    )
+    assert_relative(reordered, gradient, 1e-12)
 
     closed = gradient_to_map(maps, gradient, method)
     general = class_activation_map(maps, network.critic(hidden).squeeze(1), method)

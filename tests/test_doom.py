@@ -292,18 +292,6 @@ def test_misuse_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         envs.step(np.zeros(3, np.int64))
     with pytest.raises(ValueError, match="no action 3"):
         envs.step(np.array([0, 3]))
-    first, second = slice(0, 1), slice(1, 2)
-    with pytest.raises(ValueError, match=r"actions of shape \(2,\) for 1 environments"):
-        envs.send(np.zeros(2, np.int64), first)
-    with pytest.raises(RuntimeError, match=r"call send\(\) before receive\(\)"):
-        envs.receive(first)
-    envs.send(np.zeros(1, np.int64), first)
-    for part in (first, slice(None)):
-        with pytest.raises(RuntimeError, match=r"call receive\(\) before the next send\(\)"):
-            envs.send(np.zeros(len(range(2)[part]), np.int64), part)
-    with pytest.raises(RuntimeError, match=r"call send\(\) before receive\(\)"):
-        envs.receive(second)
-    assert envs.receive(first)[1][0] == 4
     envs.close()
 
 
@@ -568,37 +556,6 @@ def test_vector_env_gives_what_gymnasiums_own_gives(
                     ends += 1
                     assert_same(final, their_final)
     assert ends >= 2
-
-
-@pytest.mark.engine
-def test_parts_that_act_by_turns_play_the_same_games_as_all_at_once(
-    start_vector: Callable[..., doom.DoomVectorEnv],
-) -> None:
-    together = start_vector("DefendCenter", 3, mask_transform=np.sum)
-    by_turns = start_vector("DefendCenter", 3, mask_transform=np.sum, copy=False)
-    for envs in (together, by_turns):
-        envs.reset(seed=5)
-    actions = np.random.default_rng(0).integers(0, 4, (150, 3))
-    expected = [together.step(one) for one in actions]
-    parts = (slice(0, 2), slice(2, 3))
-    for part in parts:
-        by_turns.send(actions[0, part], part)
-    for step, (seen, *results, infos) in enumerate(expected):
-        for part in parts:
-            found, *their_results, their_infos = by_turns.receive(part)
-            for name in ("image", "mask"):
-                np.testing.assert_array_equal(found[name][part], seen[name][part])
-            for result, theirs in zip(results, their_results, strict=True):
-                np.testing.assert_array_equal(theirs[part], result[part])
-            transformed = their_infos["mask_transform"][part]
-            np.testing.assert_array_equal(transformed, infos["mask_transform"][part])
-            for index in range(3)[part]:
-                final = infos["final_obs"][index] if "final_obs" in infos else None
-                if final is not None:
-                    assert_same(their_infos["final_obs"][index], final)
-            if step + 1 < len(actions):
-                by_turns.send(actions[step + 1, part], part)
-    assert sum("final_obs" in infos for *_, infos in expected) >= 2
 
 
 @pytest.mark.engine

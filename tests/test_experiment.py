@@ -430,26 +430,30 @@ def test_a_mistake_is_one_line_and_code_2(tmp_path: Path, words: list[str], mess
     assert list(tmp_path.iterdir()) == []
 
 
-SMALL_MATRIX = [
-    *("-m", "camal_rl.experiment", "--envs", "Basic", "--seeds", "1", "--episodes", "3"),
-    *(
-        "--",
-        "--total-timesteps",
-        "1024",
-        "--num-envs",
-        "4",
-        "--num-steps",
-        "32",
-        "--render-resolution",
-        "160x120",
-    ),
-]
+SMALL_MATRIX = """
+envs = ["Basic"]
+seeds = 1
+[train]
+total_timesteps = 768
+num_envs = 4
+num_steps = 32
+update_epochs = 1
+render_resolution = "160x120"
+[evaluate]
+episodes = 3
+faithfulness_frames = 20
+"""
+
+
+def small_matrix(folder: Path) -> list[str]:
+    (folder / "small.toml").write_text(SMALL_MATRIX)
+    return [sys.executable, "-m", "camal_rl.experiment", "--matrix", "small.toml"]
 
 
 @pytest.mark.engine
 def test_a_small_matrix_on_the_engine_stopped_and_started_again(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, *SMALL_MATRIX],
+        small_matrix(tmp_path),
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
@@ -466,7 +470,7 @@ def test_a_small_matrix_on_the_engine_stopped_and_started_again(tmp_path: Path) 
     assert not list(tmp_path.rglob("scores.json"))
     assert list(tmp_path.rglob("checkpoint.pt"))
     done = subprocess.run(
-        [sys.executable, *SMALL_MATRIX],
+        small_matrix(tmp_path),
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -477,7 +481,7 @@ def test_a_small_matrix_on_the_engine_stopped_and_started_again(tmp_path: Path) 
     assert "2 of 2 runs are done" in done.stdout
     for method in ("camal", "vanilla"):
         scores = json.loads((tmp_path / f"runs/Basic/{method}/seed1/scores.json").read_text())
-        assert scores["steps"] == 1024
+        assert scores["steps"] == 768
         assert len(scores["episodes"]) == 3
     log = (tmp_path / "runs/Basic/camal/seed1/experiment.log").read_text()
     assert (
@@ -490,7 +494,7 @@ def test_a_small_matrix_on_the_engine_stopped_and_started_again(tmp_path: Path) 
 @pytest.mark.parametrize(("times", "code"), [(1, 143), (2, 143)])
 def test_sigterm_ends_the_matrix_once_saved_and_twice_at_once(tmp_path: Path, times: int, code: int) -> None:
     process = subprocess.Popen(
-        [sys.executable, *SMALL_MATRIX],
+        small_matrix(tmp_path),
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
