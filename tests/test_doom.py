@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import gymnasium
@@ -263,6 +263,21 @@ def test_mask_follows_the_pixels_and_not_the_list_of_labels(monkeypatch: pytest.
     mask = doom.DoomEnv("Basic", (84, 84), SMALL).reset(seed=0)[0]["mask"]
     assert mask.dtype == np.uint8
     np.testing.assert_array_equal(mask, pixels == 80)
+
+
+@pytest.mark.parametrize("targets", range(doom.FEW_TARGETS + 3))
+def test_a_mask_has_the_pixels_of_every_target_however_many(targets: int) -> None:
+    definition = doom.load_definition("Basic")
+    names = [*(["Cacodemon"] * targets), "Blood", "DoomPlayer"]
+    labels = [
+        SimpleNamespace(value=value, object_name=name, object_category="Unknown")
+        for value, name in enumerate([*names, "Cacodemon"], 2)
+    ]
+    labels[-1].value = 1  # what a crowd has left no value for is drawn as a wall
+    pixels = np.random.default_rng(0).integers(0, len(labels) + 2, (30, 40), np.uint8)
+    out = np.full((30, 40), 7, np.uint8)
+    doom.target_mask(cast(Any, SimpleNamespace(labels=labels, labels_buffer=pixels)), definition, out)
+    np.testing.assert_array_equal(out, (pixels >= 2) & (pixels < 2 + targets))
 
 
 def test_actions_are_single_buttons_without_those_that_have_a_range(monkeypatch: pytest.MonkeyPatch) -> None:
