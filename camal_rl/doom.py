@@ -393,7 +393,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         self.action_names = ["nothing", *(self.buttons[action.index(1.0)] for action in self.actions[1:])]
         self.action_space = spaces.Discrete(len(self.actions))
         # A vector environment points these two at its own arrays, so that a step writes where it is read.
-        self.image = np.zeros((frame_stack, height, width), np.uint8)
+        self.image = empty_stacks(height, width, frame_stack)
         self.mask = np.zeros(label_size, np.uint8)
         self._screen: np.ndarray | None = None
         self._episode_seed: int | None = None  # None where no episode is running
@@ -505,16 +505,34 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
     def _push_frame(self) -> None:
         state = self.game.get_state()
         self._screen = state.screen_buffer
-        self.image[:-1] = self.image[1:]
+        _drop_oldest(self.image)
         if self.frame_size == self.label_size:
             self.image[-1] = state.screen_buffer
         else:
             size = (self.frame_size[1], self.frame_size[0])
-            cv2.resize(state.screen_buffer, size, dst=self.image[-1], interpolation=cv2.INTER_AREA)
+            self.image[-1] = cv2.resize(state.screen_buffer, size, interpolation=cv2.INTER_AREA)
         target_mask(state, self.definition, self.mask)
 
     def _observation(self) -> Observation:
         return {"image": self.image.copy(), "mask": self.mask.copy()}
+
+
+def empty_stacks(*shape: int) -> np.ndarray:
+    """Zeros, uint8 (..., stack, H, W) for a shape (..., H, W, stack), which is their order in memory.
+
+    A network wants them so, and to reorder them with every step takes longer than all else about them.
+    """
+    return np.moveaxis(np.zeros(shape, np.uint8), -1, -3)
+
+
+def _drop_oldest(stack: np.ndarray) -> None:
+    """Move every frame of a stack, made by `empty_stacks`, one towards the front; the last remains."""
+    pixels = np.moveaxis(stack, 0, -1)  # (H, W, stack), as it lies in memory
+    if len(stack) in (2, 4, 8) and sys.byteorder == "little":  # one number a pixel, moved as a whole
+        numbers = pixels.view(f"u{len(stack)}")
+        np.right_shift(numbers, 8, out=numbers)
+    else:
+        stack[:-1] = stack[1:]
 
 
 def target_mask(state: vizdoom.GameState, definition: Definition, out: np.ndarray) -> None:
@@ -634,7 +652,8 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
                 self.envs.append(
                     DoomEnv(self.definition, frame_size, render_resolution, frame_stack, render_mode)
                 )
-            self._images = np.zeros((num_envs, *self.envs[0].image.shape), np.uint8)
+            stack, *size = self.envs[0].image.shape
+            self._images = empty_stacks(num_envs, *size, stack)
             self._masks = np.zeros((num_envs, *self.envs[0].mask.shape), np.uint8)
             self._transformed: np.ndarray | None = None
             if mask_transform is not None:

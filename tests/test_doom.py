@@ -280,6 +280,19 @@ def test_a_mask_has_the_pixels_of_every_target_however_many(targets: int) -> Non
     np.testing.assert_array_equal(out, (pixels >= 2) & (pixels < 2 + targets))
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 8])
+def test_the_oldest_frame_is_dropped_and_the_others_move_up(length: int) -> None:
+    stacks = doom.empty_stacks(5, 6, 7, length)  # of five environments
+    assert stacks.shape == (5, length, 6, 7)
+    assert np.moveaxis(stacks, 1, -1).flags.c_contiguous
+    stacks[:] = np.random.default_rng(0).integers(0, 256, stacks.shape, np.uint8)
+    before = stacks.copy()
+    doom._drop_oldest(stacks[2])
+    np.testing.assert_array_equal(stacks[2, :-1], before[2, 1:])
+    others = [0, 1, 3, 4]
+    np.testing.assert_array_equal(stacks[others], before[others])
+
+
 def test_actions_are_single_buttons_without_those_that_have_a_range(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doom, "start_engine", lambda *_: StillGame({}, np.zeros((120, 160), np.uint8)))
     env = doom.DoomEnv("Basic", (84, 84), SMALL)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import SMALL, small_args
 
-from camal_rl import UserError, attention, camal, doom, metrics, play, ppo
+from camal_rl import UserError, attention, camal, doom, metrics, play, ppo, run_folder
 from camal_rl.shift import SHIFTS, Shift
 
 CPU = torch.device("cpu")
@@ -176,11 +176,11 @@ def truncate(folder: Path) -> None:
 
 
 def foreign(folder: Path) -> None:
-    torch.save({"version": 1, "state_dict": {}}, folder / "checkpoint.pt")
+    torch.save({"version": run_folder.CHECKPOINT_VERSION, "state_dict": {}}, folder / "checkpoint.pt")
 
 
 def code(folder: Path) -> None:
-    torch.save({"version": 1, "agent": pytest.fail}, folder / "checkpoint.pt")
+    torch.save({"version": run_folder.CHECKPOINT_VERSION, "agent": pytest.fail}, folder / "checkpoint.pt")
 
 
 def other_network(folder: Path) -> None:

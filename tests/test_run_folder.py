@@ -96,7 +96,10 @@ class Harm:
     [lambda harm, file: torch.save(harm, file), lambda harm, file: file.write_bytes(pickle.dumps(harm))],
 )
 def test_nothing_in_a_checkpoint_can_run_code(tmp_path, save):
-    save({"version": 1, "agent": Harm(tmp_path / "harmed")}, tmp_path / "checkpoint.pt")
+    save(
+        {"version": run_folder.CHECKPOINT_VERSION, "agent": Harm(tmp_path / "harmed")},
+        tmp_path / "checkpoint.pt",
+    )
     with pytest.raises(UserError, match="is not a readable checkpoint"):
         run_folder.load_checkpoint(tmp_path / "checkpoint.pt")
     assert not (tmp_path / "harmed").exists()
