@@ -657,25 +657,34 @@ def test_freed_memory_is_kept_for_the_next_minibatch(kept):
     assert (int(faults.stdout) < 100) == kept  # 64 MiB are 16,384 pages
 
 
-@pytest.mark.engine
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_to_the_whole_process_group_saves_and_the_same_command_goes_on(
-    number, code, tmp_path, nothing_left_behind
-):
-    run = command("--total-timesteps", 1536, *ENGINE_RUN[2:], "--runs-dir", tmp_path)
+def stopped(run: list[str], folder: Path, number: signal.Signals, code: int) -> int:
+    """Start a training and signal all its processes, as a terminal does; how many iterations were done."""
     trainer = subprocess.Popen(
         run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    folder = tmp_path / "Basic/camal/seed1"
     deadline = time.monotonic() + 60
     while not list(folder.glob("events*")) and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(1)
-    os.killpg(trainer.pid, number)  # as a terminal does: the engines get it too
+    os.killpg(trainer.pid, number)
     _, errors = trainer.communicate(timeout=60)
     assert trainer.returncode == code, errors
     assert "Stopping after this iteration" in errors
-    done = checkpoint_of(folder)["iteration"]
+    done: int = checkpoint_of(folder)["iteration"]
+    return done
+
+
+@pytest.mark.engine
+def test_sigterm_to_the_whole_process_group_saves_and_ends(tmp_path, nothing_left_behind):
+    run = command("--total-timesteps", 1536, *ENGINE_RUN[2:], "--runs-dir", tmp_path)
+    assert 1 <= stopped(run, tmp_path / "Basic/camal/seed1", signal.SIGTERM, 143) < 12
+
+
+@pytest.mark.engine
+def test_ctrl_c_saves_and_the_same_command_goes_on_as_if_nothing_had_happened(tmp_path, nothing_left_behind):
+    run = command("--total-timesteps", 1536, *ENGINE_RUN[2:], "--runs-dir", tmp_path)
+    folder = tmp_path / "Basic/camal/seed1"
+    done = stopped(run, folder, signal.SIGINT, 130)
     assert 1 <= done < 12
     again = subprocess.run(run, capture_output=True, text=True, check=True)
     assert f"Going on from step {done * 128:,}" in again.stdout
