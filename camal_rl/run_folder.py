@@ -79,6 +79,8 @@ PATIENCE = 10.0
 """Seconds to wait for another process, which may just be saving."""
 RETRY = 0.1
 """Seconds between two looks whether it has ended."""
+MOST_MISSED = 100
+"""Times in a row that a folder is gone before anything is put there; after these it can not be made at all."""
 
 
 @contextmanager
@@ -118,11 +120,16 @@ def lock(folder: Path, purpose: str) -> Iterator[None]:
 def _locked(path: Path, refusal: str) -> BinaryIO:
     """The file, open and locked. OSError where it can't be made; UserError where another process keeps it."""
     deadline = time.monotonic() + PATIENCE
+    missed = 0
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("ab")
-        except FileNotFoundError:  # whoever had the lock has just removed the folder, empty
+        except (FileExistsError, FileNotFoundError):
+            # Whoever had the lock may have removed the folder, empty, at this very moment.
+            missed += 1
+            if missed == MOST_MISSED:
+                raise
             continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
