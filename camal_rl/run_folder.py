@@ -80,7 +80,7 @@ PATIENCE = 10.0
 RETRY = 0.1
 """Seconds between two looks whether it has ended."""
 MOST_MISSED = 100
-"""Times in a row that a folder is gone before anything is put there; after these it can not be made at all."""
+"""Times in a row that a folder is gone before anything is put there, after which it counts as impossible."""
 
 
 @contextmanager
