@@ -644,17 +644,21 @@ def test_freed_memory_is_kept_for_the_next_minibatch(kept):
         [
             sys.executable,
             "-c",
-            "import resource, torch; from camal_rl import ppo;"
-            "count = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt;"
-            f"ppo.keep_freed_memory() if {kept} else None; [torch.ones(2**24) for _ in range(5)];"
-            "before = count(); torch.ones(2**24); print(count() - before)",
+            "import resource, torch; from camal_rl import ppo\n"
+            "count = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+            f"ppo.keep_freed_memory() if {kept} else None\n"
+            "faults = []\n"
+            "for _ in range(20):\n"
+            "    before = count(); torch.ones(2**24); faults.append(count() - before)\n"
+            "print(min(faults))",
         ],
         capture_output=True,
         text=True,
         check=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
-    assert (int(faults.stdout) < 100) == kept  # 64 MiB are 16,384 pages
+    # 64 MiB are 16,384 pages. Now and then a block lies elsewhere than the one before, though all is kept.
+    assert (int(faults.stdout) < 100) == kept
 
 
 def stopped(run: list[str], folder: Path, number: signal.Signals, code: int) -> int:
