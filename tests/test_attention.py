@@ -139,6 +139,7 @@ def test_gradcam_takes_gradients_that_are_already_pooled() -> None:
     assert torch.equal(pooled, gradient_to_map(MAPS, COEFFICIENTS, "gradcam"))
 
 
+@pytest.mark.slow
 def test_gradcam_is_the_same_however_maps_lie_in_memory() -> None:
     weights = torch.randn(5, 8, dtype=torch.float64, generator=seeded())
     maps = torch.randn(5, 8, 3, 4, dtype=torch.float64, generator=seeded())

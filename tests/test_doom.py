@@ -323,6 +323,7 @@ def test_misuse_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     envs.close()
 
 
+@pytest.mark.slow
 def test_list_names_every_environment(tmp_path: Path) -> None:
     result = run("-m", "camal_rl.doom", folder=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")

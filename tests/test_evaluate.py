@@ -47,6 +47,7 @@ def no_number_is_missing_without_a_reason(content: dict) -> None:
     assert all(content["undefined"].values())
 
 
+@pytest.mark.slow
 def test_an_evaluation_writes_scores_pictures_video_and_events(fake_engine, tmp_path) -> None:
     folder = trained(tmp_path)
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
@@ -176,6 +177,7 @@ def test_maps_of_two_kinds_are_pointed_out_and_one_can_be_chosen(fake_engine, tm
     assert "--attention" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_a_target_in_view_scores_are_null_with_the_reason(fake_engine, tmp_path, monkeypatch) -> None:
     folder = trained(tmp_path)
     monkeypatch.setattr("conftest.FakeGame.get_state", blind(evaluate))

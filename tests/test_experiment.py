@@ -218,6 +218,7 @@ def test_only_what_is_trained_and_evaluated_as_wanted_counts_as_done(tmp_path: P
     assert experiment.is_done(every)
 
 
+@pytest.mark.slow
 def test_two_other_methods_are_shown_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +251,7 @@ def test_scores_that_are_not_what_was_asked_for_are_a_failure(
     assert "its scores.json is not what was asked for" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_pictures_that_fail_are_reported_and_leave_the_runs_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -302,6 +304,7 @@ def test_every_cell_is_trained_evaluated_and_shown_beside_the_other_method(
     assert fake.calls == [("ppo", planned[3].title), ("evaluate", planned[3].title), *beside]
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_is_tried_again_and_then_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,6 +78,7 @@ def test_what_is_recorded_of_a_frame_is_what_the_agent_made_of_it(run: play.Trai
     assert next(frames, None) is None
 
 
+@pytest.mark.slow
 def test_actions_are_sampled_from_the_policy_and_greedy_takes_the_likeliest(run: play.TrainedRun) -> None:
     with torch.no_grad():
         run.agent.actor.weight.zero_()

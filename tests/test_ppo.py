@@ -639,6 +639,7 @@ def test_vanilla_is_bit_for_bit_ppo_without_the_attention_modules(tmp_path, noth
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the settings")
 @pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.slow
 def test_freed_memory_is_kept_for_the_next_minibatch(kept):
     faults = subprocess.run(
         [

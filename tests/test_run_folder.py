@@ -135,6 +135,7 @@ with run_folder.lock(Path(sys.argv[1]), "train"):
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_until_the_first_has_ended_however(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
