@@ -4,7 +4,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from gymnasium.envs.registration import register, registry
@@ -26,6 +26,26 @@ def print_mistake(mistake: UserError) -> int:
     """Print a mistake as the one line that every command line gives it, and return the exit code for it."""
     print(f"camal_rl: {mistake}", file=sys.stderr)
     return 2
+
+
+def split_arguments(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """A command line's own arguments (None: the process's), and those after `--`, which are for others."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if "--" not in given:
+        return given, []
+    place = given.index("--")
+    return given[:place], given[place + 1 :]
+
+
+def refuse_options(own: Iterable[str], options: Sequence[str], kind: str, setter: str) -> None:
+    """Refuse options, meant for a command of this kind, that something else sets itself.
+
+    Raises:
+        UserError: one of `own`, names without dashes in front, is among them.
+    """
+    for option in own:
+        if any(one.replace("_", "-").split("=")[0] == f"--{option}" for one in options):
+            raise UserError(f"--{option} can't be one of the options of {kind}: the {setter} sets it.")
 
 
 def write_whole(path: Path, data: bytes) -> None:

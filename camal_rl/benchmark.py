@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import tyro
 
-from camal_rl import UserError, print_mistake, write_together
+from camal_rl import UserError, print_mistake, refuse_options, split_arguments, write_together
 
 if TYPE_CHECKING:
     from camal_rl.benchmark_parts import Settings
@@ -70,12 +70,8 @@ class Args:
 
 def parse_args(arguments: Sequence[str] | None = None) -> tuple[Args, list[str]]:
     """Read the command line: own options, and those after `--`, which are for training."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    train: list[str] = []
-    if "--" in given:
-        place = given.index("--")
-        given, train = given[:place], given[place + 1 :]
-    return tyro.cli(Args, prog="python -m camal_rl.benchmark", args=given), train
+    own, train = split_arguments(arguments)
+    return tyro.cli(Args, prog="python -m camal_rl.benchmark", args=own), train
 
 
 OWN = ("env", "method", "seed", "total-timesteps", "runs-dir", "device", "precision", "torch-threads")
@@ -108,9 +104,7 @@ def settings_of(args: Args, train: Sequence[str]) -> Settings:
     ):
         if value < least:
             raise UserError(f"--{option} {value}: give a number of at least {least}.")
-    for option in OWN:
-        if any(one.replace("_", "-").split("=")[0] == f"--{option}" for one in train):
-            raise UserError(f"--{option} can't be one of the options of training: the benchmark sets it.")
+    refuse_options(OWN, train, "training", "benchmark")
     threads = args.torch_threads or torch.get_num_threads()
     options = ("--env", args.env, "--device", args.device, "--precision", args.precision)
     settings = Settings(

@@ -24,7 +24,7 @@ from typing import IO, Annotated, Any, Literal, NamedTuple
 import tyro
 from tqdm import tqdm
 
-from camal_rl import UserError, __version__, print_mistake, write_whole
+from camal_rl import UserError, __version__, print_mistake, refuse_options, split_arguments, write_whole
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -75,12 +75,8 @@ class Args:
 
 def parse_args(arguments: Sequence[str] | None = None) -> tuple[Args, list[str]]:
     """Read the command line: own options, and those after `--`, which are for training."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    train: list[str] = []
-    if "--" in given:
-        place = given.index("--")
-        given, train = given[:place], given[place + 1 :]
-    return tyro.cli(Args, prog="python -m camal_rl.experiment", args=given), train
+    own, train = split_arguments(arguments)
+    return tyro.cli(Args, prog="python -m camal_rl.experiment", args=own), train
 
 
 class Matrix(NamedTuple):
@@ -207,9 +203,7 @@ def cells(matrix: Matrix) -> list[Cell]:
         if len(set(values)) < len(values):
             raise UserError(f"--{name}: {' '.join(map(str, values))} names one twice.")
     for kind, options in (("train", matrix.train), ("evaluate", matrix.evaluate)):
-        for option in OWN[kind]:
-            if any(one.replace("_", "-").split("=")[0] == f"--{option}" for one in options):
-                raise UserError(f"--{option} can't be one of the options of {kind}: the matrix sets it.")
+        refuse_options(OWN[kind], options, kind, "matrix")
     planned: list[Cell] = []
     for seed in matrix.seeds:
         for env in matrix.envs:

@@ -145,9 +145,7 @@ def verdict(improvement: Interval) -> Verdict:
 
 
 @functools.cache
-def false_positive_rate(
-    runs_x: int, runs_y: int, environments: int, experiments: int = 10_000, repetitions: int = 10_000
-) -> float:
+def false_positive_rate(runs_x: int, runs_y: int, environments: int) -> float:
     """How often X is "significant" over an equal Y, in a simulation; as often it is "significantly worse".
 
     POI depends on the order of scores only, so the rate is the same for all continuous scores. An exact 95 %
@@ -157,6 +155,7 @@ def false_positive_rate(
         runs_x: runs of X in each environment, at least 2.
         runs_y: runs of Y.
     """
+    repetitions, blocks, block = 10_000, 20, 500  # so many experiments at a time, for memory's sake
     rng = np.random.default_rng(0)
     drawn_x, drawn_y = (
         rng.multinomial(runs, np.full(runs, 1 / runs), (repetitions, environments))
@@ -165,14 +164,13 @@ def false_positive_rate(
     pairs = environments * runs_x * runs_y
     weights = np.einsum("ber,bes->bers", drawn_x, drawn_y).reshape(repetitions, pairs).astype(np.float32)
     found = 0
-    block = 500  # experiments at a time, for memory's sake
-    for _ in range(0, experiments, block):
+    for _ in range(blocks):
         x_NER1 = rng.random((block, environments, runs_x, 1))
         wins = (x_NER1 > rng.random((block, environments, 1, runs_y))).reshape(block, pairs)
         poi = weights @ wins.T.astype(np.float32) / pairs
         # The interval is above 0.5 where less than 2.5 % of the resamples are not.
         found += int(np.count_nonzero((poi <= 0.5).mean(axis=0) < 0.025))
-    return found / (-(-experiments // block) * block)
+    return found / (blocks * block)
 
 
 def performance_profile(

@@ -453,19 +453,24 @@ def small_matrix(folder: Path) -> list[str]:
     return [sys.executable, "-m", "camal_rl.experiment", "--matrix", "small.toml"]
 
 
-@pytest.mark.engine
-def test_a_small_matrix_on_the_engine_stopped_and_started_again(tmp_path: Path) -> None:
+def started_matrix(folder: Path) -> "subprocess.Popen[str]":
+    """The small matrix's process, when its first training has begun to log."""
     process = subprocess.Popen(
-        small_matrix(tmp_path),
-        cwd=tmp_path,
+        small_matrix(folder),
+        cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
     )
-    checkpoints = tmp_path / "runs"
     deadline = time.monotonic() + 60
-    while not list(checkpoints.rglob("events*")) and time.monotonic() < deadline:
+    while not list(folder.rglob("events*")) and time.monotonic() < deadline:
         time.sleep(0.05)
+    return process
+
+
+@pytest.mark.engine
+def test_a_small_matrix_on_the_engine_stopped_and_started_again(tmp_path: Path) -> None:
+    process = started_matrix(tmp_path)
     process.send_signal(2)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
@@ -496,16 +501,7 @@ def test_a_small_matrix_on_the_engine_stopped_and_started_again(tmp_path: Path) 
 @pytest.mark.engine
 @pytest.mark.parametrize(("times", "code"), [(1, 143), (2, 143)])
 def test_sigterm_ends_the_matrix_once_saved_and_twice_at_once(tmp_path: Path, times: int, code: int) -> None:
-    process = subprocess.Popen(
-        small_matrix(tmp_path),
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.rglob("events*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    process = started_matrix(tmp_path)
     for _ in range(times):
         process.send_signal(signal.SIGTERM)
         time.sleep(0.1)
