@@ -17,6 +17,10 @@ ENVS_DIR = next(
     (path for path in (_PACKAGE / "envs", _PACKAGE.parent / "envs") if path.is_dir()), _PACKAGE / "envs"
 )
 
+SINGLE_THREAD_PRODUCT = 2**18
+"""OpenBLAS runs a product of more multiply-adds than this on several threads, which gains nothing at the
+sizes of frames and masks, and takes the cores from the game engines."""
+
 
 class UserError(Exception):
     """A mistake that the user can mend: command lines print it as one line and exit with code 2."""

@@ -4,11 +4,12 @@ A general form by automatic differentiation for any network, and the closed form
 """
 
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 METHODS: tuple[str, ...] = (
     "gradcam",
@@ -87,23 +88,16 @@ def class_activation_map(
 def gradient_to_map(feature_maps: Tensor, gradients: Tensor, method: str) -> Tensor:
     """Last step of every method (Eq. 3): ReLU of the mean over K of weight times feature map, (B, h, w).
 
-    The weight is the gradient dy/dA, (B, K, h, w): averaged over positions for `gradcam` and `diffgradcam`
-    (which also take it already averaged, (B, K)), its positive part for `layercam`, as it is for the others.
+    The weight is the gradient dy/dA, (B, K, h, w): averaged over positions for `gradcam` and `diffgradcam`,
+    its positive part for `layercam`, as it is for the others.
     """
     _check_method(method)
-    pooled = method in POOLED_METHODS
-    if gradients.shape != feature_maps.shape and not (pooled and gradients.shape == feature_maps.shape[:2]):
+    if gradients.shape != feature_maps.shape:
         raise ValueError(
-            f"gradients must have shape {tuple(feature_maps.shape)}"
-            + (f" or {tuple(feature_maps.shape[:2])}" if pooled else "")
-            + f" for method {method!r}, got {tuple(gradients.shape)}"
+            f"gradients must have shape {tuple(feature_maps.shape)}, got {tuple(gradients.shape)}"
         )
-    if pooled:
-        weights = gradients.mean(dim=(2, 3)) if gradients.dim() == 4 else gradients  # (B, K)
-        weights = weights / weights.shape[1]
-        if feature_maps.is_contiguous(memory_format=torch.channels_last):  # read as they lie in memory
-            cam: Tensor = torch.linalg.vecdot(feature_maps.movedim(1, -1), weights[:, None, None, :])
-            return cam.relu()
+    if method in POOLED_METHODS:
+        weights = gradients.mean(dim=(2, 3)) / gradients.shape[1]  # (B, K)
         return torch.einsum("bk,bkhw->bhw", weights, feature_maps).relu()
     if method == "layercam":
         gradients = gradients.relu()
@@ -141,10 +135,9 @@ def head_gradient(
     fc_weight: Tensor,
     out_weight: Tensor,
     shape: tuple[int, int, int],
-    pooled: bool,
     channels_last: bool = False,
 ) -> Tensor:
-    """dy/dA of the head flatten(A) -> Linear -> ReLU -> Linear without a backward pass, exact.
+    """dy/dA of the head flatten(A) -> Linear -> ReLU -> Linear without a backward pass, exact: (B, K, h, w).
 
     dy/dA = (out_weight * 1[hidden > 0]) fc_weight. Its own gradients are those of automatic double
     differentiation: the indicator is constant almost everywhere, so they reach the two weights only.
@@ -152,14 +145,9 @@ def head_gradient(
     Args:
         hidden: (B, F), output of the ReLU.
         fc_weight: (F, K * h * w), weight of the first Linear.
-        out_weight: (F,) or (1, F), weight of the last Linear; or (B, F), one row a sample, where the target
-            combines several outputs.
+        out_weight: (F,) or (1, F), weight of the last Linear.
         shape: (K, h, w) of the feature maps.
-        pooled: average over positions, as Grad-CAM does. Pooling `fc_weight` first makes that almost free.
         channels_last: the head flattens (B, h, w, K), not (B, K, h, w): the order of `fc_weight`'s columns.
-
-    Returns:
-        (B, K) if `pooled`, else (B, K, h, w).
     """
     channels, height, width = shape
     features = hidden.shape[-1]
@@ -168,21 +156,87 @@ def head_gradient(
             f"hidden (B, F) and fc_weight (F, {channels} * {height} * {width}) do not fit: "
             f"got {tuple(hidden.shape)} and {tuple(fc_weight.shape)}"
         )
+    if out_weight.shape not in ((features,), (1, features)):
+        raise ValueError(
+            f"out_weight must have shape ({features},) or (1, {features}), got {tuple(out_weight.shape)}"
+        )
+    active = (hidden > 0).to(out_weight.dtype) * out_weight  # (B, F)
+    if channels_last:
+        return (active @ fc_weight).view(-1, height, width, channels).movedim(-1, 1)
+    return (active @ fc_weight).view(-1, channels, height, width)
+
+
+def pooled_weight(fc_weight: Tensor, shape: tuple[int, int, int], channels_last: bool = False) -> Tensor:
+    """The weight of a Linear layer that takes flattened feature maps, averaged over positions: (F, K).
+
+    Args:
+        fc_weight: (F, K * h * w).
+        shape: (K, h, w) of the feature maps.
+        channels_last: they are flattened as (h, w, K), not as (K, h, w).
+    """
+    channels, positions = shape[0], shape[1] * shape[2]
+    by_channel = (positions, channels) if channels_last else (channels, positions)
+    # Divided once it is small: the backward pass of a mean would write as much as fc_weight again.
+    return fc_weight.reshape(-1, *by_channel).sum(dim=1 if channels_last else 2) / positions
+
+
+def closed_form_map(feature_maps: Tensor, hidden: Tensor, pooled: Tensor, out_weight: Tensor) -> Tensor:
+    """Grad-CAM (Eq. 3) of the head flatten(A) -> Linear -> ReLU -> Linear, (B, h, w), not normalised.
+
+    Pooling the first Linear's weight before it meets the samples makes that almost free. The map's own
+    gradients, those of automatic double differentiation, are written out: `head_gradient` says why they reach
+    the two weights only.
+
+    Args:
+        feature_maps: A, (B, K, h, w), of any floating point type, best with channels last in memory.
+        hidden: (B, F), output of the ReLU.
+        pooled: (F, K), from `pooled_weight`. The map is computed in this type.
+        out_weight: (F,) or (1, F), weight of the last Linear; or (B, F), one row a sample, where the target
+            combines several outputs.
+    """
+    features = hidden.shape[-1]
+    if hidden.dim() != 2 or pooled.shape != (features, feature_maps.shape[1]):
+        raise ValueError(
+            f"hidden (B, F) and pooled (F, {feature_maps.shape[1]}) do not fit: "
+            f"got {tuple(hidden.shape)} and {tuple(pooled.shape)}"
+        )
     if out_weight.shape not in ((features,), (1, features), hidden.shape):
         raise ValueError(
             f"out_weight must have shape ({features},), (1, {features}) or {tuple(hidden.shape)}, "
             f"got {tuple(out_weight.shape)}"
         )
-    active = (hidden > 0).to(out_weight.dtype) * out_weight  # (B, F)
-    if pooled:
-        positions = height * width
-        by_channel = (positions, channels) if channels_last else (channels, positions)
-        # Divided once it is small: the backward pass of a mean would write as much as fc_weight again.
-        pooled_weight = fc_weight.reshape(features, *by_channel).sum(dim=1 if channels_last else 2)  # (F, K)
-        return active @ (pooled_weight / positions)  # (B, K)
-    if channels_last:
-        return (active @ fc_weight).view(-1, height, width, channels).movedim(-1, 1)  # (B, K, h, w)
-    return (active @ fc_weight).view(-1, channels, height, width)  # (B, K, h, w)
+    cam: Tensor = _ClosedForm.apply(feature_maps, hidden, pooled, out_weight)  # type: ignore[no-untyped-call]
+    return cam
+
+
+class _ClosedForm(torch.autograd.Function):
+    """Of each sample: map[p] = ReLU(sum_k w[k] A[p, k]), w = (out_weight * 1[hidden > 0]) pooled / K."""
+
+    @staticmethod
+    def forward(ctx: Any, feature_maps: Tensor, hidden: Tensor, pooled: Tensor, out_weight: Tensor) -> Tensor:
+        maps = feature_maps.movedim(1, -1).to(pooled.dtype)  # (B, h, w, K)
+        active = (hidden > 0).to(pooled.dtype)  # (B, F)
+        weights = (active * out_weight) @ (pooled / pooled.shape[1])  # (B, K)
+        cam: Tensor = torch.linalg.vecdot(maps, weights[:, None, None, :]).relu_()  # (B, h, w)
+        ctx.save_for_backward(maps, active, weights, pooled, out_weight, cam)
+        ctx.dtype = feature_maps.dtype
+        return cam
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+        maps, active, weights, pooled, out_weight, cam = ctx.saved_tensors
+        gradient = gradient * (cam > 0)  # (B, h, w)
+        to_maps = (gradient[..., None] * weights[:, None, None, :]).to(ctx.dtype).movedim(-1, 1)
+        to_weights = torch.bmm(gradient.flatten(1)[:, None], maps.flatten(1, 2)).squeeze(1)  # (B, K)
+        to_weights = to_weights / pooled.shape[1]
+        if out_weight.shape == active.shape:  # one row a sample
+            to_pooled, to_out = (active * out_weight).T @ to_weights, active * (to_weights @ pooled.T)
+        else:  # one for all, so a sum over the samples serves both
+            by_unit = active.T @ to_weights  # (F, K)
+            to_pooled = by_unit * out_weight.reshape(-1, 1)
+            to_out = (by_unit * pooled).sum(dim=1).view_as(out_weight)
+        return to_maps, None, to_pooled, to_out
 
 
 def normalize(cam: Tensor) -> Tensor:

@@ -13,13 +13,11 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
+from camal_rl import SINGLE_THREAD_PRODUCT
 from camal_rl.attention import upsample
 
 EMPTY_MASK: tuple[str, ...] = ("ignore", "suppress")
 METHODS: tuple[str, ...] = ("camal", "suppress")
-# OpenBLAS runs a product of more multiply-adds than this on several threads, which gains nothing at these
-# sizes and takes the cores from the game engines.
-SINGLE_THREAD_PRODUCT = 2**18
 
 
 def alpha_beta(heat: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,42 +116,65 @@ def mask_weights(
         raise ValueError(
             f"mask must be uint8 or bool of shape (H, W) or (N, H, W), got {mask.dtype} of shape {mask.shape}"
         )
+    pixels = mask.view(np.uint8)
+    if (highest := pixels.max(initial=0)) > 1:
+        raise ValueError(
+            f"mask must hold 0 and 1 only, got values up to {highest}: "
+            "pass mask != 0, or compare a label image with the labels that are targets"
+        )
     shape = (*mask.shape[:-2], 2, *size)
     if out is None:
         out = np.empty(shape, dtype)
     elif out.shape != shape:
         raise ValueError(f"out must have shape {shape}, got {out.shape}")
-    pixels = mask.view(np.uint8)
-    if mask.ndim == 2:
-        _project(pixels, out)
-    else:
-        for one_mask, one_out in zip(pixels, out, strict=True):
-            _project(one_mask, one_out)
+    projection = _projection((mask.shape[-2], mask.shape[-1]), size)
+    for one_mask, one_out in zip(
+        pixels.reshape(-1, *mask.shape[-2:]), out.reshape(-1, 2, *size), strict=True
+    ):
+        projection(one_mask, one_out)
     return out
 
 
-def _project(mask: NDArray[np.uint8], out: NDArray[Any]) -> None:
-    """`mask_weights` of one mask, (H, W) -> (2, h, w)."""
-    height, width = out.shape[1:]
-    rows, columns = _interpolation(mask.shape[0], height), _interpolation(mask.shape[1], width)
-    everywhere = _everywhere(*mask.shape, height, width)  # (h, w)
-    inside_pixels = cv2.countNonZero(mask)
-    outside_pixels = mask.size - inside_pixels
-    if inside_pixels == 0:
-        out[0] = 0
-        out[1] = everywhere / outside_pixels
-        return
-    x, y, box_width, box_height = cv2.boundingRect(mask)
-    box = mask[y : y + box_height, x : x + box_width]
-    inside = _product(rows[y : y + box_height].T, _product(box, columns[x : x + box_width]))  # (h, w)
-    if inside.sum() > inside_pixels + 0.5:  # U^T keeps the sum, so this is the sum of the mask
-        raise ValueError(
-            f"mask must hold 0 and 1 only, got values up to {mask.max()}: "
-            "pass mask != 0, or compare a label image with the labels that are targets"
-        )
-    out[0] = inside / inside_pixels
-    # Where the mask covers all that a cell sees, rounding can leave a difference just below zero.
-    out[1] = np.maximum(everywhere - inside, 0) / outside_pixels if outside_pixels else 0
+class Projection:
+    """`mask_weights` of one mask after another, all of one size, without its checks: for games.
+
+    Args:
+        mask_size: (H, W) of the masks.
+        map_size: (h, w) of the attention map.
+    """
+
+    def __init__(self, mask_size: tuple[int, int], map_size: tuple[int, int]) -> None:
+        rows, columns = (_interpolation(*pair) for pair in zip(mask_size, map_size, strict=True))
+        self.map_size = map_size
+        self._pixels = mask_size[0] * mask_size[1]
+        self._rows, self._columns = np.ascontiguousarray(rows.T), columns  # (h, H) and (W, w)
+        self._everywhere = np.outer(rows.sum(0), columns.sum(0))  # of a full mask, (h, w)
+
+    def __call__(self, mask: NDArray[np.uint8], out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """(H, W) of zeros and ones -> (2, h, w), float32 where `out` is not given."""
+        if out is None:
+            out = np.empty((2, *self.map_size), np.float32)
+        x, y, width, height = cv2.boundingRect(mask)
+        if not width:
+            out[0] = 0
+            np.divide(self._everywhere, self._pixels, out=out[1], casting="same_kind")
+            return out
+        box = mask[y : y + height, x : x + width]
+        inside = self._rows[:, y : y + height] @ _product(box, self._columns[x : x + width])  # (h, w)
+        inside_pixels = inside.sum()  # U^T keeps the sum
+        np.divide(inside, inside_pixels, out=out[0], casting="same_kind")
+        outside_pixels = round(self._pixels - inside_pixels)
+        if not outside_pixels:
+            out[1] = 0
+            return out
+        np.subtract(self._everywhere, inside, out=inside)
+        # Where the mask covers all that a cell sees, rounding can leave a difference just below zero.
+        np.maximum(inside, 0, out=inside)
+        np.divide(inside, outside_pixels, out=out[1], casting="same_kind")
+        return out
+
+
+_projection = lru_cache(Projection)
 
 
 def _product(left: NDArray[Any], right: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -164,9 +185,8 @@ def _product(left: NDArray[Any], right: NDArray[np.float64]) -> NDArray[np.float
     return np.concatenate([left[start : start + block] @ right for start in range(0, len(left), block)])
 
 
-@lru_cache
 def _interpolation(length: int, size: int) -> NDArray[np.float64]:
-    """Bilinear interpolation (align_corners=False) along one axis as a matrix, (length, size), read-only."""
+    """Bilinear interpolation (align_corners=False) along one axis as a matrix, (length, size)."""
     source = np.maximum((np.arange(length) + 0.5) * (size / length) - 0.5, 0)  # (length,)
     lower = np.minimum(source.astype(np.intp), size - 1)
     upper = np.minimum(lower + 1, size - 1)
@@ -175,16 +195,7 @@ def _interpolation(length: int, size: int) -> NDArray[np.float64]:
     # Added one after the other because beyond the last centre both neighbours are the same cell.
     matrix[np.arange(length), lower] += 1 - fraction
     matrix[np.arange(length), upper] += fraction
-    matrix.flags.writeable = False
     return matrix
-
-
-@lru_cache
-def _everywhere(height: int, width: int, map_height: int, map_width: int) -> NDArray[np.float64]:
-    """U^T of a full mask, (h, w), read-only."""
-    weights = np.outer(_interpolation(height, map_height).sum(0), _interpolation(width, map_width).sum(0))
-    weights.flags.writeable = False
-    return weights
 
 
 def _mean_loss(alpha: Tensor, beta: Tensor, has_target: Tensor, empty_mask: str, method: str) -> Tensor:

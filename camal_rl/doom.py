@@ -17,6 +17,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -34,6 +35,7 @@ from gymnasium.vector.utils import batch_space
 
 from camal_rl import ENVS_DIR, UserError, print_mistake, write_whole
 from camal_rl.engine import ENGINE_ERRORS, check_shared_memory, start_engine
+from camal_rl.frames import Stack, shrinking, zero_pixels
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -383,6 +385,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
             "mask": spaces.Box(0, 1, label_size, np.uint8),
         }
         self.observation_space = cast("spaces.Space[Observation]", spaces.Dict(boxes))
+        self._shrink = shrinking(label_size, self.frame_size)
         self.game = start_engine(self.definition.scenario, *label_size, prepare)
         self.buttons = [button.name for button in self.game.get_available_buttons()]
         try:
@@ -392,9 +395,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
             raise
         self.action_names = ["nothing", *(self.buttons[action.index(1.0)] for action in self.actions[1:])]
         self.action_space = spaces.Discrete(len(self.actions))
-        # A vector environment points these two at its own arrays, so that a step writes where it is read.
-        self.image = empty_stacks(height, width, frame_stack)
-        self.mask = np.zeros(label_size, np.uint8)
+        self.write_to(zero_pixels((height, width, frame_stack)), zero_pixels(label_size))
         self._screen: np.ndarray | None = None
         self._episode_seed: int | None = None  # None where no episode is running
         self._episode_actions: list[int] = []
@@ -427,6 +428,11 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         self.game.close()
 
     # What a vector environment calls
+
+    def write_to(self, memory: np.ndarray, mask: np.ndarray) -> None:
+        """Write observations where they are read: uint8 (H, W, stack) and (h_label, w_label)."""
+        self._stack = Stack(memory)
+        self.image, self.mask = self._stack.images, mask
 
     def begin_episode(self, seed: int | None = None) -> None:
         """Start the episode of this engine seed, else of one drawn from `np_random`.
@@ -505,34 +511,11 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
     def _push_frame(self) -> None:
         state = self.game.get_state()
         self._screen = state.screen_buffer
-        _drop_oldest(self.image)
-        if self.frame_size == self.label_size:
-            self.image[-1] = state.screen_buffer
-        else:
-            size = (self.frame_size[1], self.frame_size[0])
-            self.image[-1] = cv2.resize(state.screen_buffer, size, interpolation=cv2.INTER_AREA)
+        self._stack.push(self._shrink(self._screen))
         target_mask(state, self.definition, self.mask)
 
     def _observation(self) -> Observation:
         return {"image": self.image.copy(), "mask": self.mask.copy()}
-
-
-def empty_stacks(*shape: int) -> np.ndarray:
-    """Zeros, uint8 (..., stack, H, W) for a shape (..., H, W, stack), which is their order in memory.
-
-    A network wants them so, and to reorder them with every step takes longer than all else about them.
-    """
-    return np.moveaxis(np.zeros(shape, np.uint8), -1, -3)
-
-
-def _drop_oldest(stack: np.ndarray) -> None:
-    """Move every frame of a stack, made by `empty_stacks`, one towards the front; the last remains."""
-    pixels = np.moveaxis(stack, 0, -1)  # (H, W, stack), as it lies in memory
-    if len(stack) in (2, 4, 8) and sys.byteorder == "little":  # one number a pixel, moved as a whole
-        numbers = pixels.view(f"u{len(stack)}")
-        np.right_shift(numbers, 8, out=numbers)
-    else:
-        stack[:-1] = stack[1:]
 
 
 def target_mask(state: vizdoom.GameState, definition: Definition, out: np.ndarray) -> None:
@@ -545,9 +528,11 @@ def target_mask(state: vizdoom.GameState, definition: Definition, out: np.ndarra
         for label in state.labels
         if label.value > 1 and definition.is_target(label.object_name, label.object_category)
     }
-    if len(targets) <= FEW_TARGETS:
+    if not targets:
+        out[:] = 0
+    elif len(targets) <= FEW_TARGETS:
         pixels = out.view(np.bool_)
-        pixels[:] = False
+        np.equal(state.labels_buffer, targets.pop(), out=pixels)
         for value in targets:
             pixels |= state.labels_buffer == value
     else:
@@ -615,9 +600,14 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
     Args:
         env, frame_size, render_resolution, frame_stack: as for `DoomEnv`.
         num_envs: how many.
-        copy: whether `reset` and `step` return arrays of their own, or those that the next step overwrites.
-        mask_transform: applied to every mask by the thread that took it, so that the work hides behind the
-            engines; results are in `infos["mask_transform"]`, (N, ...).
+        mask_transform: applied to every mask by the thread that took it; results are in
+            `infos["mask_transform"]`, (N, ...).
+        allocate: makes the array of the images, for example in memory that a GPU reads directly.
+
+    Attributes:
+        images: the newest observations' images, uint8 (N, stack, H, W), overwritten by the next step.
+        masks: their masks, uint8 (N, h_label, w_label).
+        transformed: what `mask_transform` made of them, or None.
 
     Raises:
         UserError: as `DoomEnv`; the engines already started are ended first.
@@ -633,8 +623,8 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         render_resolution: str = "320x240",
         frame_stack: int = FRAME_STACK,
         render_mode: str | None = None,
-        copy: bool = True,
         mask_transform: Callable[[np.ndarray], np.ndarray] | None = None,
+        allocate: Callable[[tuple[int, ...]], np.ndarray] = zero_pixels,
     ) -> None:
         # First, because Gymnasium closes what was not even started.
         self.envs: list[DoomEnv] = []
@@ -644,7 +634,6 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         self.definition = env if isinstance(env, Definition) else load_definition(env)
         self.num_envs = num_envs
         self.render_mode = render_mode
-        self.copy = copy
         self.mask_transform = mask_transform
         check_shared_memory(num_envs)
         try:
@@ -653,17 +642,18 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
                     DoomEnv(self.definition, frame_size, render_resolution, frame_stack, render_mode)
                 )
             stack, *size = self.envs[0].image.shape
-            self._images = empty_stacks(num_envs, *size, stack)
-            self._masks = np.zeros((num_envs, *self.envs[0].mask.shape), np.uint8)
-            self._transformed: np.ndarray | None = None
+            memory = allocate((num_envs, *size, stack))
+            self.images = np.moveaxis(memory, -1, 1)
+            self.masks = zero_pixels((num_envs, *self.envs[0].mask.shape))
+            self.transformed: np.ndarray | None = None
             if mask_transform is not None:
-                example = mask_transform(self._masks[0])
-                self._transformed = np.zeros((num_envs, *example.shape), example.dtype)
+                example = mask_transform(self.masks[0])
+                self.transformed = np.zeros((num_envs, *example.shape), example.dtype)
         except BaseException:
             self.close_extras()
             raise
         for index, one in enumerate(self.envs):
-            one.image, one.mask = self._images[index], self._masks[index]
+            one.write_to(memory[index], self.masks[index])
         self.single_observation_space = self.envs[0].observation_space
         self.single_action_space = self.envs[0].action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -713,6 +703,24 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
             infos,
         )
 
+    def step_some(
+        self, some: slice, actions: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[int, np.ndarray]]:
+        """Act in some environments only, one after the other, in the calling thread.
+
+        Several threads may do so at once, each in environments of its own: then none waits for all others, as
+        in `step`. The new observations are in `images`, `masks` and `transformed`.
+
+        Returns:
+            Rewards, terminations and truncations of those environments, views that their next step
+            overwrites, and the last real images of the episodes that ended, by their place among them.
+        """
+        with _engine_errors():
+            for index, action in zip(range(self.num_envs)[some], actions, strict=True):
+                self._step_one(index, action)
+        last_images = {place: one["image"] for place, one in enumerate(self._final[some]) if one is not None}
+        return self._rewards[some], self._terminations[some], self._truncations[some], last_images
+
     def render(self) -> tuple[Any, ...]:
         """Each environment's newest frame, as `DoomEnv.render`."""
         return tuple(env.render() for env in self.envs)
@@ -735,14 +743,9 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
     def _each(self, function: Callable[[int, Any], None], arguments: Sequence[Any]) -> None:
         running = [self._threads.submit(function, *pair) for pair in enumerate(arguments)]
         wait(running)  # for all of them, also where one failed: no thread may go on behind the caller's back
-        try:
+        with _engine_errors():
             for one in running:
                 one.result()
-        except ENGINE_ERRORS as error:
-            raise UserError(
-                f"a ViZDoom engine ended unexpectedly ({str(error).strip()}). "
-                "Run the same command again to go on from the last checkpoint."
-            ) from error
 
     def _reset_one(self, index: int, seed_and_chosen: tuple[int | None, bool]) -> None:
         seed, chosen = seed_and_chosen
@@ -753,6 +756,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
     def _step_one(self, index: int, action: int) -> None:
         env = self.envs[index]
         self._rewards[index], self._terminations[index], self._truncations[index] = env.advance(action)
+        self._final[index] = None
         if self._terminations[index] or self._truncations[index]:
             self._final[index] = {"image": env.image.copy(), "mask": env.mask.copy()}
             env.begin_episode()
@@ -763,17 +767,26 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         self._transform(index)
 
     def _transform(self, index: int) -> None:
-        if self.mask_transform is not None and self._transformed is not None:
-            self._transformed[index] = self.mask_transform(self._masks[index])
+        if self.mask_transform is not None and self.transformed is not None:
+            self.transformed[index] = self.mask_transform(self.masks[index])
 
     def _observations(self) -> dict[str, np.ndarray]:
-        observations = {"image": self._images, "mask": self._masks}
-        return {name: array.copy() for name, array in observations.items()} if self.copy else observations
+        return {"image": self.images.copy(), "mask": self.masks.copy()}
 
     def _infos(self) -> dict[str, Any]:
-        if self._transformed is None:
-            return {}
-        return {"mask_transform": self._transformed.copy() if self.copy else self._transformed}
+        return {} if self.transformed is None else {"mask_transform": self.transformed.copy()}
+
+
+@contextmanager
+def _engine_errors() -> Iterator[None]:
+    """What a call into a game raises, as the one line that a user gets."""
+    try:
+        yield
+    except ENGINE_ERRORS as error:
+        raise UserError(
+            f"a ViZDoom engine ended unexpectedly ({str(error).strip()}). "
+            "Run the same command again to go on from the last checkpoint."
+        ) from error
 
 
 # ------------------------------------------------------------------------------------------------------------

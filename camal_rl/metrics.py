@@ -126,9 +126,9 @@ def iou_ceiling(mask_weights: np.ndarray, mask: np.ndarray, tau: float = TAU) ->
         mask_weights: (B, 2, h, w), the masks projected to the map's resolution by `camal.mask_weights`.
         mask: uint8 (B, H, W) of zeros and ones, none of them empty.
     """
-    covered = mask.sum(axis=(1, 2), dtype=np.int64)[:, None, None]  # (B, 1, 1)
+    covered = np.array([cv2.countNonZero(one) for one in mask]).reshape(-1, 1, 1)  # (B, 1, 1)
     inside = mask_weights[:, 0] * covered  # (B, h, w)
-    outside = mask_weights[:, 1] * (mask[0].size - covered)
+    outside = mask_weights[:, 1] * (mask.shape[1] * mask.shape[2] - covered)
     # Divided by what a full mask gives, because a cell at the border gathers from fewer pixels.
     share = inside / (inside + outside)
     low, high = share.min(axis=(1, 2), keepdims=True), share.max(axis=(1, 2), keepdims=True)

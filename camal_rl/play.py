@@ -297,6 +297,7 @@ def play(
     their end: the first hundred to finish would be the short ones. `done` is called after each.
     """
     noise = torch.Generator(run.device).manual_seed(settings.seed)
+    weights = run.agent.weights(run.method)
     episodes: list[Episode] = []
     with ExitStack() as cleanup:
         envs: list[DoomEnv] = []
@@ -317,8 +318,8 @@ def play(
             running = [(row, game) for row, game in enumerate(games) if game.episode is not None]
             if not running:
                 return episodes
-            output = run.agent(torch.from_numpy(images).to(run.device))
-            cam = run.agent.cam(output, run.method, noise)
+            output = run.agent(torch.from_numpy(images).to(run.device), weights)
+            cam = run.agent.cam(output, run.method, noise, weights)
             heats = attention.normalize(cam).cpu().numpy()  # (N, h, w)
             dead = attention.is_dead(cam).tolist()
             probabilities = output.logits.double().softmax(dim=1).cpu().numpy()  # (N, actions)

@@ -21,9 +21,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
@@ -116,10 +115,10 @@ class Attention:
 class Machine:
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
-    precision: Annotated[Literal["auto", "fp32", "bf16"], tyro.conf.arg(metavar="NAME")] = "auto"
-    """fp32, bf16, or auto: bf16 where the hardware has it"""
+    precision: Annotated[Literal["auto", "fp32", "tf32", "bf16"], tyro.conf.arg(metavar="NAME")] = "auto"
+    """fp32, tf32 (CUDA), bf16, auto: bf16 where it is fast"""
     torch_threads: Count = 0
-    """CPU threads of an update, 0 for all cores"""
+    """CPU threads that play and learn, 0 for all cores"""
 
 
 @dataclass
@@ -167,10 +166,12 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from camal_rl import media, run_folder
-from camal_rl.doom import Definition, DoomVectorEnv, load_definition
+from camal_rl.doom import RENDER_RESOLUTIONS, Definition, DoomVectorEnv, load_definition
+from camal_rl.frames import zero_pixels
+from camal_rl.workers import Workers
 
-MEASURED_FRAMES = 256
-"""Frames, at most, on which attention is measured: one minibatch of Table 8."""
+MEASURED_FRAMES = 128
+"""Frames, at most, on which attention is measured: more take time and, being alike, hardly tell more."""
 
 
 DEAD_MEASUREMENTS = 20
@@ -187,10 +188,43 @@ DEAD_WARNING = (
 class Output(NamedTuple):
     """What a forward pass gives."""
 
-    logits: Tensor  # (B, actions)
-    value: Tensor  # (B,)
+    heads: Tensor  # (B, actions + 1): logits and value
     hidden: Tensor  # (B, 512), after the ReLU
-    feature_maps: Tensor  # (B, K, h, w), after the last convolution's ReLU
+    feature_maps: Tensor  # (B, K, h, w), after the last convolution's ReLU, in the network's precision
+
+    @property
+    def logits(self) -> Tensor:
+        """(B, actions)"""
+        return self.heads[:, :-1]
+
+    @property
+    def value(self) -> Tensor:
+        """(B,)"""
+        return self.heads[:, -1]
+
+
+class Weights(NamedTuple):
+    """An agent's weights as it computes with them: in its precision, and joined where that saves work."""
+
+    kernel1: Tensor  # for pixels of 0 to 255
+    bias1: Tensor
+    kernel2: Tensor
+    bias2: Tensor
+    kernel3: Tensor
+    bias3: Tensor
+    fc: Tensor  # (512, h * w * K)
+    fc_bias: Tensor
+    heads: Tensor  # (actions + 1, 512), fp32: actor and critic
+    heads_bias: Tensor
+    pooled: Tensor | None  # (512, K), fp32: fc averaged over positions, where attention needs it
+
+    def detached(self) -> Weights:
+        """The same numbers, as the leaves of a graph of their own."""
+        return Weights._make(one if one is None else one.detach().requires_grad_() for one in self)
+
+    def tensors(self) -> list[Tensor]:
+        """Those that are there."""
+        return [one for one in self if one is not None]
 
 
 _KERNELS = ((8, 4), (4, 2), (3, 1))  # of the convolutions: size and stride
@@ -202,7 +236,8 @@ class Agent(nn.Module):
     Args:
         num_actions: size of the action space.
         image_shape: (stack, H, W) of the observations, H and W at least 36 pixels.
-        precision: `fp32`, or `bf16` for convolutions and hidden layer; heads and attention are fp32 anyway.
+        precision: `fp32`; `bf16` for convolutions and hidden layer, while heads and attention are fp32
+            anyway; or `tf32`, which is fp32 but for products on a GPU.
     """
 
     def __init__(self, num_actions: int, image_shape: tuple[int, ...], precision: str = "fp32") -> None:
@@ -221,21 +256,68 @@ class Agent(nn.Module):
         # About twice as fast on a CPU, and what a GPU's tensor cores want.
         nn.utils.convert_conv2d_weight_memory_format(self, torch.channels_last)
 
-    def forward(self, images: Tensor) -> Output:
-        """Images are uint8 (B, stack, H, W)."""
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            pixels = images.to(dtype, memory_format=torch.channels_last)
-            first, second, third = cast("list[nn.Conv2d]", list(self.convolutions))
-            # Weights scaled to pixels of 0 to 255: far fewer numbers than pixels, which bf16 holds exactly.
-            feature_maps = F.conv2d(pixels, first.weight / 255, first.bias, first.stride).relu_()
-            feature_maps = third(second(feature_maps).relu_()).relu_()
-            hidden = self.fc(_flatten(feature_maps)).relu()
-        hidden = hidden.float()
-        with torch.autocast(images.device.type, enabled=False):
-            return Output(self.actor(hidden), self.critic(hidden).squeeze(1), hidden, feature_maps.float())
+    def weights(self, attention_method: str | None = None) -> Weights:
+        """All weights as the network computes with them, with what this attention method needs of them.
 
-    def cam(self, output: Output, method: str, generator: torch.Generator | None = None) -> Tensor:
+        Who calls `forward` often, or in parts, makes them once.
+        """
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        first, *others = list(self.convolutions.parameters()) + list(self.fc.parameters())
+        # Scaled weights are far fewer numbers than scaled pixels, which bf16 holds exactly as they are.
+        body = [one.to(dtype) for one in (first / 255, *others)]
+        pairs = zip(self.actor.parameters(), self.critic.parameters(), strict=True)
+        heads = [torch.cat(pair) for pair in pairs]
+        pooled = None
+        if attention_method is not None:
+            from camal_rl import attention
+
+            if attention_method in attention.POOLED_METHODS:
+                pooled = attention.pooled_weight(self.fc.weight, self.map_shape, channels_last=True)
+        return Weights._make((*body, *heads, pooled))
+
+    @torch.no_grad()
+    def set_gradients(self, parts: Sequence[Weights]) -> None:
+        """Set the parameters' gradients from those of `weights`, one `Weights` for each part of a minibatch.
+
+        What automatic differentiation of `weights` would do, in fewer passes over memory.
+        """
+
+        def total(gradients: Sequence[Tensor]) -> Tensor:
+            # Laid out as the parameters are: the optimiser takes that for granted.
+            layout = torch.channels_last if gradients[0].dim() == 4 else torch.contiguous_format
+            result = gradients[0].to(torch.float32, memory_format=layout)
+            for more in gradients[1:]:
+                result += more
+            return result
+
+        *body, heads, heads_bias = (total(one) for one in zip(*(part[:-1] for part in parts), strict=True))
+        body[0] /= 255
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        if pooled:
+            channels, height, width = self.map_shape
+            by_position = body[6].view(-1, height * width, channels)
+            by_position.add_(total(pooled)[:, None], alpha=1 / (height * width))
+        ends = (heads[:-1], heads_bias[:-1], heads[-1:], heads_bias[-1:])  # the actor's and the critic's
+        for parameter, gradient in zip(self.parameters(), (*body, *ends), strict=True):
+            parameter.grad = gradient
+
+    def forward(self, images: Tensor, weights: Weights | None = None) -> Output:
+        """Images are uint8 (B, stack, H, W)."""
+        w = self.weights() if weights is None else weights
+        feature_maps = images.to(w.kernel1.dtype, memory_format=torch.channels_last)
+        layers = ((w.kernel1, w.bias1), (w.kernel2, w.bias2), (w.kernel3, w.bias3))
+        for (kernel, bias), (_, stride) in zip(layers, _KERNELS, strict=True):
+            feature_maps = F.conv2d(feature_maps, kernel, bias, stride).relu_()
+        hidden = F.linear(_flatten(feature_maps), w.fc, w.fc_bias).relu_().float()
+        return Output(F.linear(hidden, w.heads, w.heads_bias), hidden, feature_maps)
+
+    def cam(
+        self,
+        output: Output,
+        method: str,
+        generator: torch.Generator | None = None,
+        weights: Weights | None = None,
+    ) -> Tensor:
         """Attention of the critic's value, (B, h, w), not normalised (Eq. 3); methods: `attention.METHODS`.
 
         `diffgradcam` contrasts classes, which a value does not have: it is taken of the actor's best action.
@@ -243,28 +325,27 @@ class Agent(nn.Module):
         """
         from camal_rl import attention
 
-        if method in attention.RESAMPLING_METHODS:
-            return attention.class_activation_map(
-                output.feature_maps, self._value, method, generator=generator
+        w = self.weights(method) if weights is None else weights
+        if method in attention.POOLED_METHODS:
+            last_weight = w.heads[-1]  # (512,)
+            if method == "diffgradcam":  # y_c - log sum of exp of the others: their softmax weighs their rows
+                best = output.logits.argmax(dim=1, keepdim=True)
+                others = output.logits.scatter(1, best, float("-inf")).softmax(dim=1)
+                last_weight = w.heads[best.squeeze(1)] - others @ w.heads[:-1]  # (B, 512)
+            assert w.pooled is not None
+            return attention.closed_form_map(output.feature_maps, output.hidden, w.pooled, last_weight)
+        feature_maps, fc = output.feature_maps.float(), w.fc.float()
+        if method not in attention.RESAMPLING_METHODS:
+            gradients = attention.head_gradient(
+                output.hidden, fc, w.heads[-1], self.map_shape, channels_last=True
             )
-        last_weight = self.critic.weight  # (1, 512)
-        if method == "diffgradcam":  # y_c - log sum of exp of the others: their softmax weighs their rows
-            best = output.logits.argmax(dim=1, keepdim=True)
-            others = output.logits.scatter(1, best, float("-inf")).softmax(dim=1)
-            last_weight = self.actor.weight[best.squeeze(1)] - others @ self.actor.weight  # (B, 512)
-        gradients = attention.head_gradient(
-            output.hidden,
-            self.fc.weight,
-            last_weight,
-            self.map_shape,
-            pooled=method in attention.POOLED_METHODS,
-            channels_last=True,
-        )
-        return attention.gradient_to_map(output.feature_maps, gradients, method)
+            return attention.gradient_to_map(feature_maps, gradients, method)
 
-    def _value(self, feature_maps: Tensor) -> Tensor:
-        value: Tensor = self.critic(self.fc(_flatten(feature_maps)).relu()).squeeze(1)  # (B,)
-        return value
+        def value(maps: Tensor) -> Tensor:
+            hidden = F.linear(_flatten(maps), fc, w.fc_bias.float()).relu()
+            return F.linear(hidden, w.heads, w.heads_bias)[:, -1]  # (B,)
+
+        return attention.class_activation_map(feature_maps, value, method, generator=generator)
 
 
 def _flatten(feature_maps: Tensor) -> Tensor:
@@ -306,12 +387,10 @@ class Rollout:
 
 def allocate(args: Args, envs: DoomVectorEnv, agent: Agent, device: torch.device) -> Rollout:
     """An empty rollout of the right size."""
-    steps, num_envs = args.ppo.num_steps, envs.num_envs
-    shape = (steps, num_envs)
-    stack, height, width = envs.envs[0].image.shape
-    mask_shape = envs.envs[0].mask.shape
+    shape = (args.ppo.num_steps, envs.num_envs)
     supervised = args.run.method != "vanilla"
-    measured = min(MEASURED_FRAMES, steps * num_envs) if args.attention.measure_every else 0
+    measured = min(MEASURED_FRAMES, shape[0] * shape[1]) if args.attention.measure_every else 0
+    stack, height, width = envs.images.shape[1:]
     return Rollout(
         images=torch.zeros((*shape, height, width, stack), dtype=torch.uint8, device=device).movedim(-1, 2),
         actions=torch.zeros(shape, dtype=torch.int64, device=device),
@@ -321,7 +400,7 @@ def allocate(args: Args, envs: DoomVectorEnv, agent: Agent, device: torch.device
         dones=torch.zeros(shape, device=device),
         mask_weights=torch.zeros((*shape, 2, *agent.map_shape[1:]) if supervised else (0,), device=device),
         measured=np.zeros(measured, np.int64),
-        measured_masks=np.zeros((measured, *mask_shape), np.uint8),
+        measured_masks=np.zeros((measured, *envs.masks.shape[1:]), np.uint8),
     )
 
 
@@ -331,12 +410,8 @@ class Progress:
 
     iteration: int
     """Iterations done."""
-    observation: dict[str, np.ndarray]
-    """The newest, of all environments."""
-    mask_weights: np.ndarray | None
-    """Its masks, projected, where attention is supervised."""
     dones: np.ndarray
-    """Whether it is an episode's first, bool (N,)."""
+    """Whether the newest observation is an episode's first, bool (N,)."""
     returns: np.ndarray
     """Raw return of each running episode so far, (N,)."""
     lengths: np.ndarray
@@ -360,56 +435,80 @@ def rollout(
     progress: Progress,
     args: Args,
     generator: torch.Generator,
+    workers: Workers,
 ) -> list[Episode]:
-    """Play `num_steps` in every environment into `store`, and return the episodes that ended."""
+    """Play `num_steps` in every environment into `store`, and return the episodes that ended.
+
+    Each thread plays some games by itself, deciding and acting in turns, so that no core waits for another.
+    """
     device = store.images.device
     steps, num_envs = store.actions.shape
-    step_number = progress.iteration * steps * num_envs
-    rewards = np.zeros((steps, num_envs))
-    episodes = []
+    chances = torch.rand((steps, num_envs, 1), generator=generator, device=device).cpu().numpy()
     choice = np.random.default_rng((args.run.seed, progress.iteration))
     store.measured[:] = np.sort(choice.choice(steps * num_envs, len(store.measured), replace=False))
-    # Within one autocast context the weights are cast once, not for every forward pass.
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=agent.precision == "bf16"):
+    measured_steps, measured_envs = np.divmod(store.measured, num_envs)
+    heads = np.zeros((steps, num_envs, agent.actor.out_features + 1), np.float32)
+    actions = np.zeros((steps, num_envs), np.int64)
+    raw, extra = np.zeros((2, steps, num_envs))
+    ends = np.zeros((steps, num_envs), np.bool_)
+    with torch.no_grad():
+        weights = agent.weights()
+
+    @torch.no_grad()
+    def play(games: slice) -> None:
+        own = (games.start <= measured_envs) & (measured_envs < games.stop)
         for step in range(steps):
-            step_number += num_envs
-            store.images[step] = torch.from_numpy(progress.observation["image"])
-            store.dones[step] = torch.from_numpy(progress.dones)
-            if progress.mask_weights is not None:
-                store.mask_weights[step] = torch.from_numpy(progress.mask_weights)
-            low, high = np.searchsorted(store.measured, (step * num_envs, (step + 1) * num_envs))
-            store.measured_masks[low:high] = progress.observation["mask"][store.measured[low:high] % num_envs]
-
-            output = agent(store.images[step])
-            logprobs = output.logits.log_softmax(dim=1)  # (N, actions)
-            action = torch.multinomial(logprobs.exp(), 1, generator=generator)  # (N, 1)
-            store.values[step] = output.value
-            store.actions[step] = action.squeeze(1)
-            store.logprobs[step] = logprobs.gather(1, action).squeeze(1)
-
-            result = envs.step(action.squeeze(1).cpu().numpy())
-            progress.observation, raw, terminations, truncations, infos = result
-            progress.mask_weights = infos.get("mask_transform")
-            progress.dones = terminations | truncations
-            rewards[step] = shape_rewards(raw, args.environment.reward, envs.definition)
+            images = store.images[step, games]
+            images.copy_(torch.from_numpy(envs.images[games]), non_blocking=True)
+            if envs.transformed is not None:
+                store.mask_weights[step, games] = torch.from_numpy(envs.transformed[games])
+            here = np.flatnonzero(own & (measured_steps == step))
+            store.measured_masks[here] = envs.masks[measured_envs[here]]
+            heads[step, games] = agent(images, weights).heads.cpu().numpy()
+            actions[step, games] = sample(heads[step, games, :-1], chances[step, games])
+            result = envs.step_some(games, actions[step, games].tolist())
+            raw[step, games], terminations, truncations, last_frames = result
+            ends[step, games] = terminations | truncations
             if args.environment.bootstrap_truncated and truncations.any():
-                last_frames = np.stack([final["image"] for final in infos["final_obs"][truncations]])
-                value = agent(torch.from_numpy(last_frames).to(device)).value
-                rewards[step, truncations] += args.ppo.gamma * value.cpu().numpy()
-            progress.returns += raw
-            progress.lengths += 1
-            for index in np.flatnonzero(progress.dones):
-                episodes.append(
-                    Episode(step_number, float(progress.returns[index]), int(progress.lengths[index]))
-                )
-                progress.recent.append(float(progress.returns[index]))
-                progress.returns[index] = progress.lengths[index] = 0
+                cut = np.flatnonzero(truncations).tolist()
+                frames = torch.from_numpy(np.stack([last_frames[index] for index in cut]))
+                extra[step, games][cut] = agent(frames.to(device), weights).value.cpu().numpy()
+
+    workers.run(play, workers.slices(num_envs))
+    rewards = shape_rewards(raw, args.environment.reward, envs.definition) + args.ppo.gamma * extra
     store.rewards.copy_(torch.from_numpy(rewards))
+    store.dones.copy_(torch.from_numpy(np.concatenate([progress.dones[None], ends[:-1]])))
+    store.actions.copy_(torch.from_numpy(actions))
+    outputs = torch.from_numpy(heads).to(device)  # (T, N, actions + 1)
+    store.values.copy_(outputs[..., -1])
+    store.logprobs.copy_(outputs[..., :-1].log_softmax(dim=2).gather(2, store.actions[..., None]).squeeze(2))
+    progress.dones = ends[-1]
+
+    episodes = []
+    for step in range(steps):
+        progress.returns += raw[step]
+        progress.lengths += 1
+        for index in np.flatnonzero(ends[step]):
+            total, length = float(progress.returns[index]), int(progress.lengths[index])
+            episodes.append(Episode((progress.iteration * steps + step + 1) * num_envs, total, length))
+            progress.recent.append(total)
+            progress.returns[index] = progress.lengths[index] = 0
     return episodes
 
 
+def sample(logits: np.ndarray, chances: np.ndarray) -> np.ndarray:
+    """Actions drawn with the probabilities softmax(logits), int (n,).
+
+    Args:
+        logits: (n, actions).
+        chances: (n, 1), uniform in [0, 1).
+    """
+    likelihood = np.exp(logits - logits.max(axis=1, keepdims=True)).cumsum(axis=1)
+    return np.asarray((likelihood <= chances * likelihood[:, -1:]).sum(axis=1))
+
+
 def shape_rewards(raw: np.ndarray, how: str, definition: Definition) -> np.ndarray:
-    """What the agent learns from: raw rewards (N,), clipped to [-1, 1], or times the environment's factor."""
+    """What the agent learns from: raw rewards, clipped to [-1, 1], or times the environment's factor."""
     if how == "clip":
         return np.asarray(np.clip(raw, -1, 1))
     return raw * definition.reward_scale if how == "scale" else raw
@@ -441,6 +540,10 @@ def gae(
     return advantages, advantages + values
 
 
+SMALLEST_PART = 64
+"""Samples below which a minibatch is not divided further: convolutions of fewer take longer for each."""
+
+
 def update(
     agent: Agent,
     optimizer: torch.optim.Optimizer,
@@ -449,75 +552,133 @@ def update(
     returns: Tensor,
     args: Args,
     generator: torch.Generator,
+    workers: Workers,
 ) -> dict[str, float]:
-    """Optimise on one rollout for `update_epochs` passes; the means of all losses over all minibatches."""
+    """Optimise on one rollout for `update_epochs` passes; the means of all losses over all minibatches.
+
+    Each thread takes a part of a minibatch through the network and back; losses are those of the whole.
+    """
     ppo = args.ppo
     frames = store.images.flatten(0, 1).movedim(1, -1)  # (B, H, W, stack), as they lie in memory
     rows = frames.flatten(1)  # so that taking samples copies whole rows
-    actions, old_logprobs, old_values = (
+    batch = Batch(
         store.actions.flatten(),
         store.logprobs.flatten(),
         store.values.flatten(),
+        returns.flatten(),
+        advantages.flatten(),
+        store.mask_weights.flatten(0, 1) if args.run.method != "vanilla" else None,
     )
-    advantages, returns = advantages.flatten(), returns.flatten()
-    mask_weights = store.mask_weights.flatten(0, 1) if args.run.method != "vanilla" else None
-    batch_size = len(actions)
+    batch_size = len(rows)
+    method = None if batch.mask_weights is None else args.attention.attention
+    parts = _parts(batch_size // ppo.num_minibatches, method, workers)
+
+    def forward(weights: Weights, index: Tensor) -> list[Tensor]:
+        images = rows.index_select(0, index).view(-1, *frames.shape[1:]).movedim(-1, 1)
+        output = agent(images, weights)
+        attention = [] if method is None else [agent.cam(output, method, generator, weights)]
+        return [output.heads, *attention]
+
+    def backward(weights: Weights, outputs: list[Tensor], upstream: list[Tensor]) -> Weights:
+        gradients = iter(torch.autograd.grad(outputs, weights.tensors(), upstream))
+        return Weights._make(one if one is None else next(gradients) for one in weights)
+
     totals: dict[str, Tensor] = {}
     for _ in range(ppo.update_epochs):
         order = torch.randperm(batch_size, generator=generator, device=rows.device)
-        for batch in order.chunk(ppo.num_minibatches):
-            images = rows.index_select(0, batch).view(-1, *frames.shape[1:]).movedim(-1, 1)
-            output = agent(images)
-            all_logprobs = output.logits.log_softmax(dim=1)  # (B, actions)
-            log_ratio = all_logprobs.gather(1, actions[batch, None]).squeeze(1) - old_logprobs[batch]
-            ratio = log_ratio.exp()
-            entropy = -(all_logprobs.exp() * all_logprobs).sum(dim=1).mean()
-
-            advantage = advantages[batch]
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-            clipped_ratio = ratio.clamp(1 - ppo.clip_coef, 1 + ppo.clip_coef)
-            policy_loss = -torch.min(advantage * ratio, advantage * clipped_ratio).mean()
-
-            value_error = (output.value - returns[batch]) ** 2
-            if ppo.clip_vloss:
-                step = (output.value - old_values[batch]).clamp(-ppo.clip_coef, ppo.clip_coef)
-                value_error = torch.max(value_error, (old_values[batch] + step - returns[batch]) ** 2)
-            value_loss = 0.5 * value_error.mean()
-
-            loss = policy_loss - ppo.ent_coef * entropy + ppo.vf_coef * value_loss
-            means = {"value_loss": value_loss, "policy_loss": policy_loss, "entropy": entropy}
-            if mask_weights is not None:
-                attention_loss = camal_loss(agent, output, mask_weights[batch], args, generator)
-                loss = loss + args.attention.camal_coef * attention_loss
-                means["camal_loss"] = attention_loss
-
-            optimizer.zero_grad()
-            loss.backward()
+        for index in order.chunk(ppo.num_minibatches):
+            with torch.no_grad():
+                weights = agent.weights(method)
+            copies = [weights.detached() for _ in range(parts)]
+            outputs = workers.run(forward, copies, index.tensor_split(parts))
+            ends = [torch.cat(one).detach().requires_grad_() for one in zip(*outputs, strict=True)]
+            loss, means = losses(ends, batch.at(index), args)
+            upstream = [one.tensor_split(parts) for one in torch.autograd.grad(loss, ends)]
+            agent.set_gradients(workers.run(backward, copies, outputs, list(zip(*upstream, strict=True))))
             means["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), ppo.max_grad_norm)
             optimizer.step()
-
-            means["old_approx_kl"] = -log_ratio.mean()
-            means["approx_kl"] = ((ratio - 1) - log_ratio).mean()
-            means["clipfrac"] = ((ratio - 1).abs() > ppo.clip_coef).float().mean()
             for name, value in means.items():
-                totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach()
+                totals[name] = totals.get(name, 0) + value.detach()
     minibatches = ppo.update_epochs * ppo.num_minibatches
-    variance = returns.var()
-    explained = 1 - (returns - old_values).var() / variance if variance > 0 else torch.tensor(float("nan"))
-    return {name: float(total) / minibatches for name, total in totals.items()} | {
-        "explained_variance": float(explained)
-    }
+    unexplained = (batch.returns - batch.values).var() / batch.returns.var()  # not finite where all are equal
+    # All at once: a GPU is waited for only here.
+    numbers = torch.stack([*(total / minibatches for total in totals.values()), 1 - unexplained]).tolist()
+    return dict(zip([*totals, "explained_variance"], numbers, strict=True))
 
 
-def camal_loss(
-    agent: Agent, output: Output, mask_weights: Tensor, args: Args, generator: torch.Generator
-) -> Tensor:
-    """L_CAMAL of Eq. 2 without lambda, from masks projected to the attention map's size, (B, 2, h, w)."""
+def _parts(size: int, attention_method: str | None, workers: Workers) -> int:
+    """How many parts a minibatch of this size is divided into."""
+    if workers.device.type != "cpu":
+        return 1
+    if attention_method is not None:
+        from camal_rl import attention
+
+        if attention_method in attention.RESAMPLING_METHODS:  # their noise comes from one generator
+            return 1
+    return workers.parts(size, SMALLEST_PART)
+
+
+class Batch(NamedTuple):
+    """Steps of a rollout, in whatever order, without their images."""
+
+    actions: Tensor  # int64 (B,)
+    logprobs: Tensor  # (B,), when they were taken
+    values: Tensor  # (B,), before the update
+    returns: Tensor  # (B,)
+    advantages: Tensor  # (B,)
+    mask_weights: Tensor | None  # (B, 2, h, w), where attention is supervised
+
+    def at(self, index: Tensor) -> Batch:
+        """Some of them."""
+        return Batch._make(one if one is None else one[index] for one in self)
+
+
+def losses(outputs: Sequence[Tensor], batch: Batch, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
+    """What is minimised (Eq. 2), and its terms and other means by name.
+
+    Args:
+        outputs: heads (B, actions + 1) and, where attention is supervised, its map (B, h, w).
+        batch: the minibatch.
+    """
+    ppo = args.ppo
+    heads, *cam = outputs
+    value = heads[:, -1]
+    all_logprobs = heads[:, :-1].log_softmax(dim=1)  # (B, actions)
+    log_ratio = all_logprobs.gather(1, batch.actions[:, None]).squeeze(1) - batch.logprobs
+    ratio = log_ratio.exp()
+    entropy = -(all_logprobs.exp() * all_logprobs).sum(dim=1).mean()
+
+    advantage = (batch.advantages - batch.advantages.mean()) / (batch.advantages.std() + 1e-8)
+    clipped_ratio = ratio.clamp(1 - ppo.clip_coef, 1 + ppo.clip_coef)
+    policy_loss = -torch.min(advantage * ratio, advantage * clipped_ratio).mean()
+
+    value_error = (value - batch.returns) ** 2
+    if ppo.clip_vloss:
+        step = (value - batch.values).clamp(-ppo.clip_coef, ppo.clip_coef)
+        value_error = torch.max(value_error, (batch.values + step - batch.returns) ** 2)
+    value_loss = 0.5 * value_error.mean()
+
+    loss = policy_loss - ppo.ent_coef * entropy + ppo.vf_coef * value_loss
+    means = {"value_loss": value_loss, "policy_loss": policy_loss, "entropy": entropy}
+    if batch.mask_weights is not None:
+        attention_loss = camal_loss(cam[0], batch.mask_weights, args)
+        loss = loss + args.attention.camal_coef * attention_loss
+        means["camal_loss"] = attention_loss
+    means["old_approx_kl"] = -log_ratio.mean()
+    means["approx_kl"] = ((ratio - 1) - log_ratio).mean()
+    means["clipfrac"] = ((ratio - 1).abs() > ppo.clip_coef).float().mean()
+    return loss, means
+
+
+def camal_loss(cam: Tensor, mask_weights: Tensor, args: Args) -> Tensor:
+    """L_CAMAL of Eq. 2 without lambda, of maps (B, h, w) and masks projected to their size, (B, 2, h, w)."""
     from camal_rl import attention, camal
 
-    heat = attention.normalize(agent.cam(output, args.attention.attention, generator))
     return camal.projected_loss(
-        heat, mask_weights, empty_mask=args.attention.empty_mask, method=args.run.method
+        attention.normalize(cam),
+        mask_weights,
+        empty_mask=args.attention.empty_mask,
+        method=args.run.method,
     )[0]
 
 
@@ -533,22 +694,38 @@ class Measurement(NamedTuple):
 
 
 @torch.no_grad()
-def measure(agent: Agent, store: Rollout, args: Args, iteration: int, draw: bool) -> Measurement:
+def measure(
+    agent: Agent, store: Rollout, args: Args, iteration: int, draw: bool, workers: Workers
+) -> Measurement:
     """How well attention agrees with the masks now; without gradients, and no random state is touched."""
     from camal_rl import attention, camal, metrics
 
     device = store.images.device
-    images, masks = (
-        store.images.flatten(0, 1)[torch.from_numpy(store.measured).to(device)],
-        store.measured_masks,
-    )
-    weights = camal.mask_weights(masks, agent.map_shape[1:])
-    generator = torch.Generator(device).manual_seed(iteration)
-    cam = agent.cam(agent(images), args.attention.attention, generator)
+    images = store.images.flatten(0, 1)[torch.from_numpy(store.measured).to(device)]
+    masks = store.measured_masks
+    method = args.attention.attention
+    model_weights = agent.weights(method)
+    parts = _parts(len(masks), method, workers)
+
+    @torch.no_grad()
+    def agreement(part: Tensor, part_masks: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps, projected masks, and IoU and its ceiling: NaN where there is no target."""
+        generator = torch.Generator(device).manual_seed(iteration)
+        cam = agent.cam(agent(part, model_weights), method, generator, model_weights)
+        maps = attention.normalize(cam).cpu().numpy()
+        weights = camal.mask_weights(part_masks, agent.map_shape[1:])
+        seen = weights[:, 0].any(axis=(1, 2))
+        scores = np.full((len(maps), 2), np.nan)
+        scores[seen, 0] = metrics.iou(maps[seen], part_masks[seen])
+        scores[seen, 1] = metrics.iou_ceiling(weights[seen], part_masks[seen])
+        return cam, torch.from_numpy(weights).to(device), torch.from_numpy(scores)
+
+    results = workers.run(agreement, images.tensor_split(parts), np.array_split(masks, parts))
+    cam, weights, scores = (torch.cat(one) for one in zip(*results, strict=True))
     heat = attention.normalize(cam)
     loss, alpha, beta, visible = camal.projected_loss(
         heat,
-        torch.from_numpy(weights).to(device),
+        weights,
         empty_mask=args.attention.empty_mask,
         method="suppress" if args.run.method == "suppress" else "camal",
     )
@@ -556,17 +733,18 @@ def measure(agent: Agent, store: Rollout, args: Args, iteration: int, draw: bool
         "camal/dead_map_fraction": float(attention.is_dead(cam).float().mean()),
         "camal/target_visible_fraction": float(visible.float().mean()),
     }
-    maps, seen = heat.cpu().numpy(), visible.cpu().numpy()
+    seen = visible.cpu().numpy()
     if seen.any():
         scalars |= {
             "camal/loss": float(loss),
             "camal/alpha": float(alpha[visible].mean()),
             "camal/beta": float(beta[visible].mean()),
-            "camal/iou": float(metrics.iou(maps[seen], masks[seen]).mean()),
-            "camal/iou_ceiling": float(metrics.iou_ceiling(weights[seen], masks[seen]).mean()),
+            "camal/iou": float(scores[seen, 0].mean()),
+            "camal/iou_ceiling": float(scores[seen, 1].mean()),
         }
     if not draw:
         return Measurement(scalars, None)
+    maps = heat.cpu().numpy()
     rows = np.argsort(~seen, kind="stable")[:4]  # frames with a target first
     return Measurement(
         scalars,
@@ -660,10 +838,19 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_precision(name: str, device: torch.device) -> Literal["fp32", "bf16"]:
-    """What the network computes in; `auto` is bf16 where the hardware has it, because it is faster there."""
+Precision = Literal["fp32", "tf32", "bf16"]
+
+
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """What the network computes in; `auto` is bf16 where the hardware has it, because it is faster there.
+
+    Raises:
+        UserError: tf32 elsewhere than on CUDA.
+    """
+    if name == "tf32" and device.type != "cuda":
+        raise UserError(f"--precision tf32 is for CUDA, and this trains on {device}: choose fp32 or bf16.")
     if name != "auto":
-        return "bf16" if name == "bf16" else "fp32"
+        return cast("Precision", name)
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type != "cpu":
@@ -677,12 +864,22 @@ def keep_freed_memory() -> None:
     """Let the C library keep what is freed for the next minibatch, which needs as much again.
 
     It gives big blocks back to the system otherwise, and to get them again, page by page, takes a sixth of an
-    update. Only glibc knows these two settings (mallopt(3)); elsewhere nothing is done.
+    update. One heap serves all threads, because those of other threads are too small for such blocks. Only
+    glibc knows these settings (mallopt(3)); elsewhere nothing is done.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        for setting, value in ((-4, 0), (-1, 2**31 - 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD
+        for setting, value in (
+            (-4, 0),
+            (-1, 2**31 - 1),
+            (-8, 1),
+        ):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX
             libc.mallopt(setting, value)
+
+
+def pinned_pixels(shape: tuple[int, ...]) -> np.ndarray:
+    """Black pixels, uint8, in memory that a GPU reads directly."""
+    return torch.zeros(shape, dtype=torch.uint8, pin_memory=True).numpy()
 
 
 class Plan(NamedTuple):
@@ -690,7 +887,7 @@ class Plan(NamedTuple):
 
     definition: Definition
     device: torch.device
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     folder: Path
     described: dict[str, dict[str, Any]]  # the content of args.json
     batch_size: int  # agent steps an iteration
@@ -748,38 +945,37 @@ def _train(args: Args, planned: Plan, interrupted: Callable[[], bool]) -> Path:
     keep_freed_memory()
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(torch.set_num_threads, torch.get_num_threads())
-        update_threads = args.machine.torch_threads or torch.get_num_threads()
+        threads = args.machine.torch_threads or torch.get_num_threads()
         torch.set_num_threads(1)  # the rounding of the initial weights depends on it
         torch.manual_seed(args.run.seed)
         torch.backends.cudnn.deterministic = True
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
         envs = DoomVectorEnv(
             definition,
             args.ppo.num_envs,
             args.environment.frame_size,
             args.environment.render_resolution,
-            copy=False,
             mask_transform=_projection(args),
+            allocate=pinned_pixels if device.type == "cuda" else zero_pixels,
         )
         cleanup.callback(envs.close)
-        one_env = envs.envs[0]
-        agent = Agent(len(one_env.actions), one_env.image.shape, precision).to(device)
+        workers = cleanup.enter_context(Workers(threads, device))
+        agent = Agent(len(envs.envs[0].actions), envs.images.shape[1:], precision).to(device)
+        torch.set_num_threads(threads)
         optimizer = torch.optim.Adam(
             agent.parameters(), lr=args.ppo.learning_rate, eps=1e-5, fused=device.type in ("cpu", "cuda")
         )
         generator = torch.Generator(device).manual_seed(args.run.seed)
         if checkpoint is None:
-            seeds = np.random.SeedSequence(args.run.seed).generate_state(args.ppo.num_envs).tolist()
-            observation, infos = envs.reset(seed=seeds)
+            envs.reset(seed=np.random.SeedSequence(args.run.seed).generate_state(args.ppo.num_envs).tolist())
         else:
             agent.load_state_dict(checkpoint["agent"])
             optimizer.load_state_dict(checkpoint["optimizer"])
             generator.set_state(checkpoint["generator"])
-            observation, infos = envs.load_state_dict(checkpoint["envs"])
+            envs.load_state_dict(checkpoint["envs"])
         start = checkpoint or _beginning(args.ppo.num_envs)
         progress = Progress(
             iteration=start["iteration"],
-            observation=observation,
-            mask_weights=infos.get("mask_transform"),
             dones=np.array(start["dones"]),
             returns=np.array(start["returns"]),
             lengths=np.array(start["lengths"]),
@@ -814,11 +1010,9 @@ def _train(args: Args, planned: Plan, interrupted: Callable[[], bool]) -> Path:
                 learning_rate *= 1 - progress.iteration / iterations
             optimizer.param_groups[0]["lr"] = learning_rate
 
-            torch.set_num_threads(1)  # the cores belong to the engines
-            episodes = rollout(agent, envs, store, progress, args, generator)
-            torch.set_num_threads(update_threads)
+            episodes = rollout(agent, envs, store, progress, args, generator, workers)
             with torch.no_grad():
-                next_value = agent(torch.from_numpy(progress.observation["image"]).to(device)).value
+                next_value = agent(torch.from_numpy(envs.images).to(device)).value
             next_done = torch.from_numpy(progress.dones).to(device, torch.float32)
             advantages, returns = gae(
                 store.rewards,
@@ -829,7 +1023,7 @@ def _train(args: Args, planned: Plan, interrupted: Callable[[], bool]) -> Path:
                 args.ppo.gamma,
                 args.ppo.gae_lambda,
             )
-            losses = update(agent, optimizer, store, advantages, returns, args, generator)
+            means = update(agent, optimizer, store, advantages, returns, args, generator, workers)
             progress.iteration += 1
 
             step = progress.iteration * batch_size
@@ -840,7 +1034,7 @@ def _train(args: Args, planned: Plan, interrupted: Callable[[], bool]) -> Path:
                 writer.add_scalar("charts/episodic_length", episode.length, episode.step)
             writer.add_scalar("charts/learning_rate", learning_rate, step)
             writer.add_scalar("charts/SPS", sps, step)
-            for name, value in losses.items():
+            for name, value in means.items():
                 writer.add_scalar(f"losses/{name}", value, step)
             status = {"SPS": f"{sps:.0f}"}
             if progress.recent:
@@ -848,7 +1042,7 @@ def _train(args: Args, planned: Plan, interrupted: Callable[[], bool]) -> Path:
             every = args.attention.measure_every
             draw = every > 0 and (progress.iteration == 1 or _crossed(step, batch_size, args.run.image_every))
             if draw or (every and (progress.iteration - 1) % every == 0):
-                measured = measure(agent, store, args, progress.iteration, draw)
+                measured = measure(agent, store, args, progress.iteration, draw, workers)
                 for tag, value in measured.scalars.items():
                     writer.add_scalar(tag, value, step)
                 if measured.strip is not None:
@@ -909,7 +1103,8 @@ def _projection(args: Args) -> Callable[[np.ndarray], np.ndarray] | None:
         return None
     from camal_rl import camal
 
-    return partial(camal.mask_weights, size=feature_map_size(*args.environment.frame_size))
+    mask_size = RENDER_RESOLUTIONS[args.environment.render_resolution]
+    return camal.Projection(mask_size, feature_map_size(*args.environment.frame_size))
 
 
 def main(args: Args) -> int:

@@ -1,6 +1,7 @@
 """Class activation maps against hand-computed numbers, finite differences and per-sample backward passes."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from camal_rl import attention
 from camal_rl.attention import (
     METHODS,
     class_activation_map,
+    closed_form_map,
     contrast,
     gradient_to_map,
     head_gradient,
     is_dead,
     normalize,
+    pooled_weight,
     upsample,
 )
 from camal_rl.camal import camal_loss
@@ -134,24 +137,6 @@ def test_layercam_drops_negative_gradients_before_the_mean_and_hirescam_after() 
     assert gradient_to_map(maps, gradients, "hirescam").item() == 1.0
 
 
-def test_gradcam_takes_gradients_that_are_already_pooled() -> None:
-    pooled = gradient_to_map(MAPS, COEFFICIENTS.mean(dim=(2, 3)), "gradcam")
-    assert torch.equal(pooled, gradient_to_map(MAPS, COEFFICIENTS, "gradcam"))
-
-
-@pytest.mark.slow
-def test_gradcam_is_the_same_however_maps_lie_in_memory() -> None:
-    weights = torch.randn(5, 8, dtype=torch.float64, generator=seeded())
-    maps = torch.randn(5, 8, 3, 4, dtype=torch.float64, generator=seeded())
-    found = []
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        inputs = [weights.clone(), maps.contiguous(memory_format=memory_format)]
-        cam = gradient_to_map(inputs[1].requires_grad_(), inputs[0].requires_grad_(), "gradcam")
-        found.append([cam, *torch.autograd.grad((cam**2).sum(), inputs)])
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_one_backward_pass_on_the_sum_equals_one_per_sample(
     method: str, network: SmoothNetwork, frames: Tensor
@@ -223,16 +208,17 @@ def test_closed_form_equals_double_backward_on_cleanrl_critic(
     mask = torch.rand(4, frame, frame + 3) < 0.2
     maps = network.maps(images)
     hidden = network.hidden(maps)
-    pooled = method == "gradcam"
-    gradient = head_gradient(hidden, network.fc.weight, network.critic.weight, network.shape, pooled)
-    assert gradient.shape == (maps.shape[:2] if pooled else maps.shape)
     columns = network.fc.weight.unflatten(1, network.shape).movedim(1, -1).flatten(1)
-    reordered = head_gradient(
-        hidden, columns, network.critic.weight, network.shape, pooled, channels_last=True
-    )
-    assert_relative(reordered, gradient, 1e-12)
-
-    closed = gradient_to_map(maps, gradient, method)
+    forms = []
+    for weight, channels_last in ((network.fc.weight, False), (columns, True)):
+        if method == "gradcam":
+            pooled = pooled_weight(weight, network.shape, channels_last)
+            forms.append(closed_form_map(maps, hidden, pooled, network.critic.weight))
+        else:
+            gradient = head_gradient(hidden, weight, network.critic.weight, network.shape, channels_last)
+            forms.append(gradient_to_map(maps, gradient, method))
+    closed, reordered = forms
+    assert_relative(reordered, closed, 1e-12)
     general = class_activation_map(maps, network.critic(hidden).squeeze(1), method)
     assert not is_dead(general).any()
     assert_relative(closed, general, 1e-10)
@@ -247,6 +233,58 @@ def test_closed_form_equals_double_backward_on_cleanrl_critic(
     assert reached == convolutions | {"fc.weight", "critic.weight"}
 
 
+@pytest.mark.parametrize("rows", [(6,), (1, 6), (2, 6)])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_the_map_in_closed_form_is_eq_3_however_maps_lie_in_memory(
+    rows: tuple[int, ...], memory_format: torch.memory_format
+) -> None:
+    draw = partial(torch.randn, dtype=torch.float64, generator=seeded())
+    maps, pooled, out_weight = draw(2, 3, 4, 5).relu(), draw(6, 3), draw(rows)
+    hidden = draw(2, 6).relu()
+    leaves = [maps.contiguous(memory_format=memory_format), pooled, out_weight]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    weights = ((hidden > 0) * out_weight) @ pooled  # (B, K)
+    expected = (weights[:, :, None, None] * leaves[0]).mean(dim=1).relu()
+    assert (expected > 0).any(dim=2).any(dim=1).all()
+    assert (expected == 0).any()
+    cam = closed_form_map(leaves[0], hidden, pooled, out_weight)
+    assert_relative(cam, expected, 1e-14)
+    upstream = draw(2, 4, 5)
+    for mine, theirs in zip(
+        torch.autograd.grad((cam * upstream).sum(), leaves),
+        torch.autograd.grad((expected * upstream).sum(), leaves),
+        strict=True,
+    ):
+        assert theirs.abs().max() > 0
+        assert_relative(mine, theirs, 1e-13)
+
+
+def test_the_map_in_closed_form_has_the_gradients_of_finite_differences() -> None:
+    draw = partial(torch.rand, dtype=torch.float64, generator=seeded())
+    maps, pooled, out_weight = draw(2, 3, 4, 5), draw(6, 3) - 0.3, draw(6) - 0.3
+    for leaf in (maps, pooled, out_weight):
+        leaf.requires_grad_()
+    hidden = (draw(2, 6) - 0.5).relu()
+    assert torch.autograd.gradcheck(
+        lambda *leaves: closed_form_map(leaves[0], hidden, *leaves[1:]), (maps, pooled, out_weight)
+    )
+
+
+def test_the_map_in_closed_form_takes_maps_of_less_precision() -> None:
+    maps = torch.rand(2, 3, 4, 5, generator=seeded()).bfloat16().requires_grad_()
+    hidden, pooled, out_weight = torch.ones(2, 6), torch.rand(6, 3, generator=seeded()), torch.rand(6)
+    cam = closed_form_map(maps, hidden, pooled, out_weight)
+    assert cam.dtype == torch.float32
+    exact = maps.detach().float().requires_grad_()
+    expected = closed_form_map(exact, hidden, pooled, out_weight)
+    assert torch.equal(cam, expected)
+    (gradient,) = torch.autograd.grad(cam.sum(), maps)
+    (exact_gradient,) = torch.autograd.grad(expected.sum(), exact)
+    assert gradient.dtype == torch.bfloat16
+    assert torch.equal(gradient, exact_gradient.bfloat16())
+
+
 def test_closed_form_takes_a_row_per_sample_for_a_contrast_of_actor_logits() -> None:
     torch.manual_seed(0)
     network = CleanRLNetwork(52, (3, 4, 5), 16).double()
@@ -258,8 +296,7 @@ def test_closed_form_takes_a_row_per_sample_for_a_contrast_of_actor_logits() -> 
         contrast(logits, classes).sum(), logits, create_graph=True
     )  # (B, C)
     rows = coefficients @ network.actor.weight  # (B, F)
-    gradient = head_gradient(hidden, network.fc.weight, rows, network.shape, pooled=True)
-    closed = gradient_to_map(maps, gradient, "diffgradcam")
+    closed = closed_form_map(maps, hidden, pooled_weight(network.fc.weight, network.shape), rows)
     general = class_activation_map(maps, logits, "diffgradcam", classes=classes)
     assert general.max() > 0
     assert_relative(closed, general, 1e-10)
@@ -509,25 +546,23 @@ def test_inputs_that_do_not_fit_are_refused_with_what_is_valid() -> None:
         class_activation_map(maps, logits[:, 0], classes=torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"classes must be int64 of shape \(2,\), got torch.float32"):
         contrast(logits, torch.tensor([0.0, 1.0]))
-    with pytest.raises(
-        ValueError, match=r"shape \(2, 3, 4, 4\) or \(2, 3\) for method 'gradcam', got \(2, 4\)"
-    ):
-        gradient_to_map(maps, torch.rand(2, 4), "gradcam")
-    with pytest.raises(ValueError, match=r"shape \(2, 3, 4, 4\) for method 'layercam', got \(2, 3\)"):
-        gradient_to_map(maps, torch.rand(2, 3), "layercam")
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 4, 4\), got \(2, 3\)"):
+        gradient_to_map(maps, torch.rand(2, 3), "gradcam")
     with pytest.raises(
         ValueError, match=r"fc_weight \(F, 3 \* 4 \* 4\) do not fit: got \(2, 5\) and \(5, 47\)"
     ):
-        head_gradient(torch.rand(2, 5), torch.rand(5, 47), torch.rand(5), (3, 4, 4), pooled=True)
+        head_gradient(torch.rand(2, 5), torch.rand(5, 47), torch.rand(5), (3, 4, 4))
+    with pytest.raises(ValueError, match=r"shape \(5,\) or \(1, 5\), got \(2, 5\)"):
+        head_gradient(torch.rand(2, 5), torch.rand(5, 48), torch.rand(2, 5), (3, 4, 4))
+    with pytest.raises(ValueError, match=r"pooled \(F, 3\) do not fit: got \(2, 5\) and \(5, 4\)"):
+        closed_form_map(maps, torch.rand(2, 5), torch.rand(5, 4), torch.rand(5))
     with pytest.raises(ValueError, match=r"shape \(5,\), \(1, 5\) or \(2, 5\), got \(2, 1\)"):
-        head_gradient(torch.rand(2, 5), torch.rand(5, 48), torch.rand(2, 1), (3, 4, 4), pooled=True)
+        closed_form_map(maps, torch.rand(2, 5), torch.rand(5, 3), torch.rand(2, 1))
 
 
-@pytest.mark.parametrize("rows", [(5,), (1, 5), (2, 5)])
-@pytest.mark.parametrize("pooled", [True, False])
-def test_head_gradient_counts_active_units_only(rows: tuple[int, ...], pooled: bool) -> None:
+@pytest.mark.parametrize("rows", [(5,), (1, 5)])
+def test_head_gradient_counts_active_units_only(rows: tuple[int, ...]) -> None:
     hidden = torch.tensor([[0.0, 1.0, 0.0, 2.0, 0.0], [3.0, 0.0, 0.0, 0.0, 0.0]])
     fc_weight = torch.arange(10.0).view(5, 2)  # one channel of 1 x 2
     expected = torch.tensor([[2.0 + 6.0, 3.0 + 7.0], [0.0, 1.0]]).view(2, 1, 1, 2)
-    gradient = head_gradient(hidden, fc_weight, torch.ones(rows), (1, 1, 2), pooled)
-    assert torch.equal(gradient, expected.mean(dim=(2, 3)) if pooled else expected)
+    assert torch.equal(head_gradient(hidden, fc_weight, torch.ones(rows), (1, 1, 2)), expected)

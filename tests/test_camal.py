@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from camal_rl.attention import upsample
-from camal_rl.camal import EMPTY_MASK, METHODS, alpha_beta, camal_loss, mask_weights, projected_loss
+from camal_rl.camal import (
+    EMPTY_MASK,
+    METHODS,
+    Projection,
+    alpha_beta,
+    camal_loss,
+    mask_weights,
+    projected_loss,
+)
 
 HEAT = torch.tensor([[[0.0, 0.2], [0.4, 1.0]]], dtype=torch.float64)
 MASK = torch.tensor([[[0, 1], [0, 1]]])
@@ -211,6 +219,17 @@ def test_single_precision_weights_are_the_rounded_double_ones() -> None:
     mask = (np.random.default_rng(0).random((240, 320)) < 0.2).astype(np.uint8)
     double = mask_weights(mask, (7, 7), dtype=np.float64)
     assert np.array_equal(mask_weights(mask, (7, 7)), double.astype(np.float32))
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 1])
+def test_a_projection_made_beforehand_gives_the_same(share: float) -> None:
+    mask = (np.random.default_rng(0).random((240, 320)) < share).astype(np.uint8)
+    projection = Projection((240, 320), (7, 9))
+    expected = mask_weights(mask, (7, 9))
+    assert np.array_equal(projection(mask), expected)
+    out = np.full((2, 7, 9), np.nan)
+    assert projection(mask, out) is out
+    assert np.array_equal(out, mask_weights(mask, (7, 9), dtype=np.float64))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ class Brightness(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> ppo.Output:
         value = (images[:, self.channel].double() * self.region).mean(dim=(1, 2, 3)).float()
-        return ppo.Output(torch.stack((value, -value), dim=1), value, value, value)
+        return ppo.Output(torch.stack((value, -value, value), dim=1), value, value)
 
 
 def square(size: int) -> np.ndarray:

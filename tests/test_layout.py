@@ -14,15 +14,16 @@ PACKAGE = ROOT / "camal_rl"
 MAY_IMPORT = {
     "attention": set(),
     "camal": {"attention"},
-    "doom": {"engine"},
+    "doom": {"engine", "frames"},
     "engine": set(),
+    "frames": set(),
     "media": set(),
     "metrics": set(),
     "run_folder": {"doom"},
     "study": {"stats"},
     "comparison": {"stats", "study"},
     "shift": set(),
-    "ppo": {"attention", "camal", "doom", "media", "metrics", "run_folder"},
+    "ppo": {"attention", "camal", "doom", "frames", "media", "metrics", "run_folder", "workers"},
     "play": {"attention", "camal", "doom", "metrics", "ppo", "run_folder", "shift"},
     "faithfulness": {"metrics", "ppo", "play"},
     "evaluate": {
@@ -39,11 +40,13 @@ MAY_IMPORT = {
     "benchmark_peers": set(),
     "benchmark_tables": {"page"},
     "benchmark_training": {"camal", "doom", "ppo"},
+    "workers": set(),
 }
 WITHOUT_TORCH = {
     "comparison",
     "doom",
     "engine",
+    "frames",
     "media",
     "metrics",
     "page",

@@ -78,6 +78,10 @@ def ceiling(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return iou_ceiling(mask_weights(masks, size), masks)
 
 
+def test_no_frames_have_no_ceilings() -> None:
+    assert ceiling(np.zeros((0, 12, 16), np.uint8), (3, 4)).shape == (0,)
+
+
 def test_threshold_is_the_papers() -> None:
     assert TAU == 0.7
 

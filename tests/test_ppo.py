@@ -22,7 +22,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from camal_rl import UserError, attention, camal, doom, media, ppo, run_folder
+from camal_rl.workers import Workers
 
+CPU = torch.device("cpu")
+ALONE = Workers(1, CPU)
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -136,9 +139,49 @@ def test_bf16_is_close_to_fp32_and_gives_fp32_outputs():
     coarse.load_state_dict(exact.state_dict())
     images = torch.randint(0, 256, (8, 4, 84, 84), dtype=torch.uint8)
     one, other = exact(images), coarse(images)
-    assert all(tensor.dtype == torch.float32 for tensor in other)
-    assert (one.feature_maps - other.feature_maps).norm() < 0.02 * one.feature_maps.norm()
-    assert not torch.equal(one.feature_maps, other.feature_maps)
+    assert {other.heads.dtype, other.hidden.dtype, coarse.cam(other, "gradcam").dtype} == {torch.float32}
+    assert other.feature_maps.dtype == torch.bfloat16
+    difference = (one.feature_maps - other.feature_maps.float()).norm()
+    assert 0 < difference < 0.02 * one.feature_maps.norm()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_gradients_of_the_weights_become_those_of_the_parameters(precision, parts):
+    torch.manual_seed(0)
+    agent = ppo.Agent(3, (4, 52, 60), precision)
+    images = torch.randint(0, 256, (6, 4, 52, 60), dtype=torch.uint8)
+
+    def loss(weights: ppo.Weights, part: torch.Tensor) -> torch.Tensor:
+        output = agent(part, weights)
+        return output.heads.square().sum() + agent.cam(output, "gradcam", None, weights).sum()
+
+    loss(agent.weights("gradcam"), images).backward()
+    expected = {name: parameter.grad for name, parameter in agent.named_parameters()}
+    gradients = []
+    for part in images.chunk(parts):
+        weights = agent.weights("gradcam").detached()
+        loss(weights, part).backward()
+        gradients.append(ppo.Weights._make(weight.grad for weight in weights))
+    agent.zero_grad()
+    agent.set_gradients(gradients)
+    tolerance = 1e-5 if precision == "fp32" else 2**-7  # bf16 has eight bits, and parts are rounded each
+    for name, parameter in agent.named_parameters():
+        assert parameter.grad.dtype == torch.float32
+        assert parameter.grad.stride() == parameter.stride()  # Adam goes through both as they lie in memory
+        assert (parameter.grad - expected[name]).norm() < tolerance * expected[name].norm(), name
+
+
+def test_weights_made_beforehand_give_the_same_output():
+    agent = ppo.Agent(3, (4, 52, 60), "bf16")
+    output = agent(images := torch.randint(0, 256, (2, 4, 52, 60), dtype=torch.uint8))
+    weights = agent.weights("gradcam")
+    again = agent(images, weights)
+    assert all(map(torch.equal, output, again))
+    assert torch.equal(agent.cam(output, "gradcam"), agent.cam(again, "gradcam", None, weights))
+    assert agent.weights().pooled is None
+    assert torch.equal(output.logits, output.heads[:, :3])
+    assert torch.equal(output.value, output.heads[:, 3])
 
 
 @pytest.mark.parametrize("method", attention.METHODS)
@@ -169,32 +212,27 @@ def test_agents_attention_is_that_of_automatic_differentiation(method):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
 
 
-def filled_rollout(args: ppo.Args, agent: ppo.Agent, envs: doom.DoomVectorEnv) -> ppo.Rollout:
-    store = ppo.allocate(args, envs, agent, torch.device("cpu"))
-    observation, infos = envs.reset(seed=[1, 2, 3, 4])
-    zeros = np.zeros(4)
-    progress = ppo.Progress(
-        0,
-        observation,
-        infos.get("mask_transform"),
-        np.ones(4, bool),
-        zeros,
-        zeros.astype(int),
-        deque(maxlen=100),
-    )
-    ppo.rollout(agent, envs, store, progress, args, torch.Generator().manual_seed(0))
+def filled_rollout(
+    args: ppo.Args, agent: ppo.Agent, envs: doom.DoomVectorEnv, workers: Workers = ALONE
+) -> ppo.Rollout:
+    store = ppo.allocate(args, envs, agent, CPU)
+    envs.reset(seed=[1, 2, 3, 4])
+    progress = ppo.Progress(0, np.ones(4, bool), np.zeros(4), np.zeros(4, int), deque(maxlen=100))
+    ppo.rollout(agent, envs, store, progress, args, torch.Generator().manual_seed(0), workers)
     return store
 
 
 def make_envs(args: ppo.Args) -> doom.DoomVectorEnv:
     return doom.DoomVectorEnv(
         "Basic", 4, args.environment.frame_size, args.environment.render_resolution,
-        copy=False, mask_transform=ppo._projection(args),
+        mask_transform=ppo._projection(args),
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("clip_vloss", [True, False])
-def test_a_vanilla_update_is_cleanrls(fake_engine, tmp_path, clip_vloss):
+def test_a_vanilla_update_is_cleanrls(fake_engine, tmp_path, monkeypatch, clip_vloss, threads):
+    monkeypatch.setattr(ppo, "SMALLEST_PART", 16)  # two parts of a minibatch of 32
     args = small_args(tmp_path, method="vanilla", clip_vloss=clip_vloss)
     torch.manual_seed(0)
     agent = ppo.Agent(4, (4, 52, 60))
@@ -207,7 +245,9 @@ def test_a_vanilla_update_is_cleanrls(fake_engine, tmp_path, clip_vloss):
     reference.load_state_dict(agent.state_dict())
 
     optimizer = torch.optim.Adam(agent.parameters(), lr=1e-3, eps=1e-5)
-    means = ppo.update(agent, optimizer, store, advantages, returns, args, torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(5)
+    with Workers(threads, CPU) as workers:
+        means = ppo.update(agent, optimizer, store, advantages, returns, args, generator, workers)
 
     optimizer = torch.optim.Adam(reference.parameters(), lr=1e-3, eps=1e-5)
     generator = torch.Generator().manual_seed(5)
@@ -218,7 +258,8 @@ def test_a_vanilla_update_is_cleanrls(fake_engine, tmp_path, clip_vloss):
         order = torch.randperm(64, generator=generator)
         for start in (0, 32):
             index = order[start : start + 32]
-            logits, value, *_ = reference(observations[index])
+            output = reference(observations[index])
+            logits, value = output.logits, output.value
             policy = torch.distributions.Categorical(logits=logits)
             ratio = (policy.log_prob(actions[index]) - old_logprobs[index]).exp()
             clip_fractions.append(((ratio - 1).abs() > 0.1).float().mean().item())
@@ -256,9 +297,9 @@ def test_the_supervised_loss_is_the_plain_one_at_the_masks_resolution(fake_engin
     assert len(store.measured) == 64  # every frame, so that its mask is known
     images, weights = store.images.flatten(0, 1), store.mask_weights.flatten(0, 1)
     output = agent(images)
-    heat = attention.normalize(agent.cam(output, "gradcam"))
-    plain = camal.camal_loss(heat, torch.from_numpy(store.measured_masks))
-    mine = ppo.camal_loss(agent, output, weights, args, torch.Generator())
+    cam = agent.cam(output, "gradcam")
+    plain = camal.camal_loss(attention.normalize(cam), torch.from_numpy(store.measured_masks))
+    mine = ppo.camal_loss(cam, weights, args)
     assert mine.item() == pytest.approx(plain.item(), abs=1e-6)
     assert plain.item() != 0
 
@@ -280,6 +321,98 @@ def test_the_rollout_keeps_each_frame_with_its_own_mask_and_reward(fake_engine, 
         assert store.rewards[step].tolist() == rewards.tolist()
     envs.close()
     twin.close()
+
+
+def test_the_rollout_keeps_what_the_network_said_and_what_came_of_it(fake_engine, tmp_path):
+    args = small_args(tmp_path)
+    torch.manual_seed(0)
+    agent = ppo.Agent(4, (4, 52, 60))
+    with torch.no_grad():
+        agent.actor.weight.normal_(std=0.1)  # its initial weights make all actions equally likely
+    envs = make_envs(args)
+    store = filled_rollout(args, agent, envs)
+    envs.close()
+    with torch.no_grad():
+        output = agent(store.images.flatten(0, 1))
+    policy = torch.distributions.Categorical(logits=output.logits)
+    torch.testing.assert_close(store.values.flatten(), output.value, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        store.logprobs.flatten(), policy.log_prob(store.actions.flatten()), rtol=1e-5, atol=1e-5
+    )
+    expected = torch.from_numpy(camal.mask_weights(store.measured_masks, agent.map_shape[1:]))
+    assert torch.equal(store.mask_weights.flatten(0, 1), expected)  # all are measured
+
+
+def test_rollouts_are_the_same_however_many_threads_play(fake_engine, tmp_path):
+    args = small_args(tmp_path)
+    agent = ppo.Agent(4, (4, 52, 60))
+    stores = []
+    for threads in (1, 3, 8):
+        envs = make_envs(args)
+        with Workers(threads, CPU) as workers:
+            stores.append(filled_rollout(args, agent, envs, workers))
+        envs.close()
+    for store in stores[1:]:
+        for name in ("images", "actions", "rewards", "dones", "mask_weights"):
+            assert torch.equal(getattr(store, name), getattr(stores[0], name)), name
+        assert np.array_equal(store.measured_masks, stores[0].measured_masks)
+        torch.testing.assert_close(store.values, stores[0].values)  # batches of another size round otherwise
+
+
+def test_episodes_are_listed_by_step_and_game_with_their_raw_returns(fake_engine, tmp_path):
+    args = small_args(tmp_path, reward="clip")
+    agent = ppo.Agent(4, (4, 52, 60))
+    envs = make_envs(args)
+    store = ppo.allocate(args, envs, agent, CPU)
+    envs.reset(seed=[1, 2, 3, 4])
+    progress = ppo.Progress(2, np.ones(4, bool), np.full(4, 100.0), np.full(4, 7), deque(maxlen=3))
+    with Workers(2, CPU) as workers:
+        episodes = ppo.rollout(agent, envs, store, progress, args, torch.Generator(), workers)
+    twin = doom.DoomVectorEnv("Basic", 4, (52, 60), "160x120")
+    twin.reset(seed=[1, 2, 3, 4])
+    totals, lengths, expected = np.full(4, 100.0), np.full(4, 7), []
+    for step in range(16):
+        _, rewards, terminated, truncated, _ = twin.step(store.actions[step].numpy())
+        totals, lengths = totals + rewards, lengths + 1
+        for game in np.flatnonzero(terminated | truncated):
+            expected.append((2 * 64 + (step + 1) * 4, totals[game], lengths[game]))
+            totals[game] = lengths[game] = 0
+    assert [tuple(episode) for episode in episodes] == expected
+    assert list(progress.recent) == [total for _, total, _ in expected][-3:]
+    assert progress.returns.tolist() == totals.tolist()
+    assert progress.lengths.tolist() == lengths.tolist()
+    assert progress.dones.tolist() == (terminated | truncated).tolist()
+    envs.close()
+    twin.close()
+
+
+def test_actions_are_drawn_with_the_policys_probabilities():
+    logits = np.log(np.array([[0.1, 0.2, 0.3, 0.4], [0.7, 0.0, 0.3, 0.0]], np.float32) + 1e-30) + 50
+    chances = (np.arange(1000) + 0.5) / 1000
+    drawn = np.array([ppo.sample(logits, np.full((2, 1), chance, np.float32)) for chance in chances])
+    counts = np.array([np.bincount(drawn[:, row], minlength=4) for row in range(2)])
+    assert np.abs(counts - [[100, 200, 300, 400], [700, 0, 300, 0]]).max() <= 1
+    extremes = [np.zeros((1, 1), np.float32), np.full((1, 1), np.nextafter(np.float32(1), 0))]
+    assert [ppo.sample(logits[1:], chance).item() for chance in extremes] == [0, 2]
+
+
+@pytest.mark.parametrize("method", ["camal", "vanilla"])
+def test_an_update_waits_for_the_device_once(fake_engine, tmp_path, monkeypatch, method):
+    """Reading a number off a GPU stops everything until it is there."""
+    args = small_args(tmp_path, method=method)
+    agent = ppo.Agent(4, (4, 52, 60))
+    envs = make_envs(args)
+    store = filled_rollout(args, agent, envs)
+    envs.close()
+    optimizer = torch.optim.Adam(agent.parameters(), fused=True)
+    reads = []
+    for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda *given, real=real, name=name: (reads.append(name), real(*given))[1]
+        )
+    ppo.update(agent, optimizer, store, *torch.randn(2, 16, 4), args, torch.Generator(), ALONE)
+    assert reads == ["tolist"]
 
 
 def test_a_time_limit_counts_on_the_value_of_the_last_real_frame(fake_engine, tmp_path):
@@ -364,6 +497,7 @@ def test_both_names_of_a_switch_are_understood():
         ({"max_grad_norm": 0.0}, "--max-grad-norm 0.0: give a number greater than 0"),
         ({"device": "cuda:9"}, "--device cuda:9: not usable here"),
         ({"device": "abacus"}, "--device abacus: not usable here"),
+        ({"device": "cpu", "precision": "tf32"}, "--precision tf32 is for CUDA"),
         ({"env": "Basik"}, "did you mean Basic"),
         ({"seed": -1}, "--seed -1"),
         ({"seed": 2**70}, "--seed 1180591620717411303424"),
@@ -385,6 +519,21 @@ def test_precision_auto_is_bf16_only_where_the_hardware_has_it(monkeypatch):
         assert ppo.choose_precision("fp32", cpu) == "fp32"
         assert ppo.choose_precision("bf16", cpu) == "bf16"
     assert ppo.choose_precision("auto", torch.device("mps")) == "fp32"
+    assert ppo.choose_precision("tf32", torch.device("cuda")) == "tf32"
+
+
+def test_what_a_gpu_reads_is_pinned(monkeypatch):
+    asked = {}
+    real = torch.zeros
+    monkeypatch.setattr(
+        torch,
+        "zeros",
+        lambda *size, pin_memory, **rest: (asked.update(pinned=pin_memory), real(*size, **rest))[1],
+    )
+    pixels = ppo.pinned_pixels((2, 3))
+    assert asked == {"pinned": True}
+    assert pixels.dtype == np.uint8
+    assert pixels.tolist() == [[0] * 3] * 2
 
 
 # ------------------------------------------------------------------------------------------------------------
