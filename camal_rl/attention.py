@@ -215,8 +215,11 @@ class _ClosedForm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, feature_maps: Tensor, hidden: Tensor, pooled: Tensor, out_weight: Tensor) -> Tensor:
         maps = feature_maps.movedim(1, -1).to(pooled.dtype)  # (B, h, w, K)
-        active = (hidden > 0).to(pooled.dtype)  # (B, F)
-        weights = (active * out_weight) @ (pooled / pooled.shape[1])  # (B, K)
+        active = hidden.sign().to(pooled.dtype)  # (B, F), of zeros and ones
+        if out_weight.shape == active.shape:  # one row a sample
+            weights = (active * out_weight) @ (pooled / pooled.shape[1])  # (B, K)
+        else:
+            weights = active @ (out_weight.reshape(-1, 1) * pooled / pooled.shape[1])  # (B, K)
         cam: Tensor = torch.linalg.vecdot(maps, weights[:, None, None, :]).relu_()  # (B, h, w)
         ctx.save_for_backward(maps, active, weights, pooled, out_weight, cam)
         ctx.dtype = feature_maps.dtype
@@ -246,10 +249,8 @@ def normalize(cam: Tensor) -> Tensor:
     gradient of the division would overflow.
     """
     low, high = cam.amin(dim=(1, 2), keepdim=True), cam.amax(dim=(1, 2), keepdim=True)  # (B, 1, 1)
-    constant = high - low <= FAINTEST_SPAN
-    # Both branches of `where` are differentiated, so the one not taken must not divide by zero either.
-    span = torch.where(constant, torch.ones_like(low), high - low)
-    return torch.where(constant, torch.zeros_like(cam), (cam - low) / span)
+    span = high - low
+    return (cam - low) / torch.where(span > FAINTEST_SPAN, span, float("inf"))
 
 
 def is_dead(cam: Tensor) -> Tensor:

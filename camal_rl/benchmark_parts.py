@@ -35,17 +35,7 @@ from tqdm import tqdm
 
 from camal_rl import UserError, __version__, attention, camal, ppo
 from camal_rl.benchmark_tables import within
-from camal_rl.benchmark_training import (
-    WARMUP,
-    Clock,
-    Projection,
-    RawEngines,
-    Training,
-    details,
-    phases,
-    quiet,
-    timed,
-)
+from camal_rl.benchmark_training import WARMUP, Clock, PlayedGames, RawEngines
 from camal_rl.doom import RENDER_RESOLUTIONS, load_definition
 
 Result = dict[str, Any]
@@ -65,16 +55,6 @@ class Settings(NamedTuple):
 def training_args(settings: Settings, runs_dir: Path, *options: str) -> ppo.Args:
     """Arguments of a training: the settings', then these."""
     return ppo.parse_args([*settings.options, *options, "--runs-dir", str(runs_dir)])
-
-
-@contextmanager
-def training(settings: Settings, *options: str) -> Iterator[Training]:
-    """A training in this process, in a folder that is gone afterwards, past its warm-up."""
-    with (
-        tempfile.TemporaryDirectory(prefix="camal_rl-benchmark-") as folder,
-        Training(training_args(settings, Path(folder), *options)) as one,
-    ):
-        yield one
 
 
 def progress(part: str, total: int) -> tqdm[Any]:
@@ -111,28 +91,77 @@ def machine(settings: Settings) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# In this process
+# An iteration at a time
+
+
+class TakingTurns:
+    """A training in a process of its own that goes on for one iteration whenever it is told to.
+
+    So several can be compared, or one with something else: those that wait sleep, and noise of the machine
+    hits all alike. An iteration goes from the end of one update to the end of the next, and holds everything
+    that training does: measurement of attention and TensorBoard as well.
+
+    Raises:
+        UserError: it can't be started or trained so.
+    """
+
+    def __init__(self, settings: Settings, *options: str, details: bool = False) -> None:
+        with ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="camal_rl-benchmark-"))
+            options = (*settings.options, *options, "--runs-dir", folder)
+            self.args = ppo.parse_args(list(options))
+            self._command = worker("details" if details else "phases", options)
+            self._log = stack.enter_context(tempfile.TemporaryFile())
+            self._process = stack.enter_context(started(self._command, self._log))
+            for iteration in range(WARMUP):
+                self._read() if iteration == 0 else self.advance()
+            self._cleanup = stack.pop_all()
+
+    def __enter__(self) -> TakingTurns:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._cleanup.close()
+
+    def advance(self) -> dict[str, Any]:
+        """Train for one iteration; see `benchmark_training.work` for what it returns."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # `_read` says why it ended
+            print(file=self._process.stdin, flush=True)
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                found: dict[str, Any] = json.loads(line)
+                return found
+        self._process.wait()
+        raise UserError(failure(self._command, self._log))
 
 
 def overhead(settings: Settings) -> Result:
-    """CAMAL and Vanilla, both alive, an iteration of the one and an iteration of the other."""
+    """CAMAL and Vanilla in turns, an iteration of the one and an iteration of the other.
+
+    Neither learns, for how long a game takes to draw depends on what is in view: both play the same games.
+    """
     methods = ["camal", "vanilla"]
     repetitions = []
-    with quiet(), timed(phases()), ExitStack() as stack:
+    with ExitStack() as stack:
         trainings = {
-            method: stack.enter_context(training(settings, "--method", method)) for method in methods
+            method: stack.enter_context(TakingTurns(settings, "--method", method, "--learning-rate", "0"))
+            for method in methods
         }
         bar = stack.enter_context(progress("overhead", settings.repetitions * settings.iterations))
         for _ in range(settings.repetitions):
             seconds: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
             for _ in range(settings.iterations):
                 for method in methods:
-                    seconds[method].append(trainings[method].advance())
+                    seconds[method].append(trainings[method].advance()["seconds"])
                 methods.reverse()  # what goes first would always meet the same caches
                 bar.update()
             repetitions.append(seconds)
-        batch_size = trainings["camal"].batch_size
-    return {"batch_size": batch_size, "seconds": repetitions}
+    return {"batch_size": _batch_size(settings), "seconds": repetitions}
 
 
 RENDERED = ("160x120", "320x240")
@@ -141,38 +170,39 @@ RENDERED = ("160x120", "320x240")
 
 def rollout(settings: Settings) -> Result:
     """Rollouts beside the raw engine, as many games of both, and what projecting the masks takes of them."""
-    results = []
-    with quiet(), timed(phases()):
-        bar = progress("rollout", len(RENDERED) * settings.repetitions * settings.iterations)
-        with bar:
-            for resolution in RENDERED:
-                results.append({"render_resolution": resolution} | _rollouts(settings, resolution, bar))
-    return {"resolutions": results}
+    with progress("rollout", len(RENDERED) * settings.repetitions * settings.iterations) as bar:
+        return {"resolutions": [_rollouts(settings, resolution, bar) for resolution in RENDERED]}
 
 
 def _rollouts(settings: Settings, resolution: str, bar: tqdm[Any]) -> Result:
-    projection = Projection()
-    repetitions = []
     options = ("--method", "camal", "--render-resolution", resolution)
-    with projection.watched(), training(settings, *options) as one:
-        definition = load_definition(one.args.run.env)
-        steps, num_envs = one.args.ppo.num_steps, one.args.ppo.num_envs
-        with RawEngines(definition, num_envs, resolution) as raw:
-            raw.play(steps)
-            projection.seconds = projection.rollout_seconds = 0  # those of the warm-up
-            for _ in range(settings.repetitions):
-                seconds: dict[str, list[float]] = {"raw": [], "rollout": []}
-                for _ in range(settings.iterations):
-                    seconds["raw"].append(raw.play(steps))
-                    seconds["rollout"].append(within(one.advance(), "rollout"))
-                    bar.update()
-                repetitions.append(seconds)
+    args = training_args(settings, Path(), *options)
+    steps, num_envs = args.ppo.num_steps, args.ppo.num_envs
+    repetitions = []
+    with (
+        TakingTurns(settings, *options) as one,
+        RawEngines(load_definition(args.run.env), num_envs, resolution) as raw,
+        PlayedGames(args) as played,
+    ):
+        for warm in (raw, played):
+            warm.play(steps)
+        before = one.advance()
+        for _ in range(settings.repetitions):
+            seconds: dict[str, list[float]] = {"raw": [], "games": [], "rollout": []}
+            for _ in range(settings.iterations):
+                seconds["raw"].append(raw.play(steps))
+                seconds["games"].append(played.play(steps))
+                after = one.advance()
+                seconds["rollout"].append(within(after["seconds"], "rollout"))
+                bar.update()
+            repetitions.append(seconds)
     return {
+        "render_resolution": resolution,
         "batch_size": steps * num_envs,
         "num_envs": num_envs,
         "seconds": repetitions,
-        "projection_seconds": projection.seconds,
-        "rollout_cpu_seconds": projection.rollout_seconds,
+        "projection_seconds": after["projection"] - before["projection"],
+        "rollout_cpu_seconds": after["rollout_cpu"] - before["rollout_cpu"],
     }
 
 
@@ -183,17 +213,17 @@ def profile(settings: Settings) -> Result:
 
 def _profile(settings: Settings, title: str, *options: str) -> Result:
     total = settings.repetitions * settings.iterations
+    options = ("--method", "camal", *options)
     seconds = []
-    with (
-        quiet(),
-        timed(details()),
-        training(settings, "--method", "camal", *options) as one,
-        progress(title, total) as bar,
-    ):
+    with TakingTurns(settings, *options, details=True) as one, progress(title, total) as bar:
         for _ in range(total):
-            seconds.append(one.advance())
+            seconds.append(one.advance()["seconds"])
             bar.update()
-    return {"batch_size": one.batch_size, "seconds": seconds}
+    return {"batch_size": _batch_size(settings, *options), "seconds": seconds}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# In this process
 
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -257,7 +287,7 @@ def _attention(agent: ppo.Agent, output: ppo.Output, way: str) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# In processes of their own
+# Processes side by side
 
 
 @contextmanager
@@ -293,6 +323,19 @@ def started(command: Sequence[str], log: IO[bytes]) -> Iterator[subprocess.Popen
         process.stdout.close()
 
 
+def failure(command: Sequence[str], log: IO[bytes]) -> str:
+    """What is told of a process that failed: the last line of its log."""
+    log.seek(0)
+    text = log.read().decode(errors="replace").strip()
+    said = re.split(r"[\r\n]+", text)[-1].removeprefix("camal_rl: ")
+    return f"{shlex.join(command[:3])} failed: {said or 'it said nothing.'}"
+
+
+def worker(how: str, options: Sequence[str]) -> tuple[str, ...]:
+    """The command of a training in a process of its own; see `benchmark_training.work`."""
+    return (sys.executable, "-m", "camal_rl.benchmark_training", how, *options)
+
+
 def lines_of(commands: Sequence[Sequence[str]]) -> Generator[tuple[int, dict[str, Any]], None, None]:
     """Run commands side by side; the lines of JSON that each prints, with its place, as they come.
 
@@ -320,10 +363,7 @@ def lines_of(commands: Sequence[Sequence[str]]) -> Generator[tuple[int, dict[str
             if line is None:
                 ended += 1
                 if running[index].wait():
-                    logs[index].seek(0)
-                    text = logs[index].read().decode(errors="replace").strip()
-                    said = re.split(r"[\r\n]+", text)[-1].removeprefix("camal_rl: ")
-                    raise UserError(f"{shlex.join(commands[index][:3])} failed: {said or 'it said nothing.'}")
+                    raise UserError(failure(commands[index], logs[index]))
             elif line.startswith("{"):
                 yield index, json.loads(line)
 
@@ -339,21 +379,11 @@ def trainings(
 
     The first of its stamps is where its measurement begins; `iterations` more follow, or a few more.
     """
-    word = "with-memory" if with_memory else "without-memory"
-    module = "camal_rl.benchmark_training"
+    how = "memory" if with_memory else "stamps"
     stamps: list[list[Stamp]] = [[] for _ in runs]
     with tempfile.TemporaryDirectory(prefix="camal_rl-benchmark-") as folder:
         commands = [
-            (
-                sys.executable,
-                "-m",
-                module,
-                word,
-                *settings.options,
-                *options,
-                "--runs-dir",
-                f"{folder}/{index}",
-            )
+            worker(how, (*settings.options, *options, "--runs-dir", f"{folder}/{index}"))
             for index, options in enumerate(runs)
         ]
         with closing(lines_of(commands)) as lines:

@@ -91,31 +91,25 @@ PHASES = {
 
 def overhead(result: Result, machine: Result) -> Account:
     """Goal 1: the price of CAMAL."""
+    methods = ("camal", "vanilla")
     costs, rows = {}, []
     for name, phase in PHASES.items():
         seconds = {
             method: [
-                sum(sum(one.values()) if phase is None else within(one, phase) for one in repetition[method])
-                / len(repetition[method])
+                statistics.median(
+                    sum(one.values()) if phase is None else within(one, phase) for one in repetition[method]
+                )
                 for repetition in result["seconds"]
             ]
-            for method in ("camal", "vanilla")
+            for method in methods
         }
         paired = list(zip(seconds["camal"], seconds["vanilla"], strict=True))
         costs[name] = spread([100 * (camal / vanilla - 1) for camal, vanilla in paired])
-        rows.append([name, *(_milliseconds(seconds[method]) for method in seconds), _percent(costs[name])])
-    sps = {
-        method: [
-            result["batch_size"]
-            * len(repetition[method])
-            / sum(sum(one.values()) for one in repetition[method])
-            for repetition in result["seconds"]
-        ]
-        for method in ("camal", "vanilla")
-    }
-    paired = list(zip(sps["camal"], sps["vanilla"], strict=True))
-    share = spread([100 * (1 - camal / vanilla) for camal, vanilla in paired])
-    rows.append(["SPS", *(_whole(spread(sps[method])) for method in sps), _percent(_negative(share))])
+        rows.append([name, *(_milliseconds(seconds[method]) for method in methods), _percent(costs[name])])
+        if phase is None:
+            sps = {method: [result["batch_size"] / one for one in seconds[method]] for method in methods}
+    share = spread([100 * (1 - a / b) for a, b in zip(sps["camal"], sps["vanilla"], strict=True)])
+    rows.append(["SPS", *(_whole(spread(sps[method])) for method in methods), _percent(_negative(share))])
     return Account(
         [
             Finding("CAMAL's cost, share of Vanilla's SPS", share, 3, True, "%"),
@@ -126,12 +120,17 @@ def overhead(result: Result, machine: Result) -> Account:
                 "What CAMAL costs",
                 ["milliseconds an iteration", "CAMAL", "Vanilla", "difference"],
                 rows,
-                f"Iterations of {result['batch_size']:,} agent steps, of the one and the other in turns in "
-                "one process. An iteration is all that training does; both measure attention once in each.",
+                f"Iterations of {result['batch_size']:,} agent steps, of the one and the other in turns, and "
+                f"of each repetition's {len(result['seconds'][0]['camal'])} the median. An iteration is all "
+                "that training does; both measure attention once in each. The learning rate is 0, so that "
+                "both play the same games.",
             )
         ],
         {},
     )
+
+
+SIDES = {"rollout": "rollouts", "games": "games without the network", "raw": "raw engine"}
 
 
 def rollout(result: Result, machine: Result) -> Account:
@@ -143,13 +142,19 @@ def rollout(result: Result, machine: Result) -> Account:
                 one["batch_size"] * len(repetition[side]) / sum(repetition[side])
                 for repetition in one["seconds"]
             ]
-            for side in ("rollout", "raw")
+            for side in SIDES
         }
-        ratio = spread([100 * a / b for a, b in zip(rates["rollout"], rates["raw"], strict=True)])
-        share = 100 * one["projection_seconds"] / one["rollout_cpu_seconds"]
         resolution = one["render_resolution"]
+        ratios = {
+            side: spread([100 * a / b for a, b in zip(rates[side], rates["raw"], strict=True)])
+            for side in ("rollout", "games")
+        }
+        share = 100 * one["projection_seconds"] / one["rollout_cpu_seconds"]
         findings += [
-            Finding(f"rollout's share of the raw engine's rate, {resolution}", ratio, 85, False, "%"),
+            *(
+                Finding(f"{SIDES[side]}, share of the raw engine's rate, {resolution}", ratio, 85, False, "%")
+                for side, ratio in ratios.items()
+            ),
             Finding(
                 f"masks' projection, share of a rollout's CPU time, {resolution}",
                 spread([share]),
@@ -161,19 +166,25 @@ def rollout(result: Result, machine: Result) -> Account:
         rows.append(
             [
                 resolution,
-                _whole(spread(rates["rollout"])),
-                _whole(spread(rates["raw"])),
-                _percent(ratio),
+                *(_whole(spread(rates[side])) for side in SIDES),
+                *map(_percent, ratios.values()),
                 f"{share:.1f} %",
             ]
         )
     table = page.Table(
         "Rollouts and the raw engine",
-        ["rendered", "rollout, SPS", "raw engine, SPS", "ratio", "projection"],
+        [
+            "rendered",
+            *(f"{name}, SPS" for name in SIDES.values()),
+            "rollouts' share",
+            "games' share",
+            "projection",
+        ],
         rows,
         f"{result['resolutions'][0]['num_envs']} games with labels. Raw: a thread for each game acts at "
-        "random (make_action), and takes frame and labels (get_state). Projection of the masks: share of the "
-        "CPU time that the trainer and its engines spend in rollouts.",
+        "random (make_action), and takes frame and labels (get_state). Games: frames shrunk and stacked, "
+        "masks made and projected as well. Rollouts: the network decides. Projection: share of the CPU time "
+        "that the trainer and its engines spend in rollouts.",
     )
     return Account(findings, [table], {})
 
@@ -404,16 +415,18 @@ def startup(result: Result, machine: Result) -> Account:
 
 
 SHARES = {
-    "rollout: engines (act, wait for frames and labels, masks)": ("rollout/environments",),
+    "rollout: games (act, wait for frames and labels, masks)": ("rollout/environments",),
     "rollout: inference": ("rollout/forward",),
-    "rollout: bookkeeping": ("rollout",),
+    "rollout: bookkeeping, waiting for other threads": ("rollout",),
     "advantages (GAE)": ("gae",),
     "update: forward": ("update/forward",),
-    "update: attention and its loss": ("update/attention",),
+    "update: attention and its loss": ("update/attention", "update/losses/attention"),
+    "update: PPO's loss": ("update/losses",),
     "update: backward": ("update/backward",),
+    "update: weights to the network's precision, gradients back": ("update/weights",),
     "update: gradient clipping": ("update/clip",),
     "update: optimiser": ("update/optimizer",),
-    "update: PPO's loss, choosing minibatches": ("update",),
+    "update: choosing samples, waiting for other threads": ("update",),
     "measurement of attention": ("measure",),
     "the rest (value of the last frame, TensorBoard)": ("",),
 }
@@ -434,8 +447,9 @@ def _where_time_goes(result: Result, title: str) -> page.Table:
         title,
         ["part", "share", "ms an iteration"],
         [[row, f"{100 * value / total:.1f} %", f"{1000 * value:.0f}"] for row, value in medians.items()],
-        f"Medians over {len(iterations)} iterations of {result['batch_size']:,} agent steps; an iteration "
-        f"takes {1000 * whole:.0f} ms. The engines' threads project the masks, while other engines work.",
+        f"Of the first thread; the others do the same with other games and samples. Medians over "
+        f"{len(iterations)} iterations of {result['batch_size']:,} agent steps; an iteration takes "
+        f"{1000 * whole:.0f} ms.",
     )
 
 

@@ -1,7 +1,7 @@
-"""Training as it is, timed from outside: `ppo.train` one iteration at a time, with a clock on its functions.
+"""Training as it is, timed from outside: `ppo.train` clocks on its functions, and what it is held against.
 
-Nothing of training is written again here, so what is measured is what a user runs. Also a command, which the
-benchmark starts where a process of its own is needed: it trains and prints one line of JSON an iteration.
+Nothing of training is written again here, so what is measured is what a user runs: the command that the
+benchmark starts for every training calls `ppo.train` and prints one line of JSON an iteration.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 # Waiting torch threads spin by default, which takes the cores from the game engines. Read by torch's import.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import io
 import json
 import sys
 import threading
@@ -19,9 +18,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
-from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from torch import nn
 
 from camal_rl import UserError, camal, ppo
 from camal_rl.doom import Definition, DoomEnv, DoomVectorEnv
+from camal_rl.workers import Workers
 
 WARMUP = 2
 """Iterations that are not counted: the first starts the engines, the second measures with a picture."""
@@ -93,18 +92,17 @@ def phases() -> list[Place]:
 
 def details() -> list[Place]:
     """The phases, and what is done inside them."""
-    environments = [
-        (DoomVectorEnv, name, "environments")
-        for name, value in vars(DoomVectorEnv).items()
-        if isfunction(value) and not name.startswith("_") and name != "close_extras"
-    ]
     return [
         *phases(),
-        *environments,
+        (DoomVectorEnv, "step_some", "environments"),
         (ppo, "measure", "measure"),
+        (ppo, "losses", "losses"),
         (ppo, "camal_loss", "attention"),
+        (ppo.Agent, "cam", "attention"),
         (ppo.Agent, "forward", "forward"),
-        (torch.Tensor, "backward", "backward"),
+        (ppo.Agent, "weights", "weights"),
+        (ppo.Agent, "set_gradients", "weights"),
+        (torch.autograd, "grad", "backward"),
         (nn.utils, "clip_grad_norm_", "clip"),
         (torch.optim.Adam, "step", "optimizer"),
     ]
@@ -143,92 +141,11 @@ def replaced(owner: object, name: str, change: Callable[[Any], Any]) -> Iterator
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Training, one iteration at a time
-
-
-class Training:
-    """A run of `ppo.train` in a thread of its own, which goes on for one iteration whenever it is told to.
-
-    Several of them can take turns in one process: the engines of those that wait sleep, and noise of the
-    machine hits all alike. The iteration goes from the end of one update to the end of the next, so it holds
-    everything that training does: measurement of attention and TensorBoard as well.
-    """
-
-    def __init__(self, args: ppo.Args) -> None:
-        self.args = args
-        self.batch_size = args.ppo.num_envs * args.ppo.num_steps
-        """Agent steps an iteration."""
-        self.clock = Clock(ppo.choose_device(args.machine.device))
-        self._turn, self._back = threading.Semaphore(0), threading.Semaphore(0)
-        self._ending = False
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="training")
-        self._thread.start()
-
-    def __enter__(self) -> Training:
-        try:
-            for _ in range(WARMUP):
-                self.advance()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._ending = True
-        self._turn.release()
-        self._thread.join()
-
-    def advance(self) -> dict[str, float]:
-        """Train for one iteration; its seconds by path of labels.
-
-        Raises:
-            UserError: it can't be trained so.
-        """
-        self._turn.release()
-        self._back.acquire()
-        if self._failure is not None:
-            raise self._failure
-        return dict(self.clock.seconds)
-
-    def _run(self) -> None:
-        self._turn.acquire()
-        if self._ending:
-            return
-        _of_thread.clock = self.clock
-        self.clock.start()
-        try:
-            ppo.train(self.args, self._pause)
-        except BaseException as failure:
-            self._failure = failure
-        finally:
-            self._back.release()
-
-    def _pause(self) -> bool:
-        self.clock.stop()
-        self._back.release()
-        self._turn.acquire()
-        self.clock.start()
-        return self._ending
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what `ppo.train` says to itself: the progress shown is the benchmark's."""
-    with (
-        redirect_stdout(io.StringIO()),
-        replaced(ppo, "tqdm", lambda bar: partial(bar, disable=True)),
-        replaced(ppo, "DEAD_MEASUREMENTS", lambda _: -1),  # dead maps take as long as others
-    ):
-        yield
-
-
-# ------------------------------------------------------------------------------------------------------------
 # What it is measured against, and what it takes
 
 
 class RawEngines:
-    """Games as a training plays them, each stepped by a thread at random, and nothing else done."""
+    """Games as a training plays them, each stepped by its own thread at random, and nothing else done."""
 
     def __init__(self, definition: Definition, num_envs: int, render_resolution: str) -> None:
         self.envs: list[DoomEnv] = []
@@ -268,12 +185,47 @@ class RawEngines:
             _ = state.screen_buffer, state.labels_buffer
 
 
-class Projection:
+class PlayedGames:
+    """Games as a training plays them, with frames, masks and threads, but at random, without the network."""
+
+    def __init__(self, args: ppo.Args) -> None:
+        environment = args.environment
+        self.envs = DoomVectorEnv(
+            args.run.env,
+            args.ppo.num_envs,
+            environment.frame_size,
+            environment.render_resolution,
+            mask_transform=ppo.projection_of(args),
+        )
+        self.rng = np.random.default_rng(0)
+        self._workers = Workers(args.machine.torch_threads, torch.device("cpu"))
+        self.envs.reset(seed=1)
+
+    def __enter__(self) -> PlayedGames:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._workers.__exit__()
+        self.envs.close()
+
+    def play(self, steps: int) -> float:
+        """Act `steps` times in every game; seconds until all are done."""
+        actions = self.rng.integers(len(self.envs.envs[0].actions), size=(steps, self.envs.num_envs))
+        began = time.perf_counter()
+        self._workers.run(partial(self._play_some, actions), self._workers.slices(self.envs.num_envs))
+        return time.perf_counter() - began
+
+    def _play_some(self, actions: np.ndarray, some: slice) -> None:
+        for now in actions[:, some].tolist():
+            self.envs.step_some(some, now)
+
+
+class ProjectionCost:
     """CPU time of projecting masks, in whatever threads, and of the rollouts that do it."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        """In `camal.mask_weights`."""
+        """In `camal.Projection`."""
         self.rollout_seconds = 0.0
         """In `ppo.rollout`, by this process and its engines."""
         self._in_rollout = False  # measurement projects masks as well
@@ -283,7 +235,7 @@ class Projection:
     def watched(self) -> Iterator[None]:
         """Count trainings that start while this is open."""
         with (
-            replaced(camal, "mask_weights", self._project),
+            replaced(camal.Projection, "__call__", self._project),
             replaced(ppo, "rollout", self._rollout),
         ):
             yield
@@ -364,12 +316,21 @@ def memory() -> dict[str, int]:
 # The command: one training in a process of its own
 
 
-def work(options: list[str], with_memory: bool) -> None:
-    """Train with these options of `camal_rl.ppo` until the standard input ends.
+def work(how: str, options: list[str]) -> None:
+    """Train with these options of `camal_rl.ppo`, and print a line of JSON after every iteration.
 
-    Each iteration is one line of JSON: when it ended, when the next began (what lies between is not
-    training's), the CPU seconds so far, and, if asked for, memory.
+    Args:
+        how: what the lines say and when training ends.
+            `stamps`: when the iteration ended and when the next began (what lies between is not training's),
+            and the CPU seconds so far; until the standard input ends. `memory`: that, and memory.
+            `phases`: seconds of the iteration by path of labels, and what projection has cost so far. The
+            next iteration begins when a line has come in; it ends with the input. `details`: the same with
+            more labels.
     """
+    args = ppo.parse_args(options)
+    if how in ("phases", "details"):
+        _in_turns(args, phases() if how == "phases" else details())
+        return
     stopping = threading.Event()
 
     def watch() -> None:
@@ -380,18 +341,37 @@ def work(options: list[str], with_memory: bool) -> None:
 
     def report() -> bool:
         line: dict[str, float] = {"ended": time.monotonic(), "cpu": cpu_seconds()}
-        if with_memory:
+        if how == "memory":
             line |= memory()
         line["resumed"] = time.monotonic()
         print(json.dumps(line), flush=True)
         return stopping.is_set()
 
-    ppo.train(ppo.parse_args(options), report)
+    ppo.train(args, report)
+
+
+def _in_turns(args: ppo.Args, places: Sequence[Place]) -> None:
+    clock = _of_thread.clock = Clock(ppo.choose_device(args.machine.device))
+    cost = ProjectionCost()
+
+    def report() -> bool:
+        line = {"seconds": clock.stop(), "projection": cost.seconds, "rollout_cpu": cost.rollout_seconds}
+        print(json.dumps(line), flush=True)
+        ended = not sys.stdin.readline()
+        clock.start()
+        return ended
+
+    try:
+        with timed(places), cost.watched():
+            clock.start()
+            ppo.train(args, report)
+    finally:
+        del _of_thread.clock
 
 
 if __name__ == "__main__":
     try:
-        work(sys.argv[2:], sys.argv[1] == "with-memory")
+        work(sys.argv[1], sys.argv[2:])
     except UserError as mistake:
         from camal_rl import print_mistake
 

@@ -89,6 +89,23 @@ def projected_loss(
     return _mean_loss(alpha, beta, has_target, empty_mask, method), alpha, beta, has_target
 
 
+def costs(weights: Tensor, *, empty_mask: str = "ignore", method: str = "camal") -> tuple[Tensor, Tensor]:
+    """What attention at each place adds to the loss, which depends on the masks alone.
+
+    The loss of `projected_loss` is the sum of heat * costs over all samples, divided by how many are counted.
+
+    Args:
+        weights, empty_mask, method: as for `projected_loss`.
+
+    Returns:
+        (B, h, w), zero for samples that are not counted, and which are counted, bool (B,).
+    """
+    _check(empty_mask, method)
+    alpha, beta = weights.unbind(dim=1)  # (B, h, w)
+    counted = _counted((alpha > 0).flatten(1).any(dim=1), empty_mask)
+    return (beta - alpha if method == "camal" else beta) * counted[:, None, None], counted
+
+
 def mask_weights(
     mask: NDArray[np.uint8] | NDArray[np.bool_],
     size: tuple[int, int],
@@ -128,15 +145,16 @@ def mask_weights(
     elif out.shape != shape:
         raise ValueError(f"out must have shape {shape}, got {out.shape}")
     projection = _projection((mask.shape[-2], mask.shape[-1]), size)
-    for one_mask, one_out in zip(
-        pixels.reshape(-1, *mask.shape[-2:]), out.reshape(-1, 2, *size), strict=True
-    ):
-        projection(one_mask, one_out)
+    frames = pixels[None] if mask.ndim == 2 else pixels
+    sums = np.array([projection(one) for one in frames]).reshape(len(frames), *size)
+    out[...] = projection.weights(sums).reshape(shape)
     return out
 
 
 class Projection:
-    """`mask_weights` of one mask after another, all of one size, without its checks: for games.
+    """`mask_weights` for games, in two steps: sums of one mask after another, then the weights of all.
+
+    Nothing is checked, and masks and maps are all of one size.
 
     Args:
         mask_size: (H, W) of the masks.
@@ -150,28 +168,26 @@ class Projection:
         self._rows, self._columns = np.ascontiguousarray(rows.T), columns  # (h, H) and (W, w)
         self._everywhere = np.outer(rows.sum(0), columns.sum(0))  # of a full mask, (h, w)
 
-    def __call__(self, mask: NDArray[np.uint8], out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """(H, W) of zeros and ones -> (2, h, w), float32 where `out` is not given."""
-        if out is None:
-            out = np.empty((2, *self.map_size), np.float32)
-        x, y, width, height = cv2.boundingRect(mask)
-        if not width:
-            out[0] = 0
-            np.divide(self._everywhere, self._pixels, out=out[1], casting="same_kind")
-            return out
-        box = mask[y : y + height, x : x + width]
-        inside = self._rows[:, y : y + height] @ _product(box, self._columns[x : x + width])  # (h, w)
-        inside_pixels = inside.sum()  # U^T keeps the sum
-        np.divide(inside, inside_pixels, out=out[0], casting="same_kind")
-        outside_pixels = round(self._pixels - inside_pixels)
-        if not outside_pixels:
-            out[1] = 0
-            return out
-        np.subtract(self._everywhere, inside, out=inside)
-        # Where the mask covers all that a cell sees, rounding can leave a difference just below zero.
-        np.maximum(inside, 0, out=inside)
-        np.divide(inside, outside_pixels, out=out[1], casting="same_kind")
-        return out
+    def __call__(
+        self, mask: NDArray[np.uint8], box: tuple[slice, slice] | None = None
+    ) -> NDArray[np.float64]:
+        """U^T M, (h, w), of a mask (H, W) of zeros and ones, empty outside of `box` (rows, columns)."""
+        if box is None:
+            x, y, width, height = cv2.boundingRect(mask)
+            box = slice(y, y + height), slice(x, x + width)
+        rows, columns = box
+        across = _product(mask[box], self._columns[columns])  # (height, w)
+        sums: NDArray[np.float64] = self._rows[:, rows] @ across
+        return sums
+
+    def weights(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(..., h, w), each as the call gives it -> (..., 2, h, w)."""
+        inside = np.rint(sums.sum(axis=(-2, -1), keepdims=True))  # U^T keeps the sum
+        # Where a mask covers all that a cell sees, rounding can leave a difference just below zero.
+        outside_sums = np.maximum(self._everywhere - sums, 0)
+        parts = (sums / np.maximum(inside, 1), outside_sums / np.maximum(self._pixels - inside, 1))
+        full = inside == self._pixels
+        return np.stack((parts[0], np.where(full, 0, parts[1])), axis=-3)
 
 
 _projection = lru_cache(Projection)
@@ -179,7 +195,7 @@ _projection = lru_cache(Projection)
 
 def _product(left: NDArray[Any], right: NDArray[np.float64]) -> NDArray[np.float64]:
     """left @ right by blocks of rows, each small enough for one thread."""
-    block = max(1, SINGLE_THREAD_PRODUCT // right.size)
+    block = max(1, SINGLE_THREAD_PRODUCT // max(right.size, 1))
     if len(left) <= block:
         return left @ right
     return np.concatenate([left[start : start + block] @ right for start in range(0, len(left), block)])
@@ -200,10 +216,19 @@ def _interpolation(length: int, size: int) -> NDArray[np.float64]:
 
 def _mean_loss(alpha: Tensor, beta: Tensor, has_target: Tensor, empty_mask: str, method: str) -> Tensor:
     """The averaging rule of `camal_loss`: alpha, beta, has_target (B,) -> scalar."""
+    _check(empty_mask, method)
+    losses = beta - alpha if method == "camal" else beta  # (B,)
+    counted = _counted(has_target, empty_mask)
+    return (losses * counted).sum() / counted.sum().clamp(min=1)
+
+
+def _counted(has_target: Tensor, empty_mask: str) -> Tensor:
+    """Which samples the mean is over, bool (B,)."""
+    return has_target if empty_mask == "ignore" else torch.ones_like(has_target)
+
+
+def _check(empty_mask: str, method: str) -> None:
     if empty_mask not in EMPTY_MASK:
         raise ValueError(f"unknown empty_mask {empty_mask!r}; valid: {', '.join(EMPTY_MASK)}")
     if method not in METHODS:
         raise ValueError(f"unknown loss method {method!r}; valid: {', '.join(METHODS)}")
-    losses = beta - alpha if method == "camal" else beta  # (B,)
-    counted = has_target if empty_mask == "ignore" else torch.ones_like(has_target)
-    return (losses * counted).sum() / counted.sum().clamp(min=1)

@@ -43,6 +43,8 @@ else:
     import tomli as tomllib
 
 Observation = dict[str, np.ndarray]
+Box = tuple[slice, slice]
+"""Rows and columns."""
 
 EVALUATION_SEEDS = 2**31
 """The engine takes seeds below 2**32: those from here on are for evaluation, those below for training."""
@@ -396,6 +398,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         self.action_names = ["nothing", *(self.buttons[action.index(1.0)] for action in self.actions[1:])]
         self.action_space = spaces.Discrete(len(self.actions))
         self.write_to(zero_pixels((height, width, frame_stack)), zero_pixels(label_size))
+        self.mask_box: Box = (slice(0, 0), slice(0, 0))  # outside of it the mask is empty
         self._screen: np.ndarray | None = None
         self._episode_seed: int | None = None  # None where no episode is running
         self._episode_actions: list[int] = []
@@ -512,37 +515,34 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         state = self.game.get_state()
         self._screen = state.screen_buffer
         self._stack.push(self._shrink(self._screen))
-        target_mask(state, self.definition, self.mask)
+        self.mask_box = target_mask(state, self.definition, self.mask)
 
     def _observation(self) -> Observation:
         return {"image": self.image.copy(), "mask": self.mask.copy()}
 
 
-def target_mask(state: vizdoom.GameState, definition: Definition, out: np.ndarray) -> None:
-    """Write the pixels of the targets as ones, all others as zeros, into `out`, uint8 (h_label, w_label)."""
+def target_mask(state: vizdoom.GameState, definition: Definition, out: np.ndarray) -> Box:
+    """Write the pixels of the targets as ones, all others as zeros, into `out`, uint8 (h_label, w_label).
+
+    Returns:
+        A box outside of which the mask is empty.
+    """
     assert state.labels is not None
     assert state.labels_buffer is not None
-    # Walls and floors have 0 and 1, also where a crowd of labels has used up the values.
-    targets = {
-        label.value
-        for label in state.labels
-        if label.value > 1 and definition.is_target(label.object_name, label.object_category)
-    }
-    if not targets:
-        out[:] = 0
-    elif len(targets) <= FEW_TARGETS:
-        pixels = out.view(np.bool_)
-        np.equal(state.labels_buffer, targets.pop(), out=pixels)
-        for value in targets:
-            pixels |= state.labels_buffer == value
-    else:
-        lookup = np.zeros(256, np.uint8)
-        lookup[list(targets)] = 1
-        cv2.LUT(state.labels_buffer, lookup, dst=out)
-
-
-FEW_TARGETS = 3
-"""So many comparisons take less time than one look-up of every pixel."""
+    out.fill(0)
+    pixels = out.view(np.bool_)
+    top, left = out.shape
+    bottom = right = 0
+    for label in state.labels:
+        # Walls and floors have 0 and 1, also where a crowd of labels has used up the values.
+        if label.value > 1 and definition.is_target(label.object_name, label.object_category):
+            # An object is drawn within its label's box; which pixels of it can be seen, the buffer knows.
+            box = slice(label.y, label.y + label.height), slice(label.x, label.x + label.width)
+            part = pixels[box]
+            np.logical_or(part, state.labels_buffer[box] == label.value, out=part)
+            top, bottom = min(top, box[0].start), max(bottom, box[0].stop)
+            left, right = min(left, box[1].start), max(right, box[1].stop)
+    return slice(top, max(top, bottom)), slice(left, max(left, right))
 
 
 def replay(
@@ -600,8 +600,8 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
     Args:
         env, frame_size, render_resolution, frame_stack: as for `DoomEnv`.
         num_envs: how many.
-        mask_transform: applied to every mask by the thread that took it; results are in
-            `infos["mask_transform"]`, (N, ...).
+        mask_transform: applied to every mask, and a box outside of which it is empty, by the thread that
+            took it; results are in `infos["mask_transform"]`, (N, ...).
         allocate: makes the array of the images, for example in memory that a GPU reads directly.
 
     Attributes:
@@ -623,7 +623,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         render_resolution: str = "320x240",
         frame_stack: int = FRAME_STACK,
         render_mode: str | None = None,
-        mask_transform: Callable[[np.ndarray], np.ndarray] | None = None,
+        mask_transform: Callable[[np.ndarray, Box], np.ndarray] | None = None,
         allocate: Callable[[tuple[int, ...]], np.ndarray] = zero_pixels,
     ) -> None:
         # First, because Gymnasium closes what was not even started.
@@ -647,7 +647,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
             self.masks = zero_pixels((num_envs, *self.envs[0].mask.shape))
             self.transformed: np.ndarray | None = None
             if mask_transform is not None:
-                example = mask_transform(self.masks[0])
+                example = mask_transform(self.masks[0], self.envs[0].mask_box)
                 self.transformed = np.zeros((num_envs, *example.shape), example.dtype)
         except BaseException:
             self.close_extras()
@@ -768,7 +768,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
 
     def _transform(self, index: int) -> None:
         if self.mask_transform is not None and self.transformed is not None:
-            self.transformed[index] = self.mask_transform(self.masks[index])
+            self.transformed[index] = self.mask_transform(self.masks[index], self.envs[index].mask_box)
 
     def _observations(self) -> dict[str, np.ndarray]:
         return {"image": self.images.copy(), "mask": self.masks.copy()}

@@ -24,11 +24,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast
 
 import tyro
 
 from camal_rl import UserError, __version__, print_mistake, write_whole
+
+if TYPE_CHECKING:
+    from camal_rl.camal import Projection
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 Number = Annotated[float, tyro.conf.arg(metavar="X")]
@@ -385,6 +388,16 @@ class Rollout:
     measured_masks: np.ndarray  # uint8 (M, h_label, w_label)
 
 
+def projection_of(args: Args) -> Projection | None:
+    """What a run's environments do with every mask, where attention is supervised."""
+    if args.run.method == "vanilla":
+        return None
+    from camal_rl import camal
+
+    mask_size = RENDER_RESOLUTIONS[args.environment.render_resolution]
+    return camal.Projection(mask_size, feature_map_size(*args.environment.frame_size))
+
+
 def allocate(args: Args, envs: DoomVectorEnv, agent: Agent, device: torch.device) -> Rollout:
     """An empty rollout of the right size."""
     shape = (args.ppo.num_steps, envs.num_envs)
@@ -449,6 +462,7 @@ def rollout(
     measured_steps, measured_envs = np.divmod(store.measured, num_envs)
     heads = np.zeros((steps, num_envs, agent.actor.out_features + 1), np.float32)
     actions = np.zeros((steps, num_envs), np.int64)
+    sums = np.zeros((steps, num_envs, *agent.map_shape[1:]))  # of masks, projected
     raw, extra = np.zeros((2, steps, num_envs))
     ends = np.zeros((steps, num_envs), np.bool_)
     with torch.no_grad():
@@ -461,7 +475,7 @@ def rollout(
             images = store.images[step, games]
             images.copy_(torch.from_numpy(envs.images[games]), non_blocking=True)
             if envs.transformed is not None:
-                store.mask_weights[step, games] = torch.from_numpy(envs.transformed[games])
+                sums[step, games] = envs.transformed[games]
             here = np.flatnonzero(own & (measured_steps == step))
             store.measured_masks[here] = envs.masks[measured_envs[here]]
             heads[step, games] = agent(images, weights).heads.cpu().numpy()
@@ -482,6 +496,8 @@ def rollout(
     outputs = torch.from_numpy(heads).to(device)  # (T, N, actions + 1)
     store.values.copy_(outputs[..., -1])
     store.logprobs.copy_(outputs[..., :-1].log_softmax(dim=2).gather(2, store.actions[..., None]).squeeze(2))
+    if (projection := projection_of(args)) is not None:
+        store.mask_weights.copy_(torch.from_numpy(projection.weights(sums)))
     progress.dones = ends[-1]
 
     episodes = []
@@ -561,16 +577,10 @@ def update(
     ppo = args.ppo
     frames = store.images.flatten(0, 1).movedim(1, -1)  # (B, H, W, stack), as they lie in memory
     rows = frames.flatten(1)  # so that taking samples copies whole rows
-    batch = Batch(
-        store.actions.flatten(),
-        store.logprobs.flatten(),
-        store.values.flatten(),
-        returns.flatten(),
-        advantages.flatten(),
-        store.mask_weights.flatten(0, 1) if args.run.method != "vanilla" else None,
-    )
+    flat = (store.actions, store.logprobs, store.values, returns, advantages)
+    batch = Batch._make((*(one.flatten() for one in flat), *_attention_costs(store, args)))
     batch_size = len(rows)
-    method = None if batch.mask_weights is None else args.attention.attention
+    method = None if batch.costs is None else args.attention.attention
     parts = _parts(batch_size // ppo.num_minibatches, method, workers)
 
     def forward(weights: Weights, index: Tensor) -> list[Tensor]:
@@ -618,6 +628,16 @@ def _parts(size: int, attention_method: str | None, workers: Workers) -> int:
     return workers.parts(size, SMALLEST_PART)
 
 
+def _attention_costs(store: Rollout, args: Args) -> tuple[Tensor | None, Tensor | None]:
+    if args.run.method == "vanilla":
+        return None, None
+    from camal_rl import camal
+
+    return camal.costs(
+        store.mask_weights.flatten(0, 1), empty_mask=args.attention.empty_mask, method=args.run.method
+    )
+
+
 class Batch(NamedTuple):
     """Steps of a rollout, in whatever order, without their images."""
 
@@ -626,7 +646,8 @@ class Batch(NamedTuple):
     values: Tensor  # (B,), before the update
     returns: Tensor  # (B,)
     advantages: Tensor  # (B,)
-    mask_weights: Tensor | None  # (B, 2, h, w), where attention is supervised
+    costs: Tensor | None  # (B, h, w), what attention adds to the loss, where it is supervised
+    counted: Tensor | None  # bool (B,), whether it does, where it is supervised
 
     def at(self, index: Tensor) -> Batch:
         """Some of them."""
@@ -660,8 +681,8 @@ def losses(outputs: Sequence[Tensor], batch: Batch, args: Args) -> tuple[Tensor,
 
     loss = policy_loss - ppo.ent_coef * entropy + ppo.vf_coef * value_loss
     means = {"value_loss": value_loss, "policy_loss": policy_loss, "entropy": entropy}
-    if batch.mask_weights is not None:
-        attention_loss = camal_loss(cam[0], batch.mask_weights, args)
+    if batch.costs is not None and batch.counted is not None:
+        attention_loss = camal_loss(cam[0], batch.costs, batch.counted)
         loss = loss + args.attention.camal_coef * attention_loss
         means["camal_loss"] = attention_loss
     means["old_approx_kl"] = -log_ratio.mean()
@@ -670,16 +691,11 @@ def losses(outputs: Sequence[Tensor], batch: Batch, args: Args) -> tuple[Tensor,
     return loss, means
 
 
-def camal_loss(cam: Tensor, mask_weights: Tensor, args: Args) -> Tensor:
-    """L_CAMAL of Eq. 2 without lambda, of maps (B, h, w) and masks projected to their size, (B, 2, h, w)."""
-    from camal_rl import attention, camal
+def camal_loss(cam: Tensor, costs: Tensor, counted: Tensor) -> Tensor:
+    """L_CAMAL of Eq. 2 without lambda, of maps (B, h, w); costs and counted are what `camal.costs` gives."""
+    from camal_rl import attention
 
-    return camal.projected_loss(
-        attention.normalize(cam),
-        mask_weights,
-        empty_mask=args.attention.empty_mask,
-        method=args.run.method,
-    )[0]
+    return (attention.normalize(cam) * costs).sum() / counted.sum().clamp(min=1)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -955,7 +971,7 @@ def _train(args: Args, planned: Plan, interrupted: Callable[[], bool]) -> Path:
             args.ppo.num_envs,
             args.environment.frame_size,
             args.environment.render_resolution,
-            mask_transform=_projection(args),
+            mask_transform=projection_of(args),
             allocate=pinned_pixels if device.type == "cuda" else zero_pixels,
         )
         cleanup.callback(envs.close)
@@ -1096,15 +1112,6 @@ def _beginning(num_envs: int) -> dict[str, Any]:
 def _crossed(step: int, batch_size: int, every: int) -> bool:
     """Whether the iteration that ended at `step` passed a multiple of `every`."""
     return step // every > (step - batch_size) // every
-
-
-def _projection(args: Args) -> Callable[[np.ndarray], np.ndarray] | None:
-    if args.run.method == "vanilla":
-        return None
-    from camal_rl import camal
-
-    mask_size = RENDER_RESOLUTIONS[args.environment.render_resolution]
-    return camal.Projection(mask_size, feature_map_size(*args.environment.frame_size))
 
 
 def main(args: Args) -> int:

@@ -147,7 +147,10 @@ class FakeGame:
         if self.done % 4 != 3:
             labels[60:90, self.place : self.place + 40] = 9
             screen[60:90, self.place : self.place + 40] = 220
-        label = type("Label", (), {"value": 9, "object_name": "Cacodemon", "object_category": "Monster"})()
+        box = {"x": self.place, "y": 60, "width": 40, "height": 30}
+        label = type(
+            "Label", (), {"value": 9, "object_name": "Cacodemon", "object_category": "Monster", **box}
+        )()
         if self.colour:
             screen = np.repeat(screen[..., None], 3, axis=2)
         return type("State", (), {"screen_buffer": screen, "labels_buffer": labels, "labels": [label]})()

@@ -17,6 +17,7 @@ from camal_rl.camal import (
     Projection,
     alpha_beta,
     camal_loss,
+    costs,
     mask_weights,
     projected_loss,
 )
@@ -221,15 +222,32 @@ def test_single_precision_weights_are_the_rounded_double_ones() -> None:
     assert np.array_equal(mask_weights(mask, (7, 7)), double.astype(np.float32))
 
 
-@pytest.mark.parametrize("share", [0, 0.01, 0.5, 1])
-def test_a_projection_made_beforehand_gives_the_same(share: float) -> None:
-    mask = (np.random.default_rng(0).random((240, 320)) < share).astype(np.uint8)
+def test_sums_of_masks_taken_one_by_one_give_the_weights_of_all() -> None:
+    rng = np.random.default_rng(0)
+    masks = np.stack([rng.random((240, 320)) < share for share in (0, 0.01, 0.5, 1)]).astype(np.uint8)
+    masks[1, :100], masks[1, :, 150:] = 0, 0
     projection = Projection((240, 320), (7, 9))
-    expected = mask_weights(mask, (7, 9))
-    assert np.array_equal(projection(mask), expected)
-    out = np.full((2, 7, 9), np.nan)
-    assert projection(mask, out) is out
-    assert np.array_equal(out, mask_weights(mask, (7, 9), dtype=np.float64))
+    sums = np.array([projection(mask) for mask in masks])
+    np.testing.assert_allclose(sums.sum(axis=(1, 2)), masks.sum(axis=(1, 2)), rtol=1e-12)
+    box = slice(90, 240), slice(0, 160)  # larger than need be
+    np.testing.assert_allclose(projection(masks[1], box), sums[1], rtol=1e-12)
+    assert not projection(masks[0], (slice(7, 7), slice(9, 9))).any()
+    assert np.array_equal(projection.weights(sums), mask_weights(masks, (7, 9), dtype=np.float64))
+    assert np.array_equal(projection.weights(sums[3]), mask_weights(masks[3], (7, 9), dtype=np.float64))
+
+
+@pytest.mark.parametrize("empty_mask", EMPTY_MASK)
+@pytest.mark.parametrize("method", METHODS)
+def test_costs_add_up_to_the_loss(empty_mask: str, method: str) -> None:
+    masks = (np.random.default_rng(0).random((5, 12, 15)) < 0.2).astype(np.uint8)
+    masks[1], masks[2] = 0, 1
+    weights = torch.from_numpy(mask_weights(masks, (3, 4), dtype=np.float64))
+    heat = torch.rand(5, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    loss, _, _, has_target = projected_loss(heat, weights, empty_mask=empty_mask, method=method)
+    values, counted = costs(weights, empty_mask=empty_mask, method=method)
+    assert ((heat * values).sum() / counted.sum()).item() == pytest.approx(loss.item(), rel=1e-14)
+    assert counted.tolist() == (has_target.tolist() if empty_mask == "ignore" else [True] * 5)
+    assert costs(weights[1:2], method=method)[0].abs().max() == 0  # nothing in view
 
 
 @pytest.mark.parametrize(

@@ -244,7 +244,12 @@ class StillGame:
     """Stands in for the engine: one frame, with labels as given."""
 
     def __init__(self, labels: dict[int, str], pixels: np.ndarray) -> None:
-        listed = [SimpleNamespace(value=v, object_name=n, object_category="") for v, n in labels.items()]
+        height, width = pixels.shape
+        everywhere = {"x": 0, "y": 0, "width": width, "height": height}
+        listed = [
+            SimpleNamespace(value=v, object_name=n, object_category="", **everywhere)
+            for v, n in labels.items()
+        ]
         screen = np.zeros_like(pixels)
         self.state = SimpleNamespace(screen_buffer=screen, labels=listed, labels_buffer=pixels)
 
@@ -274,19 +279,57 @@ def test_mask_follows_the_pixels_and_not_the_list_of_labels(monkeypatch: pytest.
     np.testing.assert_array_equal(mask, pixels == 80)
 
 
-@pytest.mark.parametrize("targets", range(doom.FEW_TARGETS + 3))
+@pytest.mark.parametrize("targets", range(6))
 def test_a_mask_has_the_pixels_of_every_target_however_many(targets: int) -> None:
     definition = doom.load_definition("Basic")
     names = [*(["Cacodemon"] * targets), "Blood", "DoomPlayer"]
-    labels = [
-        SimpleNamespace(value=value, object_name=name, object_category="Unknown")
-        for value, name in enumerate([*names, "Cacodemon"], 2)
-    ]
+    rng = np.random.default_rng(targets)
+    pixels = rng.integers(0, 2, (30, 40), np.uint8)
+    labels = []
+    for value, name in enumerate([*names, "Cacodemon"], 2):
+        y, x, height, width = (
+            int(rng.integers(low, high)) for low, high in ((0, 20), (0, 30), (1, 10), (1, 10))
+        )
+        pixels[y : y + height, x : x + width][rng.random((height, width)) < 0.7] = value  # over those before
+        labels.append(
+            SimpleNamespace(
+                value=value, object_name=name, object_category="Unknown", x=x, y=y, width=width, height=height
+            )
+        )
     labels[-1].value = 1  # what a crowd has left no value for is drawn as a wall
-    pixels = np.random.default_rng(0).integers(0, len(labels) + 2, (30, 40), np.uint8)
+    pixels[pixels == len(labels) + 1] = 1
     out = np.full((30, 40), 7, np.uint8)
-    doom.target_mask(cast(Any, SimpleNamespace(labels=labels, labels_buffer=pixels)), definition, out)
+    box = doom.target_mask(cast(Any, SimpleNamespace(labels=labels, labels_buffer=pixels)), definition, out)
     np.testing.assert_array_equal(out, (pixels >= 2) & (pixels < 2 + targets))
+    assert out[box].sum() == out.sum()
+    assert (out[box].size > 0) == (targets > 0)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("name", doom.available())
+def test_objects_are_drawn_within_the_boxes_of_their_labels(
+    start: Callable[..., doom.DoomEnv], name: str
+) -> None:
+    """So a mask need not look elsewhere in the buffer: its pixels are those of the whole."""
+    env = start(name)
+    env.reset(seed=0)
+    rng = np.random.default_rng(0)
+    targets = 0
+    for _ in range(150):
+        state = env.game.get_state()
+        assert state.labels is not None
+        values = [
+            label.value
+            for label in state.labels
+            if label.value > 1 and env.definition.is_target(label.object_name, label.object_category)
+        ]
+        expected = np.isin(state.labels_buffer, values)
+        np.testing.assert_array_equal(env.mask, expected)
+        assert env.mask[env.mask_box].sum() == expected.sum()
+        targets += expected.sum()
+        if any(env.advance(int(rng.integers(len(env.actions))))[1:]):
+            env.reset()
+    assert targets > 0 or name in ("HealthGathering", "MyWayHome")  # where they can be far away
 
 
 def test_actions_are_single_buttons_without_those_that_have_a_range(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -545,7 +588,7 @@ def test_make_vec_gives_the_vector_env() -> None:
 def test_vector_env_gives_what_gymnasiums_own_gives(
     start: Callable[..., doom.DoomEnv], start_vector: Callable[..., doom.DoomVectorEnv]
 ) -> None:
-    ours = start_vector("PredictPosition", 2, mask_transform=lambda mask: mask.sum(axis=1, dtype=np.int64))
+    ours = start_vector("PredictPosition", 2, mask_transform=lambda mask, _: mask.sum(axis=1, dtype=np.int64))
     theirs = SyncVectorEnv([lambda: start("PredictPosition")] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
     assert ours.observation_space == theirs.observation_space
     assert ours.action_space == theirs.action_space
@@ -584,7 +627,7 @@ def test_vector_env_gives_what_gymnasiums_own_gives(
 def test_observations_are_copies_of_what_the_next_step_overwrites(
     start_vector: Callable[..., doom.DoomVectorEnv],
 ) -> None:
-    envs = start_vector("DefendCenter", 2, mask_transform=lambda mask: mask.sum(axis=0))
+    envs = start_vector("DefendCenter", 2, mask_transform=lambda mask, _: mask.sum(axis=0))
     before, _ = envs.reset(seed=2)
     after, *_, infos = envs.step(np.array([2, 1]))
     assert_same(after, {"image": envs.images, "mask": envs.masks})
@@ -617,7 +660,7 @@ def test_threads_that_each_step_some_environments_give_what_a_whole_step_gives(
     start_vector: Callable[..., doom.DoomVectorEnv],
 ) -> None:
     whole, parts = (
-        start_vector("PredictPosition", 3, mask_transform=lambda mask: mask.sum(axis=0)) for _ in range(2)
+        start_vector("PredictPosition", 3, mask_transform=lambda mask, _: mask.sum(axis=0)) for _ in range(2)
     )
     for envs in (whole, parts):
         envs.reset(seed=3)
@@ -725,7 +768,7 @@ def test_replay_brings_back_an_environment_and_its_future(
 @pytest.mark.engine
 def test_replay_in_a_vector_env(start_vector: Callable[..., doom.DoomVectorEnv]) -> None:
     one, other = (
-        start_vector("TakeCover", 2, mask_transform=lambda mask: mask.sum(axis=0)) for _ in range(2)
+        start_vector("TakeCover", 2, mask_transform=lambda mask, _: mask.sum(axis=0)) for _ in range(2)
     )
     one.reset(seed=1)
     for _ in range(10):
@@ -804,7 +847,7 @@ def test_closing_twice_and_after_a_failed_start_is_safe(monkeypatch: pytest.Monk
     assert not started[0].is_running()
     monkeypatch.setattr(doom, "start_engine", real)
     with pytest.raises(ZeroDivisionError):
-        doom.DoomVectorEnv("Basic", 1, mask_transform=lambda mask: 1 / int(mask.sum()))
+        doom.DoomVectorEnv("Basic", 1, mask_transform=lambda mask, _: 1 / int(mask.sum()))
 
 
 @pytest.mark.engine

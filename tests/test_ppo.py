@@ -225,7 +225,7 @@ def filled_rollout(
 def make_envs(args: ppo.Args) -> doom.DoomVectorEnv:
     return doom.DoomVectorEnv(
         "Basic", 4, args.environment.frame_size, args.environment.render_resolution,
-        mask_transform=ppo._projection(args),
+        mask_transform=ppo.projection_of(args),
     )  # fmt: skip
 
 
@@ -299,7 +299,7 @@ def test_the_supervised_loss_is_the_plain_one_at_the_masks_resolution(fake_engin
     output = agent(images)
     cam = agent.cam(output, "gradcam")
     plain = camal.camal_loss(attention.normalize(cam), torch.from_numpy(store.measured_masks))
-    mine = ppo.camal_loss(cam, weights, args)
+    mine = ppo.camal_loss(cam, *camal.costs(weights))
     assert mine.item() == pytest.approx(plain.item(), abs=1e-6)
     assert plain.item() != 0
 
