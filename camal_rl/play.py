@@ -83,7 +83,7 @@ def load_run(folder: Path, toml: Path | None, device: torch.device, method: str 
         agent = ppo.Agent(
             len(weights["actor.weight"]),
             (FRAME_STACK, *trained["environment"]["frame_size"]),
-            ppo.choose_precision(trained["machine"]["precision"], device),
+            str(trained["machine"]["precision"]),
         )
         agent.load_state_dict(weights)
         if not all(bool(value.isfinite().all()) for value in agent.state_dict().values()):

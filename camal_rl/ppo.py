@@ -23,6 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast
 
@@ -572,7 +573,8 @@ def update(
 ) -> dict[str, float]:
     """Optimise on one rollout for `update_epochs` passes; the means of all losses over all minibatches.
 
-    Each thread takes a part of a minibatch through the network and back; losses are those of the whole.
+    Each thread takes a part of a minibatch through the network and back. Losses are those of the whole; each
+    of the two is one thread's.
     """
     ppo = args.ppo
     frames = store.images.flatten(0, 1).movedim(1, -1)  # (B, H, W, stack), as they lie in memory
@@ -601,14 +603,16 @@ def update(
                 weights = agent.weights(method)
             copies = [weights.detached() for _ in range(parts)]
             outputs = workers.run(forward, copies, index.tensor_split(parts))
-            ends = [torch.cat(one).detach().requires_grad_() for one in zip(*outputs, strict=True)]
-            loss, means = losses(ends, batch.at(index), args)
-            upstream = [one.tensor_split(parts) for one in torch.autograd.grad(loss, ends)]
-            agent.set_gradients(workers.run(backward, copies, outputs, list(zip(*upstream, strict=True))))
+            ends = [torch.cat(one).detach() for one in zip(*outputs, strict=True)]
+            slopes = partial(_slopes, batch=batch.at(index), args=args)
+            of_ends, terms = zip(*workers.run(slopes, LOSSES[: len(ends)], ends), strict=True)
+            upstream = list(zip(*(one.tensor_split(parts) for one in of_ends), strict=True))
+            agent.set_gradients(workers.run(backward, copies, outputs, upstream))
+            means = {name: value for term in terms for name, value in term.items()}
             means["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), ppo.max_grad_norm)
             optimizer.step()
             for name, value in means.items():
-                totals[name] = totals.get(name, 0) + value.detach()
+                totals[name] = totals.get(name, 0) + value
     minibatches = ppo.update_epochs * ppo.num_minibatches
     unexplained = (batch.returns - batch.values).var() / batch.returns.var()  # not finite where all are equal
     # All at once: a GPU is waited for only here.
@@ -654,15 +658,9 @@ class Batch(NamedTuple):
         return Batch._make(one if one is None else one[index] for one in self)
 
 
-def losses(outputs: Sequence[Tensor], batch: Batch, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
-    """What is minimised (Eq. 2), and its terms and other means by name.
-
-    Args:
-        outputs: heads (B, actions + 1) and, where attention is supervised, its map (B, h, w).
-        batch: the minibatch.
-    """
+def ppo_loss(heads: Tensor, batch: Batch, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
+    """What PPO minimises, of a minibatch's heads, (B, actions + 1); its terms and other means by name."""
     ppo = args.ppo
-    heads, *cam = outputs
     value = heads[:, -1]
     all_logprobs = heads[:, :-1].log_softmax(dim=1)  # (B, actions)
     log_ratio = all_logprobs.gather(1, batch.actions[:, None]).squeeze(1) - batch.logprobs
@@ -680,22 +678,38 @@ def losses(outputs: Sequence[Tensor], batch: Batch, args: Args) -> tuple[Tensor,
     value_loss = 0.5 * value_error.mean()
 
     loss = policy_loss - ppo.ent_coef * entropy + ppo.vf_coef * value_loss
-    means = {"value_loss": value_loss, "policy_loss": policy_loss, "entropy": entropy}
-    if batch.costs is not None and batch.counted is not None:
-        attention_loss = camal_loss(cam[0], batch.costs, batch.counted)
-        loss = loss + args.attention.camal_coef * attention_loss
-        means["camal_loss"] = attention_loss
-    means["old_approx_kl"] = -log_ratio.mean()
-    means["approx_kl"] = ((ratio - 1) - log_ratio).mean()
-    means["clipfrac"] = ((ratio - 1).abs() > ppo.clip_coef).float().mean()
-    return loss, means
+    return loss, {
+        "value_loss": value_loss,
+        "policy_loss": policy_loss,
+        "entropy": entropy,
+        "old_approx_kl": -log_ratio.mean(),
+        "approx_kl": ((ratio - 1) - log_ratio).mean(),
+        "clipfrac": ((ratio - 1).abs() > ppo.clip_coef).float().mean(),
+    }
 
 
-def camal_loss(cam: Tensor, costs: Tensor, counted: Tensor) -> Tensor:
-    """L_CAMAL of Eq. 2 without lambda, of maps (B, h, w); costs and counted are what `camal.costs` gives."""
+def attention_loss(cam: Tensor, batch: Batch, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
+    """What Eq. 2 adds, of a minibatch's maps, (B, h, w), not normalised; L_CAMAL itself by name."""
     from camal_rl import attention
 
-    return (attention.normalize(cam) * costs).sum() / counted.sum().clamp(min=1)
+    assert batch.costs is not None
+    assert batch.counted is not None
+    loss = (attention.normalize(cam) * batch.costs).sum() / batch.counted.sum().clamp(min=1)
+    return args.attention.camal_coef * loss, {"camal_loss": loss}
+
+
+Loss = Callable[[Tensor, Batch, Args], tuple[Tensor, dict[str, Tensor]]]
+"""Output of the network, the rest of the minibatch -> what is minimised, and means by name."""
+
+LOSSES: tuple[Loss, ...] = (ppo_loss, attention_loss)
+"""Terms of what is minimised (Eq. 2), each of one output of the network."""
+
+
+def _slopes(loss: Loss, output: Tensor, batch: Batch, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
+    """Gradient of one of the losses with respect to the output that it is of, and its means."""
+    minimised, means = loss(output.requires_grad_(), batch, args)
+    (gradient,) = torch.autograd.grad(minimised, output)
+    return gradient, {name: value.detach() for name, value in means.items()}
 
 
 # ------------------------------------------------------------------------------------------------------------

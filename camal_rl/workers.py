@@ -33,8 +33,11 @@ class Workers:
     def run(self, function: Callable[..., Any], *arguments: Sequence[Any]) -> list[Any]:
         """`map` with all calls at once, each with an equal share of torch's threads.
 
-        The first is made by the calling thread. All are waited for, also where one fails.
+        The first is made by the calling thread. All are waited for, also where one fails. One thread makes
+        one after the other.
         """
+        if self.threads == 1:
+            return [function(*these) for these in zip(*arguments, strict=True)]
         first, *others = zip(*arguments, strict=True)
         share = max(1, self.threads // (1 + len(others)))
 

@@ -37,6 +37,16 @@ def test_seeds_are_distinct_outside_trainings_and_the_first_of_more(fake_engine:
     assert env.state_dict()["episode_seed"] == seeds[0]
 
 
+def test_a_network_trained_on_a_gpu_in_tf32_is_played_here_in_fp32(run: play.TrainedRun) -> None:
+    path = run.folder / "args.json"
+    written = json.loads(path.read_text(encoding="utf-8"))
+    written["machine"]["precision"] = "tf32"
+    path.write_text(json.dumps(written), encoding="utf-8")
+    images = torch.randint(256, (2, 4, 52, 60), dtype=torch.uint8)
+    heads = [one.agent(images).heads for one in (run, play.load_run(run.folder, None, CPU))]
+    assert torch.equal(*heads)
+
+
 def test_all_episodes_are_played_to_their_end_in_the_order_of_their_seeds(run: play.TrainedRun) -> None:
     seeds = play.episode_seeds(3, 13)
     ended = []

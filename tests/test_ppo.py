@@ -299,8 +299,12 @@ def test_the_supervised_loss_is_the_plain_one_at_the_masks_resolution(fake_engin
     output = agent(images)
     cam = agent.cam(output, "gradcam")
     plain = camal.camal_loss(attention.normalize(cam), torch.from_numpy(store.measured_masks))
-    mine = ppo.camal_loss(cam, *camal.costs(weights))
-    assert mine.item() == pytest.approx(plain.item(), abs=1e-6)
+    args.attention.camal_coef = 0.5
+    costs, counted = camal.costs(weights)
+    batch = ppo.Batch(*[torch.zeros(0)] * 5, costs, counted)
+    minimised, means = ppo.attention_loss(cam, batch, args)
+    assert means["camal_loss"].item() == pytest.approx(plain.item(), abs=1e-6)
+    assert minimised.item() == pytest.approx(0.5 * plain.item(), abs=1e-6)
     assert plain.item() != 0
 
 

@@ -37,6 +37,12 @@ def test_each_call_has_an_equal_share_of_torchs_threads(threads: int, calls: int
     assert torch.get_num_threads() == threads
 
 
+def test_one_thread_makes_one_call_after_the_other() -> None:
+    with Workers(1, CPU) as workers:
+        threads = workers.run(lambda _: threading.current_thread(), range(3))
+    assert threads == [threading.current_thread()] * 3
+
+
 def test_a_failure_is_raised_after_all_have_ended() -> None:
     ended = []
 
