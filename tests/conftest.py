@@ -180,6 +180,20 @@ def small_args(folder: Path, **options: object) -> ppo.Args:
     return args
 
 
+@pytest.fixture(scope="session")
+def trained_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 256 steps on the fake engine, trained once for all tests; not to be touched."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(doom, "start_engine", lambda config, *options: FakeGame(*options))
+        return ppo.train(small_args(tmp_path_factory.mktemp("trained")))
+
+
+@pytest.fixture
+def trained_folder(trained_template: Path, tmp_path: Path) -> Path:
+    """Its folder, for the test alone."""
+    return shutil.copytree(trained_template, tmp_path / "Basic" / "camal" / "seed1")
+
+
 def wait_until(condition: Callable[[], bool]) -> bool:
     deadline = time.monotonic() + 15
     while not condition() and time.monotonic() < deadline:

@@ -14,6 +14,7 @@ from conftest import SMALL, processes_of, wait_until
 from camal_rl import UserError, benchmark_parts, benchmark_tables
 from camal_rl.benchmark_parts import Settings, common, lines_of
 from camal_rl.benchmark_tables import ACCOUNTS
+from camal_rl.benchmark_training import WARMUP
 
 MACHINE = {"cores": 2}
 OPTIONS = ("--env", "Basic", "--device", "cpu", "--precision", "fp32", "--torch-threads", "1")
@@ -27,36 +28,68 @@ def small_renders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark_parts, "RENDERED", (SMALL,))
 
 
-# Side by side in this process
+# An iteration at a time
 
 
-@pytest.mark.slow
-def test_overhead_measures_both_methods_in_every_repetition(fake_engine: None) -> None:
+class FakeTurns:
+    """Stands in for a training in a process of its own."""
+
+    def __init__(self, settings: Settings, *options: str, details: bool = False) -> None:
+        self.name = " ".join(options)
+        self.details = details
+        self.done = 0
+
+    def __enter__(self) -> "FakeTurns":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        TURNS.append(f"{self.name} ended")
+
+    def advance(self) -> dict[str, Any]:
+        TURNS.append(self.name)
+        self.done += 1
+        inside = {"rollout/environments": 0.5, "update/forward": 1.0} if self.details else {}
+        seconds = {"": 0.1, "rollout": 0.5, "gae": 0.1, "update": 1.0, **inside}
+        return {"seconds": seconds, "projection": 0.1 * self.done, "rollout_cpu": 10.0 * self.done}
+
+
+TURNS: list[str] = []
+
+
+@pytest.fixture
+def fake_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    TURNS.clear()
+    monkeypatch.setattr(benchmark_parts, "TakingTurns", FakeTurns)
+
+
+def test_overhead_measures_both_methods_by_turns(fake_turns: None) -> None:
     result = benchmark_parts.overhead(TINY._replace(iterations=3))
     assert result["batch_size"] == 16
-    assert len(result["seconds"]) == 2
-    for repetition in result["seconds"]:
-        for method in ("camal", "vanilla"):
-            assert len(repetition[method]) == 3
-            assert all(one["rollout"] > 0 and one["update"] > 0 for one in repetition[method])
-    assert len(ACCOUNTS["overhead"](result, MACHINE).findings) == 2
+    assert [len(repetition[method]) for repetition in result["seconds"] for method in repetition] == [3] * 4
+    camal, vanilla = (f"--method {method} --learning-rate 0" for method in ("camal", "vanilla"))
+    pair = [camal, vanilla, vanilla, camal]
+    assert TURNS[:12] == pair * 3
+    assert sorted(TURNS[12:]) == [f"{camal} ended", f"{vanilla} ended"]
+    assert ACCOUNTS["overhead"](result, MACHINE).findings[0].value == (0, 0, 0)
 
 
-@pytest.mark.slow
-def test_rollouts_are_measured_beside_the_raw_engine(fake_engine: None) -> None:
+def test_rollouts_are_measured_beside_the_raw_engine(fake_turns: None, fake_engine: None) -> None:
     result = benchmark_parts.rollout(TINY)
     (one,) = result["resolutions"]
     assert one["render_resolution"] == SMALL
-    assert [len(repetition["raw"]) for repetition in one["seconds"]] == [1, 1]
-    assert 0 < one["projection_seconds"] < one["rollout_cpu_seconds"]
-    assert len(ACCOUNTS["rollout"](result, MACHINE).findings) == 2
+    for repetition in one["seconds"]:
+        assert {side: len(values) for side, values in repetition.items()} == dict.fromkeys(
+            benchmark_tables.SIDES, TINY.iterations
+        )
+        assert all(value > 0 for values in repetition.values() for value in values)
+    shares = [finding.value.median for finding in ACCOUNTS["rollout"](result, MACHINE).findings]
+    assert shares[-1] == pytest.approx(1), "what the first iteration had used is left out"
 
 
-@pytest.mark.slow
-def test_every_row_of_where_the_time_goes_is_found(fake_engine: None) -> None:
+def test_a_profile_is_of_details(fake_turns: None) -> None:
     result = benchmark_parts.profile(TINY)
     assert len(result["seconds"]) == 2
-    assert all(value > 0 for value in benchmark_tables.shares(result["seconds"][0]).values())
+    assert benchmark_tables.shares(result["seconds"][0])["update: forward"] == 1
 
 
 @pytest.mark.slow
@@ -69,6 +102,27 @@ def test_extraction_measures_all_ways_at_all_batch_sizes(monkeypatch: pytest.Mon
 
 
 # Processes
+
+
+def turns_of(code: str, monkeypatch: pytest.MonkeyPatch) -> benchmark_parts.TakingTurns:
+    monkeypatch.setattr(benchmark_parts, "worker", lambda how, options: python(code))
+    return benchmark_parts.TakingTurns(TINY)
+
+
+def test_a_training_waits_until_it_is_told_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "import itertools, json\nprint('hello')\nfor number in itertools.count():\n"
+        "    print(json.dumps({'number': number}), flush=True); input()"
+    )
+    with turns_of(code, monkeypatch) as one:
+        assert [one.advance()["number"] for _ in range(2)] == [WARMUP, WARMUP + 1]
+
+
+@pytest.mark.parametrize("lines", [0, 1, WARMUP])
+def test_a_training_that_ends_too_early_is_quoted(lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = f"import sys\nfor _ in range({lines}): print('{{}}')\nsys.exit('camal_rl: no engine today.')"
+    with pytest.raises(UserError, match=r"failed: no engine today\.$"), turns_of(code, monkeypatch) as one:
+        one.advance()
 
 
 def python(code: str) -> tuple[str, ...]:
@@ -238,8 +292,9 @@ def test_rollout_on_the_engine() -> None:
 
 
 @pytest.mark.engine
-def test_profile_on_the_engine() -> None:
-    assert ACCOUNTS["profile"](benchmark_parts.profile(ONCE), MACHINE).tables[0].rows
+def test_every_row_of_where_the_time_goes_is_found() -> None:
+    (seconds,) = benchmark_parts.profile(ONCE)["seconds"]
+    assert all(value > 0 for value in benchmark_tables.shares(seconds).values())
 
 
 @pytest.mark.engine

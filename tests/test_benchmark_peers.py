@@ -62,7 +62,8 @@ def test_the_environment_shows_what_ours_shows(start: Callable[..., doom.DoomEnv
     theirs = benchmark_peers.Doom(SCENARIO, SMALL, 4)
     try:
         frames, _ = theirs.reset(seed=7)
-        assert np.array_equal(frames, ours.image)
+        # OpenCV shrinks theirs. Ours is the exact average, rounded: they differ where that lies between two.
+        assert np.abs(frames.astype(int) - ours.image).max() <= 1
         assert theirs.action_space.n == len(ours.actions)
         ended = False
         for _ in range(400):

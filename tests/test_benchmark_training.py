@@ -1,4 +1,4 @@
-"""Clocks, trainings that take turns, the raw engine, and what processes take."""
+"""Clocks, a training told when to go on, the raw engine, and what processes take."""
 
 import io
 import itertools
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import pytest
 import torch
 from conftest import small_args
 
-from camal_rl import UserError, benchmark_training, camal, doom, ppo
-from camal_rl.benchmark_training import Clock, Projection, RawEngines, Training, quiet, replaced, timed
+from camal_rl import benchmark_training, camal, doom, ppo
+from camal_rl.benchmark_training import Clock, PlayedGames, ProjectionCost, RawEngines, replaced, timed
 
 CPU = torch.device("cpu")
 
@@ -76,78 +77,70 @@ def test_what_is_replaced_comes_back_after_an_error() -> None:
     assert camal.METHODS is before
 
 
-def args_of(folder: Path, **options: object) -> ppo.Args:
-    return small_args(folder, total_timesteps=1_000_000, **options)
+SIZES = ("--num-envs", "2", "--num-steps", "8", "--num-minibatches", "2", "--frame-size", "52", "60")
+OPTIONS = [*SIZES, "--render-resolution", "160x120", "--precision", "fp32", "--torch-threads", "1"]
+
+
+@pytest.fixture
+def command(
+    fake_engine: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., list[dict[str, Any]]]:
+    """Runs the command with so many lines of input; gives what it printed."""
+
+    def run(how: str, *options: str, lines: int = 0) -> list[dict[str, Any]]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("\n" * lines))
+        benchmark_training.work(how, [*OPTIONS, *options])
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+
+    return run
 
 
 @pytest.mark.slow
-def test_trainings_take_turns_and_are_the_ones_of_ppo(tmp_path: Path, fake_engine: None) -> None:
-    """Timed and interleaved, a run comes to the same weights as alone."""
-    with (
-        quiet(),
-        timed(benchmark_training.details()),
-        Training(args_of(tmp_path, method="camal")) as first,
-        Training(args_of(tmp_path, method="vanilla")) as second,
-    ):
-        seconds = [first.advance(), second.advance(), first.advance()]
-    for one in seconds:
-        assert {
-            "rollout/environments",
-            "rollout/forward",
-            "gae",
-            "update/backward",
-            "update/optimizer",
-        } <= set(one)
-        assert all(value >= 0 for value in one.values())
-    assert "update/attention" in seconds[0]
-    assert "update/attention" not in seconds[1]
-    assert not [thread for thread in threading.enumerate() if thread.name == "training"]
-    done = itertools.count(1)
-    alone = tmp_path / "alone"
-    with quiet():
-        ppo.train(args_of(alone, method="camal"), lambda: next(done) >= benchmark_training.WARMUP + 2)
-    weights = [
-        torch.load(folder / "Basic" / "camal" / "seed1" / "checkpoint.pt", weights_only=True)
-        for folder in (tmp_path, alone)
-    ]
-    assert weights[0]["iteration"] == weights[1]["iteration"]
-    for name, weight in weights[0]["agent"].items():
-        assert torch.equal(weight, weights[1]["agent"][name])
+def test_a_training_in_turns_is_the_one_of_ppo(
+    tmp_path: Path, command: Callable[..., list[dict[str, Any]]]
+) -> None:
+    """Timed, and with pauses, a run comes to the same weights as without."""
+    length = ("--total-timesteps", "48")
+    said = command("details", *length, "--runs-dir", str(tmp_path / "timed"), lines=3)
+    assert len(said) == 2, "nobody asks after the last"
+    for one in said:
+        assert {"rollout/environments", "rollout/forward", "gae", "update/losses", "update/optimizer"} <= set(
+            one["seconds"]
+        )
+        assert all(value >= 0 for value in one["seconds"].values())
+    assert "update/attention" in said[0]["seconds"]
+    assert 0 < said[0]["projection"] < said[1]["projection"] < said[1]["rollout_cpu"]
+    assert not hasattr(benchmark_training._of_thread, "clock")
+    ppo.train(ppo.parse_args([*OPTIONS, *length, "--runs-dir", str(tmp_path)]))
+    timed, plain = (
+        torch.load(folder / "Basic" / "camal" / "seed1" / "checkpoint.pt", weights_only=True)["agent"]
+        for folder in (tmp_path / "timed", tmp_path)
+    )
+    for name, weight in plain.items():
+        assert torch.equal(weight, timed[name])
 
 
-def test_a_training_that_cannot_start_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object) -> None:
-        raise UserError("no engine today")
-
-    monkeypatch.setattr(doom, "start_engine", refuse)
-    with quiet(), pytest.raises(UserError, match="no engine today"), Training(args_of(tmp_path)):
-        pass
-    assert not [thread for thread in threading.enumerate() if thread.name == "training"]
+@pytest.mark.slow
+def test_vanilla_has_no_attention_to_time(
+    tmp_path: Path, command: Callable[..., list[dict[str, Any]]]
+) -> None:
+    (one,) = command("details", "--method", "vanilla", "--runs-dir", str(tmp_path))
+    assert "update/attention" not in one["seconds"]
+    assert "update/losses" in one["seconds"]
 
 
 @pytest.mark.slow
 def test_projection_counts_rollouts_only(
     tmp_path: Path, fake_engine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = []
-    project = camal.mask_weights
-
-    def counted(*args: Any, **options: Any) -> Any:
-        calls.append(args[0].ndim)
-        return project(*args, **options)
-
-    monkeypatch.setattr(camal, "mask_weights", counted)
     seconds = itertools.count()
     monkeypatch.setattr(time, "thread_time", lambda: float(next(seconds)))
-    projection = Projection()
-    with quiet(), projection.watched(), Training(args_of(tmp_path, num_envs=1)) as one:
-        projection.seconds = projection.rollout_seconds = 0
-        calls.clear()
-        one.advance()
-    masks = calls.count(2)  # one by one in the rollout; all together in the measurement
-    assert masks == one.args.ppo.num_steps
-    assert projection.seconds == masks
-    assert projection.rollout_seconds > 0
+    cost = ProjectionCost()
+    args = small_args(tmp_path, num_envs=1, num_minibatches=1, total_timesteps=16, measure_every=1)
+    with cost.watched():
+        ppo.train(args)
+    assert cost.seconds == 16, "a second each; those of the measurement are left out"
+    assert cost.rollout_seconds > 0
 
 
 def test_the_raw_engine_plays_in_every_game_and_starts_new_episodes(fake_engine: None) -> None:
@@ -155,6 +148,15 @@ def test_the_raw_engine_plays_in_every_game_and_starts_new_episodes(fake_engine:
         assert raw.play(30) > 0
         for env in raw.envs:
             assert env.game.tics < 30 * 4, "an episode has at most 12 actions"
+
+
+def test_games_are_played_without_the_network(fake_engine: None) -> None:
+    args = ppo.parse_args(OPTIONS)
+    with PlayedGames(args) as played:
+        assert played.play(30) > 0
+        assert played.envs.masks.any()
+        for env in played.envs.envs:
+            assert env.game.tics <= 12 * 4, "an episode has at most 12 actions"
 
 
 def test_memory_and_cpu_time_include_child_processes() -> None:
@@ -176,17 +178,9 @@ def test_memory_and_cpu_time_include_child_processes() -> None:
 
 @pytest.mark.slow
 def test_the_command_says_a_line_an_iteration_until_its_input_ends(
-    tmp_path: Path,
-    fake_engine: None,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, command: Callable[..., list[dict[str, Any]]]
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    sizes = ("--num-envs", "2", "--num-steps", "8", "--num-minibatches", "2", "--frame-size", "52", "60")
-    options = [*sizes, "--render-resolution", "160x120", "--precision", "fp32", "--runs-dir", str(tmp_path)]
-    benchmark_training.work(options, with_memory=True)
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
-    assert len(lines) == 1
-    assert lines[0]["ended"] <= lines[0]["resumed"]
-    assert lines[0]["cpu"] > 0
-    assert lines[0]["pss"] > 0
+    (line,) = command("memory", "--runs-dir", str(tmp_path))
+    assert line["ended"] <= line["resumed"]
+    assert line["cpu"] > 0
+    assert line["pss"] > 0

@@ -248,6 +248,7 @@ def test_a_bad_option_is_refused_before_anything_is_played(fake_engine, tmp_path
     assert not (folder / "scores.json").exists()
 
 
+@pytest.mark.slow
 def test_runs_of_two_environments_cannot_be_compared(fake_engine, tmp_path) -> None:
     one, other = (trained(tmp_path, total_timesteps=64, env=env) for env in ("Basic", "DefendLine"))
     with pytest.raises(UserError, match=r"another environment: scenario was basic\.cfg, now defend_the_line"):

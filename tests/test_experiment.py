@@ -180,6 +180,7 @@ def test_a_folder_of_another_run_is_refused_before_anything_starts(tmp_path: Pat
         experiment.cells(matrix)
 
 
+@pytest.mark.slow
 def test_only_what_is_trained_and_evaluated_as_wanted_counts_as_done(tmp_path: Path) -> None:
     cell = experiment.cells(matrix_of(tmp_path))[0]
     assert not experiment.is_done(cell)

@@ -5,15 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import small_args
 
 from camal_rl import faithfulness, play, ppo
 from camal_rl.faithfulness import SHARES
 
 
 @pytest.fixture
-def run(fake_engine: None, tmp_path: Path) -> play.TrainedRun:
-    return play.load_run(ppo.train(small_args(tmp_path)), None, torch.device("cpu"))
+def run(fake_engine: None, trained_folder: Path) -> play.TrainedRun:
+    return play.load_run(trained_folder, None, torch.device("cpu"))
 
 
 class Brightness(torch.nn.Module):
@@ -131,6 +130,7 @@ def test_randomising_the_layers_destroys_the_map_and_leaves_the_agent(run: play.
     assert again == result
 
 
+@pytest.mark.slow
 def test_layers_are_randomised_from_the_output_on_one_more_each_time(
     run: play.TrainedRun, monkeypatch
 ) -> None:
@@ -159,6 +159,7 @@ def test_layers_are_randomised_from_the_output_on_one_more_each_time(
     assert result["draws"][0] == faithfulness.SANITY_DRAWS
 
 
+@pytest.mark.slow
 def test_dead_maps_have_no_correlation(run: play.TrainedRun) -> None:
     with torch.no_grad():
         run.agent.critic.weight.fill_(-1.0)

@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "benchmark_parts": {"attention", "benchmark_tables", "benchmark_training", "camal", "doom", "ppo"},
     "benchmark_peers": set(),
     "benchmark_tables": {"page"},
-    "benchmark_training": {"camal", "doom", "ppo"},
+    "benchmark_training": {"camal", "doom", "ppo", "workers"},
     "workers": set(),
 }
 WITHOUT_TORCH = {

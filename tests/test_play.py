@@ -15,9 +15,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def run(fake_engine: None, tmp_path: Path) -> play.TrainedRun:
+def run(fake_engine: None, trained_folder: Path) -> play.TrainedRun:
     """A run of 256 steps on the fake engine."""
-    return play.load_run(ppo.train(small_args(tmp_path)), None, CPU)
+    return play.load_run(trained_folder, None, CPU)
 
 
 def test_seeds_are_distinct_outside_trainings_and_the_first_of_more(fake_engine: None) -> None:

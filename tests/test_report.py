@@ -216,6 +216,7 @@ def test_the_verdict_is_the_same_wherever_it_is_said(runs: Path) -> None:
     assert "| 0.00 [0.00, 0.00] | significantly worse |" in files["tables.md"].decode()
 
 
+@pytest.mark.slow
 def test_how_often_chance_makes_a_verdict_is_said_beside_it_and_warned_of(runs: Path) -> None:
     sentences = warned(runs)
     one = 200 * stats.false_positive_rate(2, 2, 1)

@@ -525,6 +525,7 @@ def test_false_positive_rate_of_few_runs_by_counting_orders(runs: int, expected:
 
 
 @pytest.mark.parametrize("environments", [1, 4])
+@pytest.mark.slow
 def test_false_positive_rate_of_five_runs_is_the_exact_one(environments: int) -> None:
     expected = exact_false_positives(environments)
     allowed = 4 * math.sqrt(expected * (1 - expected) / 10_000)

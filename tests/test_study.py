@@ -109,6 +109,7 @@ def test_a_folder_without_scores_says_what_to_do(tmp_path: Path) -> None:
         read_study(tmp_path)
 
 
+@pytest.mark.slow
 def test_every_wrong_type_anywhere_is_one_clear_error_or_none(runs: Path) -> None:
     """Each value of scores.json, in turn, is one of every JSON type, or missing."""
     file = runs / "A/camal/seed1/scores.json"
