@@ -17,9 +17,8 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -34,7 +33,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from camal_rl import ENVS_DIR, UserError, print_mistake, write_whole
-from camal_rl.engine import ENGINE_ERRORS, check_shared_memory, start_engine
+from camal_rl.engine import ENGINE_ERRORS, TIME_LIMIT, EngineError, check_shared_memory, start_engine
 from camal_rl.frames import Stack, shrinking, zero_pixels
 
 if sys.version_info >= (3, 11):
@@ -324,6 +323,10 @@ def _lumps(wad: Path) -> list[tuple[str, bytes]]:
 # Environments
 
 
+MOST_FAILURES = 10
+"""Of engines in a row, after which another is not tried."""
+
+
 class DoomEnv(gymnasium.Env[Observation, np.int64]):
     """One ViZDoom game.
 
@@ -340,9 +343,18 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         frame_stack: how many frames an observation holds.
         render_mode: `rgb_array`, or None. `render()` gives the newest frame as it was drawn, in grey.
         prepare: called with the game before it starts, to change how it looks.
+        engine_timeout: seconds after which an engine that does not answer counts as hung.
+
+    An engine that ends, is killed or hangs is replaced by another one that is played to where it was, and
+    nothing is to be seen of it but `restarts`. If that one ends at the same action too, so does the episode,
+    as truncated.
+
+    Attributes:
+        restarts: how often an engine has been replaced.
 
     Raises:
         UserError: a definition, a size or a machine on which no engine can start.
+        EngineError: engines end one after the other.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": vizdoom.DEFAULT_TICRATE}  # noqa: RUF012
@@ -355,6 +367,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         frame_stack: int = FRAME_STACK,
         render_mode: str | None = None,
         prepare: Callable[[vizdoom.DoomGame], None] | None = None,
+        engine_timeout: float = TIME_LIMIT,
     ) -> None:
         self.definition = env if isinstance(env, Definition) else load_definition(env)
         self.render_mode = render_mode
@@ -388,7 +401,12 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         }
         self.observation_space = cast("spaces.Space[Observation]", spaces.Dict(boxes))
         self._shrink = shrinking(label_size, self.frame_size)
-        self.game = start_engine(self.definition.scenario, *label_size, prepare)
+        self._start_engine = partial(
+            start_engine, self.definition.scenario, *label_size, prepare, engine_timeout
+        )
+        self.game = self._start_engine()
+        self.restarts = 0
+        self._failures = 0  # of engines since the last action that went well
         self.buttons = [button.name for button in self.game.get_available_buttons()]
         try:
             self.actions = _single_buttons(self.game.get_available_buttons())
@@ -443,7 +461,8 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         The stack is filled with its first frame. What is drawn is below `EVALUATION_SEEDS`, so an episode
         that is evaluated, with a seed from there on, has not been trained on.
         """
-        self._start(int(self.np_random.integers(EVALUATION_SEEDS)) if seed is None else seed)
+        drawn = int(self.np_random.integers(EVALUATION_SEEDS)) if seed is None else seed
+        self._persist(lambda: self._start(drawn))
 
     def advance(self, action: int) -> tuple[float, bool, bool]:
         """Act once: the reward, and whether the episode terminated or was truncated, never both."""
@@ -451,15 +470,62 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
             raise RuntimeError("no episode is running: call reset() before step()")
         if not 0 <= action < len(self.actions):
             raise ValueError(f"no action {action}: valid actions are 0 to {len(self.actions) - 1}")
-        reward = float(self.game.make_action(self.actions[action], self.definition.frame_skip))
+        try:
+            reward, terminated, truncated = self._act(action)
+            self._failures = 0
+        except ENGINE_ERRORS as error:
+            reward, terminated, truncated = self._act_anew(action, error)
         self._episode_actions.append(action)
+        if terminated or truncated:
+            self._episode_seed = None
+        return reward, terminated, truncated
+
+    def _act(self, action: int) -> tuple[float, bool, bool]:
+        reward = float(self.game.make_action(self.actions[action], self.definition.frame_skip))
         if not self.game.is_episode_finished():
             self._push_frame()
             return reward, False, False
-        self._episode_seed = None
         # A player who dies in the very tic of the time limit has died.
         truncated = bool(self.game.is_episode_timeout_reached() and not self.game.is_player_dead())
         return reward, not truncated, truncated
+
+    def _act_anew(self, action: int, error: Exception) -> tuple[float, bool, bool]:
+        """The same in another engine. It is the action's fault if that one ends as well: no third tries."""
+        seed, actions = self._episode_seed, self._episode_actions
+        assert seed is not None
+        self._replace_engine(error)
+        self._persist(lambda: self._replay(seed, actions))
+        try:
+            return self._act(action)
+        except ENGINE_ERRORS as another:
+            self._replace_engine(another)
+            return 0.0, False, True
+
+    def _persist(self, play: Callable[[], None]) -> None:
+        """Play something from an episode's first frame on, anew where the engine ends in it."""
+        while True:
+            try:
+                return play()
+            except ENGINE_ERRORS as error:
+                self._replace_engine(error)
+
+    def _replace_engine(self, error: Exception) -> None:
+        self.game.close()
+        while True:
+            self._failures += 1
+            if self._failures > MOST_FAILURES:
+                raise EngineError(
+                    f"ViZDoom engines of {self.definition.name} ended {self._failures} times in a row, the "
+                    f"last with: {' '.join(str(error).split())} Check free memory (`free -m`), shared memory "
+                    "(`df /dev/shm`) and who may have ended them (`dmesg`)."
+                ) from error
+            try:
+                self.game = self._start_engine()
+            except UserError as another:
+                error = another
+            else:
+                self.restarts += 1
+                return
 
     def state_dict(self) -> dict[str, Any]:
         """The exact state, of plain values: the episode's seed, the actions since, and the seeds to come.
@@ -482,21 +548,24 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
             UserError: the replayed episode ended early, so it can't be the same engine or scenario.
         """
         self.np_random.bit_generator.state = state["np_random"]
-        self._start(state["episode_seed"])
-        actions = list(state["episode_actions"])
-        for index, action in enumerate(actions):
-            visible = len(actions) - index <= len(self.image)  # older frames are no longer in the stack
+        self._persist(lambda: self._replay(state["episode_seed"], state["episode_actions"]))
+
+    def _replay(self, seed: int, actions: Sequence[int]) -> None:
+        played = list(actions)
+        self._start(seed)
+        for index, action in enumerate(played):
+            visible = len(played) - index <= len(self.image)  # older frames are no longer in the stack
             self.game.set_action(self.actions[action])
             self.game.advance_action(self.definition.frame_skip, visible)
             if self.game.is_episode_finished():
                 raise UserError(
                     f"{self.definition.name}: the replay of an episode ended after {index + 1} of its "
-                    f"{len(actions)} actions: ViZDoom or the scenario is not the one that played it. "
+                    f"{len(played)} actions: ViZDoom or the scenario is not the one that played it. "
                     "Bring that back, or start a new run."
                 )
             if visible:
                 self._push_frame()
-        self._episode_actions = actions
+        self._episode_actions = played
 
     def _start(self, seed: int) -> None:
         self._episode_seed = seed
@@ -598,7 +667,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
     observation is the new episode's first, and `infos["final_obs"]` holds the last real one of the old.
 
     Args:
-        env, frame_size, render_resolution, frame_stack: as for `DoomEnv`.
+        env, frame_size, render_resolution, frame_stack, engine_timeout: as for `DoomEnv`.
         num_envs: how many.
         mask_transform: applied to every mask, and a box outside of which it is empty, by the thread that
             took it; results are in `infos["mask_transform"]`, (N, ...).
@@ -625,6 +694,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         render_mode: str | None = None,
         mask_transform: Callable[[np.ndarray, Box], np.ndarray] | None = None,
         allocate: Callable[[tuple[int, ...]], np.ndarray] = zero_pixels,
+        engine_timeout: float = TIME_LIMIT,
     ) -> None:
         # First, because Gymnasium closes what was not even started.
         self.envs: list[DoomEnv] = []
@@ -638,9 +708,8 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         check_shared_memory(num_envs)
         try:
             for _ in range(num_envs):
-                self.envs.append(
-                    DoomEnv(self.definition, frame_size, render_resolution, frame_stack, render_mode)
-                )
+                looks = (frame_size, render_resolution, frame_stack, render_mode)
+                self.envs.append(DoomEnv(self.definition, *looks, engine_timeout=engine_timeout))
             stack, *size = self.envs[0].image.shape
             memory = allocate((num_envs, *size, stack))
             self.images = np.moveaxis(memory, -1, 1)
@@ -715,11 +784,15 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
             Rewards, terminations and truncations of those environments, views that their next step
             overwrites, and the last real images of the episodes that ended, by their place among them.
         """
-        with _engine_errors():
-            for index, action in zip(range(self.num_envs)[some], actions, strict=True):
-                self._step_one(index, action)
+        for index, action in zip(range(self.num_envs)[some], actions, strict=True):
+            self._step_one(index, action)
         last_images = {place: one["image"] for place, one in enumerate(self._final[some]) if one is not None}
         return self._rewards[some], self._terminations[some], self._truncations[some], last_images
+
+    @property
+    def restarts(self) -> int:
+        """How often an engine has been replaced."""
+        return sum(env.restarts for env in self.envs)
 
     def render(self) -> tuple[Any, ...]:
         """Each environment's newest frame, as `DoomEnv.render`."""
@@ -743,9 +816,8 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
     def _each(self, function: Callable[[int, Any], None], arguments: Sequence[Any]) -> None:
         running = [self._threads.submit(function, *pair) for pair in enumerate(arguments)]
         wait(running)  # for all of them, also where one failed: no thread may go on behind the caller's back
-        with _engine_errors():
-            for one in running:
-                one.result()
+        for one in running:
+            one.result()
 
     def _reset_one(self, index: int, seed_and_chosen: tuple[int | None, bool]) -> None:
         seed, chosen = seed_and_chosen
@@ -775,18 +847,6 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
 
     def _infos(self) -> dict[str, Any]:
         return {} if self.transformed is None else {"mask_transform": self.transformed.copy()}
-
-
-@contextmanager
-def _engine_errors() -> Iterator[None]:
-    """What a call into a game raises, as the one line that a user gets."""
-    try:
-        yield
-    except ENGINE_ERRORS as error:
-        raise UserError(
-            f"a ViZDoom engine ended unexpectedly ({str(error).strip()}). "
-            "Run the same command again to go on from the last checkpoint."
-        ) from error
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The ViZDoom engine's process: started so that it outlives Ctrl-C, and ended however its trainer ends."""
+"""The ViZDoom engine's process: it outlives Ctrl-C, is killed if it hangs, and ends when its trainer does."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import vizdoom
 
@@ -100,17 +102,165 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+class EngineError(UserError):
+    """Engines end one after the other, so that something else than chance ends them."""
+
+
+TIME_LIMIT = 30.0
+"""Seconds after which a call into an engine counts as hung."""
+
+
+class Engine(vizdoom.DoomGame):
+    """A game whose calls end one way or the other: where its process hangs, it is killed, and the call fails.
+
+    Args:
+        time_limit: seconds that a call may take.
+    """
+
+    def __init__(self, time_limit: float = TIME_LIMIT) -> None:
+        super().__init__()
+        self.time_limit = time_limit
+        self._busy_since: float | None = None
+        self._folder: Path | None = None  # where the launcher writes which engine is which process
+        self._others: set[Path] = set()  # engines that were in it before
+        self._file: Path | None = None  # this engine's
+
+    def init(self) -> None:
+        """Start the process. Not to be called by two threads at once."""
+        launcher = engine_folder(os.getpid()) / "engine"
+        if os.access(launcher, os.X_OK):  # a temporary folder mounted noexec can't hold it
+            self.set_vizdoom_path(str(launcher))
+        self._folder = launcher.with_name("engines")
+        self._others = self._files()
+        _watchdog.add(self)
+        with self._watched():
+            super().init()
+        self._find_process()
+
+    def new_episode(self, *args: Any, **options: Any) -> None:
+        """As of DoomGame."""
+        with self._watched():
+            super().new_episode(*args, **options)
+
+    def make_action(self, *args: Any, **options: Any) -> float:
+        """As of DoomGame."""
+        with self._watched():
+            return super().make_action(*args, **options)
+
+    def advance_action(self, *args: Any, **options: Any) -> None:
+        """As of DoomGame."""
+        with self._watched():
+            super().advance_action(*args, **options)
+
+    def close(self) -> None:
+        """End the process, whatever state it is in."""
+        self.kill()  # nothing in it is worth saving, and DoomGame would wait for one that hangs
+        super().close()
+        _watchdog.remove(self)
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.unlink()
+
+    def kill(self) -> None:
+        """End the process from outside: a call that waits for it fails."""
+        if (process := self.process) is not None:
+            with suppress(OSError):
+                os.kill(process, signal.SIGKILL)
+
+    @property
+    def process(self) -> int | None:
+        """The process's number, None where it has ended or can't be known."""
+        self._find_process()
+        if self._file is None:
+            return None
+        with suppress(OSError, ValueError):
+            process = int(self._file.read_text())
+            # Once it has ended, its number may be another's.
+            if self._file.name.encode() in Path(f"/proc/{process}/cmdline").read_bytes():
+                return process
+        return None
+
+    def _find_process(self) -> None:
+        """Engines start one after the other, so the file that is new is this one's."""
+        if self._file is None:
+            self._file = next(iter(self._files() - self._others), None)
+
+    def _files(self) -> set[Path]:
+        try:
+            return set() if self._folder is None else set(self._folder.iterdir())
+        except OSError:  # somebody has removed it
+            return set()
+
+    def end_if_late(self) -> None:
+        """Kill the process if a call has taken too long."""
+        since = self._busy_since
+        if since is not None and time.monotonic() - since > self.time_limit:
+            self.kill()
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        self._busy_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._busy_since = None
+
+
+class _Watchdog:
+    """A thread that looks after all engines, as long as there are any."""
+
+    def __init__(self) -> None:
+        self._engines: set[Engine] = set()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._woken = threading.Event()
+
+    def add(self, engine: Engine) -> None:
+        with self._lock:
+            self._engines.add(engine)
+            if self._thread is None:
+                self._woken.clear()
+                self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+                self._thread.start()
+
+    def remove(self, engine: Engine) -> None:
+        with self._lock:
+            self._engines.discard(engine)
+            if self._engines or self._thread is None:
+                return
+            self._woken.set()
+            self._thread.join()
+            self._thread = None
+
+    def _watch(self) -> None:
+        pause = 1.0
+        while not self._woken.wait(pause):
+            engines = list(self._engines)
+            for engine in engines:
+                engine.end_if_late()
+            pause = min([1.0, *(engine.time_limit / 10 for engine in engines)])
+
+
+_watchdog = _Watchdog()
+
+
 def start_engine(
-    config: Path, height: int, width: int, prepare: Callable[[vizdoom.DoomGame], None] | None = None
-) -> vizdoom.DoomGame:
+    config: Path,
+    height: int,
+    width: int,
+    prepare: Callable[[vizdoom.DoomGame], None] | None = None,
+    time_limit: float = TIME_LIMIT,
+) -> Engine:
     """Start a game: grey frames and labels of this size in pixels, no window, no sound, one tic at a time.
 
-    `prepare` is called with the game before it starts, for settings that have to differ.
+    Args:
+        prepare: called with the game before it starts, for settings that have to differ.
+        time_limit: seconds that a call into the game may take.
 
     Raises:
         UserError: it can't be started with this .cfg, or on this machine.
     """
-    game = vizdoom.DoomGame()
+    game = Engine(time_limit)
     game.load_config(str(config))
     game.set_window_visible(False)
     game.set_mode(vizdoom.Mode.PLAYER)
@@ -129,9 +279,6 @@ def start_engine(
     check_shared_memory(1)
     try:
         with _starting, _signals_blocked():
-            launcher = engine_folder(os.getpid()) / "engine"
-            if os.access(launcher, os.X_OK):  # a temporary folder mounted noexec can't hold it
-                game.set_vizdoom_path(str(launcher))
             game.init()
     except Exception as error:
         game.close()

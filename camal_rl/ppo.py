@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -123,6 +123,10 @@ class Machine:
     """fp32, tf32 (CUDA), bf16, auto: bf16 where it is fast"""
     torch_threads: Count = 0
     """CPU threads that play and learn, 0 for all cores"""
+    engine_timeout: Number = 30.0
+    """seconds until an engine that does not answer is replaced"""
+    detect_anomaly: bool = False
+    """name the operation that makes NaN; slow"""
 
 
 @dataclass
@@ -141,6 +145,7 @@ SWITCHES = {
     "--anneal-lr": "--no-anneal-lr",
     "--clip-vloss": "--no-clip-vloss",
     "--no-bootstrap-truncated": "--bootstrap-truncated",
+    "--no-detect-anomaly": "--detect-anomaly",
 }
 
 
@@ -171,6 +176,7 @@ from tqdm import tqdm
 
 from camal_rl import media, run_folder
 from camal_rl.doom import RENDER_RESOLUTIONS, Definition, DoomVectorEnv, load_definition
+from camal_rl.engine import EngineError
 from camal_rl.frames import zero_pixels
 from camal_rl.workers import Workers
 
@@ -490,6 +496,7 @@ def rollout(
                 extra[step, games][cut] = agent(frames.to(device), weights).value.cpu().numpy()
 
     workers.run(play, workers.slices(num_envs))
+    check_finite(progress.iteration + 1, {"a reward of the game": raw, "the network's output": heads})
     rewards = shape_rewards(raw, args.environment.reward, envs.definition) + args.ppo.gamma * extra
     store.rewards.copy_(torch.from_numpy(rewards))
     store.dones.copy_(torch.from_numpy(np.concatenate([progress.dones[None], ends[:-1]])))
@@ -511,6 +518,30 @@ def rollout(
             progress.recent.append(total)
             progress.returns[index] = progress.lengths[index] = 0
     return episodes
+
+
+def check_finite(iteration: int, terms: Mapping[str, float | np.ndarray | Tensor]) -> None:
+    """Stop training where a number is NaN or infinite: nothing good comes of it any more.
+
+    Args:
+        iteration: the one in which it is, from 1 on.
+        terms: numbers by what they are.
+
+    Raises:
+        UserError: with the iteration and the first such term.
+    """
+    for name, numbers in terms.items():
+        if not torch.as_tensor(numbers).isfinite().all():
+            raise UserError(not_finite(iteration, name))
+
+
+def not_finite(iteration: int, term: str) -> str:
+    """What is said of it."""
+    return (
+        f"iteration {iteration:,}: {term} is NaN or infinite, and training has stopped. The last checkpoint "
+        "is as it was. Try a lower --learning-rate or --max-grad-norm, or --precision fp32; "
+        "--detect-anomaly names the operation that makes NaN."
+    )
 
 
 def sample(logits: np.ndarray, chances: np.ndarray) -> np.ndarray:
@@ -822,7 +853,12 @@ def check_args(args: Args) -> None:
     for option, value in {"gamma": ppo.gamma, "gae-lambda": ppo.gae_lambda}.items():
         if value > 1:
             raise UserError(f"--{option} {value}: give a number from 0 to 1.")
-    for option, value in {"clip-coef": ppo.clip_coef, "max-grad-norm": ppo.max_grad_norm}.items():
+    positive = {
+        "clip-coef": ppo.clip_coef,
+        "max-grad-norm": ppo.max_grad_norm,
+        "engine-timeout": args.machine.engine_timeout,
+    }
+    for option, value in positive.items():
         if not value > 0:
             raise UserError(f"--{option} {value}: give a number greater than 0.")
     batch_size = ppo.num_envs * ppo.num_steps
@@ -987,6 +1023,7 @@ def _train(args: Args, planned: Plan, interrupted: Callable[[], bool]) -> Path:
             args.environment.render_resolution,
             mask_transform=projection_of(args),
             allocate=pinned_pixels if device.type == "cuda" else zero_pixels,
+            engine_timeout=args.machine.engine_timeout,
         )
         cleanup.callback(envs.close)
         workers = cleanup.enter_context(Workers(threads, device))
@@ -1012,7 +1049,9 @@ def _train(args: Args, planned: Plan, interrupted: Callable[[], bool]) -> Path:
             recent=deque(start["recent"], maxlen=100),
         )
         first_step = progress.iteration * batch_size
+        restarts_before = start["engine_restarts"]
         run_folder.write_args_file(folder, described)
+        run_folder.remove_remains(folder)
         # What a killed process logged after its last checkpoint, or without one, is done and logged again.
         writer = SummaryWriter(str(folder), purge_step=first_step + 1)
         cleanup.callback(writer.close)
@@ -1031,7 +1070,32 @@ def _train(args: Args, planned: Plan, interrupted: Callable[[], bool]) -> Path:
                 bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps, {remaining} left{postfix}",
             )
         )
+        if args.machine.detect_anomaly:
+            cleanup.enter_context(torch.autograd.set_detect_anomaly(True))
         store = allocate(args, envs, agent, device)
+
+        def state() -> dict[str, Any]:
+            """Where the run stands between two iterations, but for what an update changes."""
+            return {
+                "iteration": progress.iteration,
+                "generator": generator.get_state(),
+                "envs": envs.state_dict(),
+                "dones": progress.dones.tolist(),
+                "returns": progress.returns.tolist(),
+                "lengths": progress.lengths.tolist(),
+                "recent": list(progress.recent),
+                "engine_restarts": restarts_before + envs.restarts,
+            }
+
+        def save(state: dict[str, Any]) -> None:
+            check_finite(
+                state["iteration"], {f"the agent's {name}": one for name, one in agent.state_dict().items()}
+            )
+            writer.flush()
+            learned = {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
+            run_folder.save_checkpoint(folder / "checkpoint.pt", state | learned)
+
+        now = state()
         began = time.perf_counter()
         dead = 0  # measurements in a row in which all maps were
         while progress.iteration < iterations:
@@ -1040,7 +1104,11 @@ def _train(args: Args, planned: Plan, interrupted: Callable[[], bool]) -> Path:
                 learning_rate *= 1 - progress.iteration / iterations
             optimizer.param_groups[0]["lr"] = learning_rate
 
-            episodes = rollout(agent, envs, store, progress, args, generator, workers)
+            try:
+                episodes = rollout(agent, envs, store, progress, args, generator, workers)
+            except EngineError:
+                save(now)
+                raise
             with torch.no_grad():
                 next_value = agent(torch.from_numpy(envs.images).to(device)).value
             next_done = torch.from_numpy(progress.dones).to(device, torch.float32)
@@ -1053,8 +1121,19 @@ def _train(args: Args, planned: Plan, interrupted: Callable[[], bool]) -> Path:
                 args.ppo.gamma,
                 args.ppo.gae_lambda,
             )
-            means = update(agent, optimizer, store, advantages, returns, args, generator, workers)
+            try:
+                means = update(agent, optimizer, store, advantages, returns, args, generator, workers)
+            except RuntimeError as error:  # of --detect-anomaly
+                if "returned nan values" not in str(error):
+                    raise
+                raise UserError(not_finite(progress.iteration + 1, f"a gradient ({error})")) from error
             progress.iteration += 1
+            # The variance that is explained is none where all returns are equal.
+            check_finite(
+                progress.iteration,
+                {f"losses/{name}": one for name, one in means.items() if name != "explained_variance"},
+            )
+            now = state()
 
             step = progress.iteration * batch_size
             sps = (step - first_step) / (time.perf_counter() - began)
@@ -1064,6 +1143,7 @@ def _train(args: Args, planned: Plan, interrupted: Callable[[], bool]) -> Path:
                 writer.add_scalar("charts/episodic_length", episode.length, episode.step)
             writer.add_scalar("charts/learning_rate", learning_rate, step)
             writer.add_scalar("charts/SPS", sps, step)
+            writer.add_scalar("charts/engine_restarts", now["engine_restarts"], step)
             for name, value in means.items():
                 writer.add_scalar(f"losses/{name}", value, step)
             status = {"SPS": f"{sps:.0f}"}
@@ -1090,19 +1170,7 @@ def _train(args: Args, planned: Plan, interrupted: Callable[[], bool]) -> Path:
             bar.set_postfix(status, refresh=False)
             bar.update(batch_size)
             if last or _crossed(step, batch_size, args.run.checkpoint_every):
-                writer.flush()
-                state = {
-                    "iteration": progress.iteration,
-                    "agent": agent.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "generator": generator.get_state(),
-                    "envs": envs.state_dict(),
-                    "dones": progress.dones.tolist(),
-                    "returns": progress.returns.tolist(),
-                    "lengths": progress.lengths.tolist(),
-                    "recent": list(progress.recent),
-                }
-                run_folder.save_checkpoint(folder / "checkpoint.pt", state)
+                save(now)
             if last:
                 break
         bar.refresh()
@@ -1120,6 +1188,7 @@ def _beginning(num_envs: int) -> dict[str, Any]:
         "returns": [0.0] * num_envs,
         "lengths": [0] * num_envs,
         "recent": [],
+        "engine_restarts": 0,
     }
 
 

@@ -6,6 +6,7 @@ A folder belongs to one set of arguments: the same ones go on where the run stop
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -27,9 +28,12 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 
-CHECKPOINT_VERSION = 2
+CHECKPOINT_VERSION = 3
 FREE_OPTIONS = frozenset(
-    ("runs_dir", "checkpoint_every", "image_every", "measure_every", "device", "torch_threads")
+    (
+        *("runs_dir", "checkpoint_every", "image_every", "measure_every"),
+        *("device", "torch_threads", "engine_timeout", "detect_anomaly"),
+    )
 )
 """Options that change where and how fast a run is done, or what is kept of it, but not what is learned."""
 
@@ -227,32 +231,58 @@ def write_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) ->
     write_whole(folder / "args.json", (json.dumps(content, indent=2) + "\n").encode())
 
 
+def remove_remains(folder: Path) -> None:
+    """Remove files that a trainer was killed in the middle of writing. Only under the lock on training."""
+    for name in ("checkpoint.pt", "args.json", "media/attention.png"):
+        path = folder / name
+        for temporary in path.parent.glob(f".{path.name}.*"):
+            with suppress(OSError):
+                temporary.unlink()
+
+
+CHECKSUM = b"sha256="
+"""What the comment of a checkpoint, a ZIP file, begins with: the checksum of all bytes before it."""
+
+
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write all that a run needs to go on: tensors and plain values, whole or not at all.
+
+    The file is torch's, a ZIP archive, and `torch.load` reads it; its comment holds a checksum.
 
     Raises:
         UserError: the disk is full or the folder can't be written; the checkpoint before is still there.
     """
     buffer = io.BytesIO()
     torch.save({"version": CHECKPOINT_VERSION, **state}, buffer)
-    write_whole(path, buffer.getvalue())
+    length = len(CHECKSUM) + 2 * hashlib.sha256().digest_size
+    # An archive without a comment ends with the comment's length, zero.
+    content = buffer.getbuffer()[:-2].tobytes() + length.to_bytes(2, "little")
+    write_whole(path, content + CHECKSUM + hashlib.sha256(content).hexdigest().encode())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
     """Read what `save_checkpoint` wrote, None where there is none; nothing in the file can run code.
 
     Raises:
-        UserError: not a checkpoint, or one of another version.
+        UserError: not a checkpoint, a damaged one, or one of another version.
     """
-    if not path.exists():
-        return None
     try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(checkpoint, dict):
-            raise TypeError(f"{type(checkpoint).__name__} instead of a dict")
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"can't read {path}: {error.strerror}.") from error
+    data, mark, checksum = content.rpartition(CHECKSUM)
+    whole = bool(mark) and hashlib.sha256(data).hexdigest().encode() == checksum
+    try:
+        checkpoint: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         version = checkpoint["version"]
+        if version == CHECKPOINT_VERSION and not whole:
+            raise ValueError("its checksum is another")
     except Exception as error:  # a damaged file makes torch raise all kinds
-        raise UserError(f"{path} is not a readable checkpoint: move it away to start anew.") from error
+        raise UserError(
+            f"{path} is damaged or no checkpoint: move it away to start anew, or bring back a copy of it."
+        ) from error
     if version != CHECKPOINT_VERSION:
         raise UserError(
             f"{path} has version {version}, and this camal_rl reads version {CHECKPOINT_VERSION}: "

@@ -95,7 +95,9 @@ class FakeGame:
 
     colour = False
 
-    def __init__(self, height: int, width: int, prepare: Callable[[Any], None] | None) -> None:
+    def __init__(
+        self, height: int, width: int, prepare: Callable[[Any], None] | None = None, time_limit: float = 30
+    ) -> None:
         self.size = (height, width)
         if prepare:
             prepare(self)

@@ -4,7 +4,8 @@ import os
 import signal
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +16,12 @@ import gymnasium
 import numpy as np
 import pytest
 import vizdoom
-from conftest import SMALL, left_of, own_engines, processes_of, run
+from conftest import SMALL, FakeGame, left_of, own_engines, run
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from camal_rl import UserError, doom
+from camal_rl.engine import EngineError
 
 ROOT = Path(__file__).resolve().parent.parent
 SCENARIOS = Path(vizdoom.scenarios_path)
@@ -814,16 +816,133 @@ def test_a_replay_that_ends_early_is_refused(start: Callable[..., doom.DoomEnv])
         env.load_state_dict(env.state_dict() | {"episode_actions": bytes(80)})
 
 
-@pytest.mark.engine
-def test_an_engine_that_dies_is_named_and_the_rest_can_be_closed(
-    start_vector: Callable[..., doom.DoomVectorEnv],
+# Engines that end
+
+
+class DyingGame(FakeGame):
+    """Ends at these calls, counted over all engines; `reached` says how many there were."""
+
+    reached: dict[str, int]
+    deaths: dict[str, set[int]]
+
+    def live(self, call: str) -> None:
+        self.reached[call] += 1
+        if self.reached[call] in self.deaths.get(call, ()):
+            raise vizdoom.ViZDoomUnexpectedExitException("killed")
+
+    def new_episode(self) -> None:
+        self.live("new_episode")
+        super().new_episode()
+
+    def make_action(self, action: list[float], tics: int) -> float:
+        self.live("make_action")
+        return super().make_action(action, tics)
+
+
+@pytest.fixture
+def dying(monkeypatch: pytest.MonkeyPatch) -> Callable[..., doom.DoomEnv]:
+    def start(**deaths: Iterable[int]) -> doom.DoomEnv:
+        DyingGame.reached = Counter()
+        DyingGame.deaths = {call: set(times) for call, times in deaths.items()}
+        monkeypatch.setattr(doom, "start_engine", lambda config, *options: DyingGame(*options))
+        return doom.DoomEnv("Basic", (60, 80), SMALL)
+
+    return start
+
+
+def played(env: doom.DoomEnv, steps: int) -> list[tuple[bytes, bytes, float, bool, bool]]:
+    """All that can be seen of so many steps, from a reset on."""
+    seen = []
+    env.reset(seed=3)
+    for step in range(steps):
+        reward, terminated, truncated = env.advance(step % len(env.actions))
+        seen.append((env.image.tobytes(), env.mask.tobytes(), reward, terminated, truncated))
+        if terminated or truncated:
+            env.begin_episode()
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("deaths", "restarts"),
+    [
+        ({"make_action": [1]}, 1),
+        ({"make_action": [5, 20, 22]}, 3),  # 21 is 20 done again
+        ({"new_episode": [1]}, 1),
+        ({"new_episode": [2, 3, 4]}, 3),
+        ({"make_action": [4], "new_episode": [2, 3]}, 3),  # also those that replay
+    ],
+)
+def test_nothing_is_to_be_seen_of_an_engine_that_was_replaced(
+    dying: Callable[..., doom.DoomEnv], deaths: dict[str, list[int]], restarts: int
 ) -> None:
-    envs = start_vector("Basic", 2)
-    envs.reset(seed=1)
-    engines = [process for name in own_engines() for process in processes_of(name)]
-    os.kill(engines[0], signal.SIGKILL)
-    with pytest.raises(UserError, match="engine ended unexpectedly"):
-        envs.step(np.zeros(2, np.int64))
+    expected = played(dying(), 40)
+    env = dying(**deaths)
+    assert played(env, 40) == expected
+    assert env.restarts == restarts
+
+
+def test_an_engine_that_ends_again_at_the_same_action_truncates_the_episode(
+    dying: Callable[..., doom.DoomEnv],
+) -> None:
+    expected = played(dying(), 3)
+    env = dying(make_action=[3, 4])
+    env.reset(seed=3)
+    assert [env.advance(step)[1:] for step in range(2)] == [(False, False)] * 2
+    assert env.advance(2) == (0.0, False, True)
+    assert env.image.tobytes() == expected[1][0], "the last real frame is shown"
+    assert env.restarts == 2
+    with pytest.raises(RuntimeError, match="no episode is running"):
+        env.advance(0)
+    env.begin_episode()
+    assert env.advance(0)[1:] == (False, False)
+
+
+def test_engines_that_end_one_after_the_other_are_too_many(dying: Callable[..., doom.DoomEnv]) -> None:
+    env = dying(new_episode=range(2, 100))
+    env.reset(seed=3)
+    message = r"engines of Basic ended 11 times in a row, the last with: killed Check free memory"
+    with pytest.raises(EngineError, match=message):
+        played(env, 40)
+    assert env.restarts == doom.MOST_FAILURES
+
+
+def test_an_engine_that_does_not_start_again_is_tried_again(
+    dying: Callable[..., doom.DoomEnv], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = played(dying(), 5)
+    env = dying(make_action=[2])
+    starts = [UserError("no memory"), UserError("no memory"), None]
+
+    def start() -> DyingGame:
+        if (failure := starts.pop(0)) is not None:
+            raise failure
+        return DyingGame(*env.label_size)
+
+    monkeypatch.setattr(env, "_start_engine", start)
+    assert played(env, 5) == expected
+    assert env.restarts == 1
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_engines_that_are_killed_or_hang_are_replaced_in_place(
+    start_vector: Callable[..., doom.DoomVectorEnv], number: signal.Signals
+) -> None:
+    """At every third step one of two engines; the games, in threads, go on as if nothing had happened."""
+    envs = start_vector("Basic", 2, engine_timeout=0.5)
+    twin = start_vector("Basic", 2)
+    for one in (envs, twin):
+        one.reset(seed=1)
+    disturbed = 0
+    for step in range(12):
+        if step % 3 == 1:
+            os.kill(envs.envs[step % 2].game.process, number)
+            disturbed += 1
+        actions = np.array([step % 4, (step + 1) % 4])
+        for mine, theirs in zip(envs.step(actions), twin.step(actions), strict=True):
+            np.testing.assert_equal(mine, theirs)
+    assert envs.restarts == disturbed
+    assert twin.restarts == 0
 
 
 @pytest.mark.engine
