@@ -246,7 +246,7 @@ def normalize(cam: Tensor) -> Tensor:
     """Min-max of each map to [0, 1], (B, h, w) -> (B, h, w), differentiable through both extremes.
 
     A constant map becomes zeros with zero gradient; so does one whose max - min is at most 1e-18, where the
-    gradient of the division would overflow.
+    gradient of the division would overflow. Where max - min is not finite there is NaN.
     """
     low, high = cam.amin(dim=(1, 2), keepdim=True), cam.amax(dim=(1, 2), keepdim=True)  # (B, 1, 1)
     span = high - low

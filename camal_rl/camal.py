@@ -34,7 +34,8 @@ def alpha_beta(heat: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
             "heat and mask must have the same shape (B, H, W), "
             f"got {tuple(heat.shape)} and {tuple(mask.shape)}"
         )
-    inside = mask.to(heat.dtype)
+    # float16 can't hold the number of pixels of a mask.
+    inside = mask.to(torch.promote_types(heat.dtype, torch.float32))
     outside = 1 - inside
     alpha, beta = (
         (heat * region).sum(dim=(1, 2)) / region.sum(dim=(1, 2)).clamp(min=1) for region in (inside, outside)

@@ -55,8 +55,8 @@ class Stack:
 def shrinking(source: tuple[int, int], size: tuple[int, int]) -> Callable[[np.ndarray], np.ndarray]:
     """The fastest way to average a frame over areas: uint8 of the source's size -> whole numbers of `size`.
 
-    Both are height and width. The result may be overwritten by the next call. The ways differ by one at most,
-    where an average lies in the middle between two numbers.
+    Both are height and width, the new ones no greater. The result may be overwritten by the next call. The
+    ways differ by one at most, where an average lies in the middle between two numbers.
     """
     if size == source:
         return lambda frame: frame

@@ -130,7 +130,8 @@ def iou_ceiling(mask_weights: np.ndarray, mask: np.ndarray, tau: float = TAU) ->
     inside = mask_weights[:, 0] * covered  # (B, h, w)
     outside = mask_weights[:, 1] * (mask.shape[1] * mask.shape[2] - covered)
     # Divided by what a full mask gives, because a cell at the border gathers from fewer pixels.
-    share = inside / (inside + outside)
+    total = inside + outside
+    share = inside / np.where(total > 0, total, 1)  # no pixel sees some cells of a map finer than the mask
     low, high = share.min(axis=(1, 2), keepdims=True), share.max(axis=(1, 2), keepdims=True)
     span = np.where(high > low, high - low, 1)
     return iou(np.where(high > low, (share - low) / span, 0).astype(np.float32), mask, tau)
@@ -163,6 +164,7 @@ def area(values: np.ndarray, positions: Sequence[float] | np.ndarray) -> np.ndar
         values: (..., S), the curves along the last axis.
         positions: (S,), strictly ascending, at least two.
     """
+    values = np.asarray(values, np.float64)
     steps = np.diff(np.asarray(positions, np.float64))
     if steps.ndim != 1 or not len(steps) or values.shape[-1:] != (len(steps) + 1,) or not (steps > 0).all():
         raise ValueError(
@@ -170,7 +172,7 @@ def area(values: np.ndarray, positions: Sequence[float] | np.ndarray) -> np.ndar
             f"got shapes {np.shape(positions)} and {values.shape}"
         )
     heights = (values[..., 1:] + values[..., :-1]) / 2
-    return np.asarray((heights * (steps / steps.sum())).sum(axis=-1), np.float64)
+    return np.asarray((heights * (steps / steps.sum())).sum(axis=-1))
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ class Attention:
     ] = "gradcam"
     """gradcam (Eq. 3), layercam, hirescam, diffgradcam, smoothgrad, integrated-gradients"""
     empty_mask: Annotated[Literal["ignore", "suppress"], tyro.conf.arg(metavar="HOW")] = "ignore"
-    """of frames without a target: ignore, or suppress (beta)"""
+    """frames without a target: ignore, suppress (beta)"""
     measure_every: Count = 1
     """iterations between camal/ measurements, 0 for none"""
 
@@ -123,8 +123,6 @@ class Machine:
     """fp32, tf32 (CUDA), bf16, auto: bf16 where it is fast"""
     torch_threads: Count = 0
     """CPU threads that play and learn, 0 for all cores"""
-    engine_timeout: Number = 30.0
-    """seconds until an engine that does not answer is replaced"""
     detect_anomaly: bool = False
     """name the operation that makes NaN; slow"""
 
@@ -184,6 +182,10 @@ MEASURED_FRAMES = 128
 """Frames, at most, on which attention is measured: more take time and, being alike, hardly tell more."""
 
 
+NOT_FINITE = (
+    "Try a lower --learning-rate or --max-grad-norm, or --precision fp32; --detect-anomaly names the "
+    "operation that makes NaN."
+)
 DEAD_MEASUREMENTS = 20
 DEAD_WARNING = (
     f"All attention maps were zero in {DEAD_MEASUREMENTS} measurements, and nothing pulls on a dead map. "
@@ -460,6 +462,9 @@ def rollout(
     """Play `num_steps` in every environment into `store`, and return the episodes that ended.
 
     Each thread plays some games by itself, deciding and acting in turns, so that no core waits for another.
+
+    Raises:
+        FloatingPointError: a reward or what the network gives is NaN or infinite.
     """
     device = store.images.device
     steps, num_envs = store.actions.shape
@@ -496,7 +501,7 @@ def rollout(
                 extra[step, games][cut] = agent(frames.to(device), weights).value.cpu().numpy()
 
     workers.run(play, workers.slices(num_envs))
-    check_finite(progress.iteration + 1, {"a reward of the game": raw, "the network's output": heads})
+    check_finite({"a reward of the game": raw, "the network's output": heads})
     rewards = shape_rewards(raw, args.environment.reward, envs.definition) + args.ppo.gamma * extra
     store.rewards.copy_(torch.from_numpy(rewards))
     store.dones.copy_(torch.from_numpy(np.concatenate([progress.dones[None], ends[:-1]])))
@@ -520,28 +525,16 @@ def rollout(
     return episodes
 
 
-def check_finite(iteration: int, terms: Mapping[str, float | np.ndarray | Tensor]) -> None:
-    """Stop training where a number is NaN or infinite: nothing good comes of it any more.
-
-    Args:
-        iteration: the one in which it is, from 1 on.
-        terms: numbers by what they are.
+def check_finite(terms: Mapping[str, float | np.ndarray | Tensor]) -> None:
+    """Stop where a number is NaN or infinite: nothing good comes of training with it.
 
     Raises:
-        UserError: with the iteration and the first such term.
+        FloatingPointError: with the name of the first such term.
     """
-    for name, numbers in terms.items():
-        if not torch.as_tensor(numbers).isfinite().all():
-            raise UserError(not_finite(iteration, name))
-
-
-def not_finite(iteration: int, term: str) -> str:
-    """What is said of it."""
-    return (
-        f"iteration {iteration:,}: {term} is NaN or infinite, and training has stopped. The last checkpoint "
-        "is as it was. Try a lower --learning-rate or --max-grad-norm, or --precision fp32; "
-        "--detect-anomaly names the operation that makes NaN."
-    )
+    finite = torch.stack([torch.as_tensor(numbers).isfinite().all() for numbers in terms.values()]).tolist()
+    for name, good in zip(terms, finite, strict=True):
+        if not good:
+            raise FloatingPointError(name)
 
 
 def sample(logits: np.ndarray, chances: np.ndarray) -> np.ndarray:
@@ -588,6 +581,44 @@ def gae(
     return advantages, advantages + values
 
 
+def learn(
+    agent: Agent,
+    optimizer: torch.optim.Optimizer,
+    envs: DoomVectorEnv,
+    store: Rollout,
+    progress: Progress,
+    args: Args,
+    generator: torch.Generator,
+    workers: Workers,
+) -> dict[str, float]:
+    """Learn from a rollout, and return what `update` does.
+
+    Raises:
+        FloatingPointError: with the name of the first number that is NaN or infinite.
+    """
+    device = store.images.device
+    with torch.no_grad():
+        next_value = agent(torch.from_numpy(envs.images).to(device)).value
+    next_done = torch.from_numpy(progress.dones).to(device, torch.float32)
+    advantages, returns = gae(
+        store.rewards,
+        store.values,
+        store.dones,
+        next_value,
+        next_done,
+        args.ppo.gamma,
+        args.ppo.gae_lambda,
+    )
+    try:
+        means = update(agent, optimizer, store, advantages, returns, args, generator, workers)
+    except RuntimeError as error:
+        if torch.is_anomaly_enabled() and "nan values" in str(error):
+            raise FloatingPointError(f"a gradient ({error})") from error
+        raise
+    check_finite({f"the agent's {name}": one for name, one in agent.state_dict().items()})
+    return means
+
+
 SMALLEST_PART = 64
 """Samples below which a minibatch is not divided further: convolutions of fewer take longer for each."""
 
@@ -606,6 +637,9 @@ def update(
 
     Each thread takes a part of a minibatch through the network and back. Losses are those of the whole; each
     of the two is one thread's.
+
+    Raises:
+        FloatingPointError: with the name of the first loss that is NaN or infinite.
     """
     ppo = args.ppo
     frames = store.images.flatten(0, 1).movedim(1, -1)  # (B, H, W, stack), as they lie in memory
@@ -626,7 +660,7 @@ def update(
         gradients = iter(torch.autograd.grad(outputs, weights.tensors(), upstream))
         return Weights._make(one if one is None else next(gradients) for one in weights)
 
-    totals: dict[str, Tensor] = {}
+    history: list[Tensor] = []  # of each minibatch, all terms
     for _ in range(ppo.update_epochs):
         order = torch.randperm(batch_size, generator=generator, device=rows.device)
         for index in order.chunk(ppo.num_minibatches):
@@ -642,13 +676,16 @@ def update(
             means = {name: value for term in terms for name, value in term.items()}
             means["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), ppo.max_grad_norm)
             optimizer.step()
-            for name, value in means.items():
-                totals[name] = totals.get(name, 0) + value
-    minibatches = ppo.update_epochs * ppo.num_minibatches
+            names = list(means)
+            history.append(torch.stack(list(means.values())))
     unexplained = (batch.returns - batch.values).var() / batch.returns.var()  # not finite where all are equal
     # All at once: a GPU is waited for only here.
-    numbers = torch.stack([*(total / minibatches for total in totals.values()), 1 - unexplained]).tolist()
-    return dict(zip([*totals, "explained_variance"], numbers, strict=True))
+    *numbers, explained = torch.cat([*history, 1 - unexplained[None]]).tolist()
+    table = np.array(numbers).reshape(len(history), len(names))
+    if not np.isfinite(table).all():
+        minibatch, term = np.argwhere(~np.isfinite(table))[0]
+        raise FloatingPointError(f"losses/{names[term]} in minibatch {minibatch + 1}")
+    return dict(zip(names, table.mean(axis=0).tolist(), strict=True)) | {"explained_variance": explained}
 
 
 def _parts(size: int, attention_method: str | None, workers: Workers) -> int:
@@ -853,12 +890,7 @@ def check_args(args: Args) -> None:
     for option, value in {"gamma": ppo.gamma, "gae-lambda": ppo.gae_lambda}.items():
         if value > 1:
             raise UserError(f"--{option} {value}: give a number from 0 to 1.")
-    positive = {
-        "clip-coef": ppo.clip_coef,
-        "max-grad-norm": ppo.max_grad_norm,
-        "engine-timeout": args.machine.engine_timeout,
-    }
-    for option, value in positive.items():
+    for option, value in {"clip-coef": ppo.clip_coef, "max-grad-norm": ppo.max_grad_norm}.items():
         if not value > 0:
             raise UserError(f"--{option} {value}: give a number greater than 0.")
     batch_size = ppo.num_envs * ppo.num_steps
@@ -1023,7 +1055,6 @@ def _train(args: Args, planned: Plan, interrupted: Callable[[], bool]) -> Path:
             args.environment.render_resolution,
             mask_transform=projection_of(args),
             allocate=pinned_pixels if device.type == "cuda" else zero_pixels,
-            engine_timeout=args.machine.engine_timeout,
         )
         cleanup.callback(envs.close)
         workers = cleanup.enter_context(Workers(threads, device))
@@ -1088,9 +1119,6 @@ def _train(args: Args, planned: Plan, interrupted: Callable[[], bool]) -> Path:
             }
 
         def save(state: dict[str, Any]) -> None:
-            check_finite(
-                state["iteration"], {f"the agent's {name}": one for name, one in agent.state_dict().items()}
-            )
             writer.flush()
             learned = {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
             run_folder.save_checkpoint(folder / "checkpoint.pt", state | learned)
@@ -1106,33 +1134,16 @@ def _train(args: Args, planned: Plan, interrupted: Callable[[], bool]) -> Path:
 
             try:
                 episodes = rollout(agent, envs, store, progress, args, generator, workers)
+                means = learn(agent, optimizer, envs, store, progress, args, generator, workers)
             except EngineError:
                 save(now)
                 raise
-            with torch.no_grad():
-                next_value = agent(torch.from_numpy(envs.images).to(device)).value
-            next_done = torch.from_numpy(progress.dones).to(device, torch.float32)
-            advantages, returns = gae(
-                store.rewards,
-                store.values,
-                store.dones,
-                next_value,
-                next_done,
-                args.ppo.gamma,
-                args.ppo.gae_lambda,
-            )
-            try:
-                means = update(agent, optimizer, store, advantages, returns, args, generator, workers)
-            except RuntimeError as error:  # of --detect-anomaly
-                if "returned nan values" not in str(error):
-                    raise
-                raise UserError(not_finite(progress.iteration + 1, f"a gradient ({error})")) from error
+            except FloatingPointError as error:
+                raise UserError(
+                    f"iteration {progress.iteration + 1:,}: {error} is NaN or infinite, and training has "
+                    f"stopped. The last checkpoint is as it was. {NOT_FINITE}"
+                ) from error
             progress.iteration += 1
-            # The variance that is explained is none where all returns are equal.
-            check_finite(
-                progress.iteration,
-                {f"losses/{name}": one for name, one in means.items() if name != "explained_variance"},
-            )
             now = state()
 
             step = progress.iteration * batch_size

@@ -32,7 +32,7 @@ CHECKPOINT_VERSION = 3
 FREE_OPTIONS = frozenset(
     (
         *("runs_dir", "checkpoint_every", "image_every", "measure_every"),
-        *("device", "torch_threads", "engine_timeout", "detect_anomaly"),
+        *("device", "torch_threads", "detect_anomaly"),
     )
 )
 """Options that change where and how fast a run is done, or what is kept of it, but not what is learned."""
@@ -275,10 +275,12 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     data, mark, checksum = content.rpartition(CHECKSUM)
     whole = bool(mark) and hashlib.sha256(data).hexdigest().encode() == checksum
     try:
+        if mark and not whole:
+            raise ValueError("its checksum is another")
         checkpoint: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         version = checkpoint["version"]
         if version == CHECKPOINT_VERSION and not whole:
-            raise ValueError("its checksum is another")
+            raise ValueError("it has no checksum")
     except Exception as error:  # a damaged file makes torch raise all kinds
         raise UserError(
             f"{path} is damaged or no checkpoint: move it away to start anew, or bring back a copy of it."

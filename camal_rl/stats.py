@@ -52,12 +52,13 @@ def normalise(returns: np.ndarray, random: float | np.ndarray, reference: float 
         reference: raw return of the reference policy.
 
     Raises:
-        ValueError: a reference is not above its random return.
+        ValueError: a reference is not above its random return, or one of the two is not finite.
     """
-    span = np.asarray(reference, np.float64) - random
-    if not (span > 0).all():
-        raise ValueError(f"the reference return ({reference}) has to be above the random one ({random})")
-    return (np.asarray(returns, np.float64) - random) / span
+    if not (np.isfinite(random) & np.isfinite(reference) & (np.asarray(reference) > random)).all():
+        raise ValueError(
+            f"the reference return ({reference}) has to be above the random one ({random}), and both finite"
+        )
+    return (np.asarray(returns, np.float64) - random) / (np.asarray(reference, np.float64) - random)
 
 
 def complete(
@@ -235,7 +236,7 @@ def wilcoxon(x: np.ndarray, y: np.ndarray) -> float:
     if not (np.isfinite(x) & np.isfinite(y)).all():
         raise ValueError("a trial without a finite score has no pair: leave it out of both vectors")
     scale = max(abs(x).max(), abs(y).max()) or 1.0
-    differences = np.round((x - y) / scale, 12)
+    differences = np.round(x / scale - y / scale, 12)
     differences = differences[differences != 0]
     if not differences.size:
         return 1.0

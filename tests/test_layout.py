@@ -14,6 +14,7 @@ PACKAGE = ROOT / "camal_rl"
 MAY_IMPORT = {
     "attention": set(),
     "camal": {"attention"},
+    "doctor": {"doom", "engine", "experiment", "media", "ppo"},
     "doom": {"engine", "frames"},
     "engine": set(),
     "frames": set(),
@@ -23,7 +24,7 @@ MAY_IMPORT = {
     "study": {"stats"},
     "comparison": {"stats", "study"},
     "shift": set(),
-    "ppo": {"attention", "camal", "doom", "frames", "media", "metrics", "run_folder", "workers"},
+    "ppo": {"attention", "camal", "doom", "engine", "frames", "media", "metrics", "run_folder", "workers"},
     "play": {"attention", "camal", "doom", "metrics", "ppo", "run_folder", "shift"},
     "faithfulness": {"metrics", "ppo", "play"},
     "evaluate": {

@@ -187,7 +187,7 @@ def truncate(folder: Path) -> None:
 
 
 def foreign(folder: Path) -> None:
-    torch.save({"version": run_folder.CHECKPOINT_VERSION, "state_dict": {}}, folder / "checkpoint.pt")
+    run_folder.save_checkpoint(folder / "checkpoint.pt", {"state_dict": {}})
 
 
 def code(folder: Path) -> None:
@@ -228,7 +228,7 @@ def change_weights(change):
     def harm(folder: Path) -> None:
         checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
         change(checkpoint["agent"])
-        torch.save(checkpoint, folder / "checkpoint.pt")
+        run_folder.save_checkpoint(folder / "checkpoint.pt", checkpoint)
 
     return harm
 
@@ -245,15 +245,15 @@ diverged = change_weights(lambda weights: weights["actor.weight"].fill_(float("n
         (lambda folder: (folder / "args.json").write_text("[]"), "is not a run's arguments"),
         (damage_args, "is not a run's arguments"),
         (lambda folder: (folder / "checkpoint.pt").unlink(), "has no checkpoint"),
-        (truncate, "not a readable checkpoint"),
+        (truncate, "is damaged or no checkpoint"),
         (foreign, "does not belong to args.json"),
-        (lambda folder: torch.save(torch.zeros(3), folder / "checkpoint.pt"), "not a readable checkpoint"),
+        (lambda folder: torch.save(torch.zeros(3), folder / "checkpoint.pt"), "is damaged or no checkpoint"),
         (without_attention, "does not belong to args.json: 'attention'"),
         (unknown_attention, "does not belong to args.json: attention 'telepathy'"),
         (nameless, "does not belong to args.json: 'method'"),
         (flat, "does not belong to args.json"),
         (diverged, "the network holds NaN or infinity, so its training diverged"),
-        (code, "not a readable checkpoint"),
+        (code, "is damaged or no checkpoint"),
         (other_network, "does not belong to args.json"),
         (other_targets, "trained on another environment: target_names was .*DoomImp"),
     ],

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import itertools
+import math
 import os
 import platform
 import re
@@ -17,7 +19,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, small_args
+import vizdoom
+from conftest import SMALL, FakeGame, small_args
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -549,7 +552,8 @@ def test_a_run_logs_cleanrls_tags_and_attention_for_every_method(fake_engine, tm
     folder = ppo.train(small_args(tmp_path, method=method, image_every=128))
     assert folder == tmp_path / "Basic" / method / "seed1"
     events = events_of(folder)
-    charts = {f"charts/{name}" for name in ("episodic_return", "episodic_length", "SPS", "learning_rate")}
+    names = ("episodic_return", "episodic_length", "SPS", "learning_rate", "engine_restarts")
+    charts = {f"charts/{name}" for name in names}
     names = ("value_loss", "policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac")
     losses = {f"losses/{name}" for name in (*names, "explained_variance", "grad_norm")}
     if method != "vanilla":
@@ -645,6 +649,106 @@ def test_a_checkpoint_without_its_arguments_is_refused(fake_engine, tmp_path):
     (ppo.train(small_args(tmp_path), stop_after(1)) / "args.json").unlink()
     with pytest.raises(UserError, match=r"a checkpoint but no args\.json"):
         ppo.train(small_args(tmp_path))
+
+
+def break_at(monkeypatch, function, call, broken):
+    """Let a function of ppo give something else the `call`th time."""
+    real, calls = getattr(ppo, function), itertools.count(1)
+
+    def changed(*arguments, **options):
+        result = real(*arguments, **options)
+        return broken(result, *arguments) if next(calls) == call else result
+
+    monkeypatch.setattr(ppo, function, changed)
+    monkeypatch.setattr(ppo, "LOSSES", tuple(changed if one is real else one for one in ppo.LOSSES))
+
+
+class Unbounded(FakeGame):
+    """Its rewards are infinite from the fifth episode on."""
+
+    def set_seed(self, seed: int) -> None:
+        self.seeds = getattr(self, "seeds", 0) + 1
+        super().set_seed(seed)
+
+    def make_action(self, action: list[float], tics: int) -> float:
+        return math.inf if self.seeds > 4 else super().make_action(action, tics)
+
+
+def infinite_weight(result, agent, *others):
+    with torch.no_grad():
+        agent.fc.bias[0] = math.inf
+    return result
+
+
+@pytest.mark.parametrize(
+    ("function", "broken", "named"),
+    [
+        (
+            "ppo_loss",
+            lambda result, *_: (result[0] * math.nan, result[1]),
+            "iteration 3: losses/grad_norm in minibatch 1",
+        ),
+        (
+            "attention_loss",
+            lambda result, *_: (result[0], {"camal_loss": result[0] * math.inf}),
+            "iteration 3: losses/camal_loss in minibatch 1",
+        ),
+        ("update", infinite_weight, "iteration 3: the agent's fc.bias"),
+    ],
+)
+def test_a_number_that_is_none_stops_training_and_keeps_the_last_checkpoint(
+    fake_engine, tmp_path, monkeypatch, function, broken, named
+):
+    minibatches = 1 if function == "update" else 4
+    break_at(monkeypatch, function, 2 * minibatches + 1, broken)
+    args = small_args(tmp_path, checkpoint_every=128)
+    if function == "update":
+        args.run.checkpoint_every = 64
+    with pytest.raises(UserError, match=rf"{named} is NaN or infinite.*--detect-anomaly"):
+        ppo.train(args)
+    checkpoint = run_folder.load_checkpoint(tmp_path / "Basic/camal/seed1/checkpoint.pt")
+    assert checkpoint["iteration"] == 2
+    assert all(one.isfinite().all() for one in checkpoint["agent"].values())
+
+
+def test_a_reward_that_is_infinite_stops_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(doom, "start_engine", lambda config, *options: Unbounded(*options))
+    with pytest.raises(UserError, match=r"iteration 2: a reward of the game is NaN or infinite"):
+        ppo.train(small_args(tmp_path, checkpoint_every=64, reward="clip"))
+    assert checkpoint_of(tmp_path / "Basic/camal/seed1")["iteration"] == 1
+
+
+def test_the_operation_that_makes_nan_is_named_on_request(fake_engine, tmp_path, monkeypatch):
+    break_at(
+        monkeypatch,
+        "ppo_loss",
+        9,
+        lambda result, heads, *_: (result[0] + (heads - heads.detach()).sqrt().sum() * 0, result[1]),
+    )
+    named = r"iteration 3: a gradient \(Function '\w*Backward0' returned nan values"
+    with pytest.warns(UserWarning, match="Error detected in"), pytest.raises(UserError, match=named):
+        ppo.train(small_args(tmp_path, detect_anomaly=True))
+    assert not torch.is_anomaly_enabled()
+
+
+def test_engines_that_fail_too_often_end_training_where_it_can_go_on(tmp_path, monkeypatch, fake_engine):
+    straight = ppo.train(small_args(tmp_path / "straight"))
+    with monkeypatch.context() as patch:
+        real, calls = FakeGame.make_action, itertools.count()
+
+        def dying(game, *arguments):
+            if next(calls) > 150:  # in the third of four iterations
+                raise vizdoom.ViZDoomUnexpectedExitException("out of memory.")
+            return real(game, *arguments)
+
+        patch.setattr(FakeGame, "make_action", dying)
+        with pytest.raises(UserError, match="ended 11 times in a row, the last with: out of memory"):
+            ppo.train(small_args(tmp_path / "failed"))
+    failed = tmp_path / "failed/Basic/camal/seed1"
+    assert checkpoint_of(failed)["iteration"] == 2
+    assert ppo.train(small_args(tmp_path / "failed")) == failed
+    for name, weight in checkpoint_of(straight)["agent"].items():
+        assert torch.equal(weight, checkpoint_of(failed)["agent"][name])
 
 
 def test_training_leaves_torchs_number_of_threads_as_it_was(fake_engine, tmp_path):

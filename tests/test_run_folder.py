@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import pickle
@@ -10,8 +11,10 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -73,8 +76,55 @@ def test_damaged_checkpoints_are_refused_in_one_line(tmp_path):
     whole = path.read_bytes()
     for damaged in (b"", whole[:10], whole[: len(whole) // 2], b"PK" + b"\0" * 100, whole[:-1]):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="is not a readable checkpoint"):
+        with pytest.raises(UserError, match="is damaged or no checkpoint"):
             run_folder.load_checkpoint(path)
+
+
+@pytest.mark.slow
+def test_a_thousand_kinds_of_damage_are_each_found(trained_folder, tmp_path):
+    """Cut off anywhere, or with any bit of any byte turned over."""
+    whole = (trained_folder / "checkpoint.pt").read_bytes()
+    path = tmp_path / "checkpoint.pt"
+    rng = np.random.default_rng(0)
+    lengths = [*range(100), *range(len(whole) - 200, len(whole)), *rng.integers(len(whole), size=200)]
+    damaged = [whole[:length] for length in lengths]
+    for place in [*range(50), *range(len(whole) - 150, len(whole)), *rng.integers(len(whole), size=300)]:
+        turned = whole[place] ^ (1 << int(rng.integers(8)))
+        damaged.append(whole[:place] + bytes([turned]) + whole[place + 1 :])
+    assert len(damaged) == 1000
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="is damaged or no checkpoint"):
+            run_folder.load_checkpoint(path)
+    path.write_bytes(whole)
+    assert run_folder.load_checkpoint(path)["iteration"] == 4
+
+
+def test_torch_and_zip_tools_read_a_checkpoint(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    run_folder.save_checkpoint(path, {"agent": {"w": torch.arange(3.0)}})
+    assert torch.load(path, weights_only=True)["agent"]["w"].tolist() == [0, 1, 2]
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        content = path.read_bytes().removesuffix(archive.comment)
+        assert archive.comment.decode() == f"sha256={hashlib.sha256(content).hexdigest()}"
+
+
+def test_a_checkpoint_without_a_checksum_is_refused(tmp_path):
+    torch.save({"version": run_folder.CHECKPOINT_VERSION}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match="is damaged or no checkpoint"):
+        run_folder.load_checkpoint(tmp_path / "checkpoint.pt")
+
+
+def test_what_a_killed_trainer_left_half_written_is_removed_and_nothing_else(tmp_path):
+    (tmp_path / "media").mkdir()
+    remains = [".checkpoint.pt.123", ".args.json.9", "media/.attention.png.77"]
+    others = ["checkpoint.pt", ".train.lock", ".scores.json.123", "media/evaluation.png"]
+    for name in (*remains, *others):
+        (tmp_path / name).write_bytes(b"")
+    run_folder.remove_remains(tmp_path)
+    assert all((tmp_path / name).exists() for name in others)
+    assert not any((tmp_path / name).exists() for name in remains)
 
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path):
@@ -100,7 +150,7 @@ def test_nothing_in_a_checkpoint_can_run_code(tmp_path, save):
         {"version": run_folder.CHECKPOINT_VERSION, "agent": Harm(tmp_path / "harmed")},
         tmp_path / "checkpoint.pt",
     )
-    with pytest.raises(UserError, match="is not a readable checkpoint"):
+    with pytest.raises(UserError, match="is damaged or no checkpoint"):
         run_folder.load_checkpoint(tmp_path / "checkpoint.pt")
     assert not (tmp_path / "harmed").exists()
 
