@@ -44,8 +44,24 @@ def processes_of(engine: str) -> list[int]:
     return found
 
 
+STARTED: list[str] = []
+"""Names of the engines that this process has started in the test at hand; those that are closed as well."""
+_init = engine.Engine.init
+
+
+def _noted_init(game: engine.Engine) -> None:
+    try:
+        _init(game)
+    finally:
+        if game._file is not None:
+            STARTED.append(game._file.name)
+
+
+engine.Engine.init = _noted_init  # type: ignore[method-assign]
+
+
 def own_engines() -> list[str]:
-    return [path.name for path in (engine.engine_folder(os.getpid()) / "engines").iterdir()]
+    return list(STARTED)
 
 
 def left_of(engines: list[str]) -> list[object]:
@@ -55,10 +71,12 @@ def left_of(engines: list[str]) -> list[object]:
 
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After each test on the engine its processes and shared memory are gone."""
+    """After each test on the engine its processes, their shared memory and the notes of them are gone."""
+    STARTED.clear()
     yield
     if request.node.get_closest_marker("engine"):
         assert left_of(own_engines()) == []
+        assert list((engine.engine_folder(os.getpid()) / "engines").iterdir()) == []
 
 
 @pytest.fixture

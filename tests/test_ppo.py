@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 import torch
 import vizdoom
-from conftest import SMALL, FakeGame, small_args
+from conftest import SMALL, FakeGame, left_of, own_engines, small_args, wait_until
+from faults import Faults, held, stop_after
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -30,12 +31,6 @@ from camal_rl.workers import Workers
 CPU = torch.device("cpu")
 ALONE = Workers(1, CPU)
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def stop_after(iterations: int):
-    """An `interrupted` for `train` that stops it after so many iterations."""
-    calls = iter([False] * (iterations - 1) + [True])
-    return lambda: next(calls)
 
 
 def checkpoint_of(folder: Path) -> dict:
@@ -873,6 +868,47 @@ def test_resuming_gives_the_weights_of_a_run_that_was_not_interrupted(
 
 
 @pytest.mark.engine
+def test_engines_that_are_killed_or_hang_change_no_bit_and_leave_nothing(
+    tmp_path, monkeypatch, nothing_left_behind
+):
+    """In small; `endurance.py` has a hundred kills and twenty hangs."""
+
+    def args_of(folder: Path) -> ppo.Args:
+        length = ["--total-timesteps", "3072", "--torch-threads", "2", "--runs-dir", str(folder)]
+        return ppo.parse_args([*ENGINE_RUN, *length])
+
+    calm = ppo.train(args_of(tmp_path / "calm"))
+    before = held()
+    faults = Faults([signal.SIGKILL, signal.SIGSTOP, signal.SIGKILL], 0.2)
+    with faults.during(monkeypatch):
+        harmed = ppo.train(args_of(tmp_path / "harmed"))
+    assert faults.done == 3
+    assert faults.envs.restarts >= 3
+    assert events_of(harmed).Scalars("charts/engine_restarts")[-1].value == faults.envs.restarts
+    for name, weight in checkpoint_of(calm)["agent"].items():
+        assert torch.equal(weight, checkpoint_of(harmed)["agent"][name])
+    assert wait_until(lambda: held() == before), (before, held())
+    assert left_of(own_engines()) == []
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("env", doom.available())
+def test_every_environment_trains_and_twice_to_the_same_bits(env, tmp_path, nothing_left_behind):
+    options = [*ENGINE_RUN, "--env", env, "--total-timesteps", "256", "--torch-threads", "2"]
+    folders = [
+        ppo.train(ppo.parse_args([*options, "--reward", "scale", "--runs-dir", str(tmp_path / name)]))
+        for name in ("one", "other")
+    ]
+    one, other = map(checkpoint_of, folders)
+    assert one["envs"] == other["envs"]
+    for name, weight in one["agent"].items():
+        assert torch.equal(weight, other["agent"][name])
+    losses = events_of(folders[0]).Scalars("losses/camal_loss")
+    assert [event.step for event in losses] == [128, 256]
+    assert all(np.isfinite(event.value) for event in losses)
+
+
+@pytest.mark.engine
 def test_vanilla_is_bit_for_bit_ppo_without_the_attention_modules(tmp_path, nothing_left_behind):
     without = (
         "import sys; sys.modules.update({'camal_rl.attention': None, 'camal_rl.camal': None});"
@@ -1048,15 +1084,6 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(size, tmp_path,
     assert ".checkpoint" not in done.stdout
     if size == "45m":
         assert torch.load(kept, weights_only=True)["iteration"] in (1, 2, 3)
-
-
-@pytest.mark.engine
-@pytest.mark.parametrize("env", doom.available())
-def test_every_environment_trains(env, tmp_path, nothing_left_behind):
-    args = small_args(tmp_path, env=env, num_envs=2, total_timesteps=64, reward="scale", measure_every=1)
-    events = events_of(ppo.train(args))
-    assert [event.step for event in events.Scalars("losses/value_loss")] == [32, 64]
-    assert all(np.isfinite(event.value) for event in events.Scalars("losses/camal_loss"))
 
 
 @pytest.mark.engine

@@ -1,0 +1,80 @@
+"""Faults that are done to engines while a training runs, and what must not be left of them."""
+
+import itertools
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from camal_rl import doom, ppo
+
+
+class Faults:
+    """Signals that reach a training's engines one after the other, at random moments.
+
+    Args:
+        signals: in this order; SIGSTOP makes an engine hang.
+        pause: mean seconds between two.
+    """
+
+    def __init__(self, signals: Sequence[signal.Signals], pause: float) -> None:
+        self.signals = signals
+        self.pause = pause
+        self.done = 0
+        self.envs: doom.DoomVectorEnv | None = None
+        self._ended = threading.Event()
+
+    @contextmanager
+    def during(self, monkeypatch: pytest.MonkeyPatch, time_limit: float = 1.0) -> Iterator[None]:
+        """Do this to the training that starts while this is open."""
+
+        def start(*arguments: Any, **options: Any) -> doom.DoomVectorEnv:
+            self.envs = doom.DoomVectorEnv(*arguments, engine_timeout=time_limit, **options)
+            return self.envs
+
+        thread = threading.Thread(target=self._harm, name="faults")
+        with monkeypatch.context() as patch:
+            patch.setattr(ppo, "DoomVectorEnv", start)
+            thread.start()
+            try:
+                yield
+            finally:
+                self._ended.set()
+                thread.join()
+
+    def _harm(self) -> None:
+        rng = np.random.default_rng(0)
+        games = itertools.cycle(range(8))
+        for number in self.signals:
+            while not self._ended.wait(rng.exponential(self.pause)):
+                if self.envs is None or len(self.envs.envs) < self.envs.num_envs:
+                    continue
+                # Each game in turn: the same one twice could meet the action that it does again.
+                process = self.envs.envs[next(games) % self.envs.num_envs].game.process
+                if process is not None:  # else it is being replaced
+                    os.kill(process, number)
+                    self.done += 1
+                    break
+
+
+def held() -> dict[str, int]:
+    """What this process holds that could leak."""
+    return {
+        "threads": sum(1 for _ in Path("/proc/self/task").iterdir()),
+        "descriptors": sum(1 for _ in Path("/proc/self/fd").iterdir()),
+        "children": sum(
+            len(children.read_text().split()) for children in Path("/proc/self/task").glob("*/children")
+        ),
+    }
+
+
+def stop_after(iterations: int) -> Callable[[], bool]:
+    """An `interrupted` for `train` that stops it after so many iterations."""
+    calls = itertools.count(1)
+    return lambda: next(calls) >= iterations
