@@ -1,4 +1,4 @@
-"""Faults that are done to engines while a training runs, and what must not be left of them."""
+"""Faults: done to engines while a training runs, with what must not be left of them, and to files."""
 
 import itertools
 import os
@@ -78,3 +78,16 @@ def stop_after(iterations: int) -> Callable[[], bool]:
     """An `interrupted` for `train` that stops it after so many iterations."""
     calls = itertools.count(1)
     return lambda: next(calls) >= iterations
+
+
+def cut_off(content: bytes) -> Iterator[bytes]:
+    """A file's beginnings, of every length."""
+    return (content[:length] for length in range(len(content)))
+
+
+def with_flipped_bits(content: bytes, times: int) -> Iterator[bytes]:
+    """A file in which one bit of one byte is another, at random."""
+    rng = np.random.default_rng(0)
+    for place in rng.integers(len(content), size=times).tolist():
+        flipped = content[place] ^ (1 << int(rng.integers(8)))
+        yield content[:place] + bytes([flipped]) + content[place + 1 :]
