@@ -37,6 +37,7 @@ from camal_rl import UserError, __version__, attention, camal, ppo
 from camal_rl.benchmark_tables import within
 from camal_rl.benchmark_training import WARMUP, Clock, PlayedGames, RawEngines
 from camal_rl.doom import RENDER_RESOLUTIONS, load_definition
+from camal_rl.machine import cores
 
 Result = dict[str, Any]
 """What a part measured, of JSON's types."""
@@ -66,7 +67,6 @@ def machine(settings: Settings) -> dict[str, Any]:
     """What it was measured on."""
     args = training_args(settings, Path())
     device = ppo.choose_device(args.machine.device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     except OSError:
@@ -77,7 +77,7 @@ def machine(settings: Settings) -> dict[str, Any]:
         gigabytes = None
     return {
         "cpu": model[1] if model else platform.processor() or platform.machine(),
-        "cores": cores,
+        "cores": cores(),
         "memory_gib": gigabytes,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "device": device.type,

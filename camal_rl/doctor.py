@@ -197,7 +197,7 @@ FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 
 def check_cpu() -> Iterator[Finding]:
     """The processor, and how many of its cores are for this process."""
-    from camal_rl import experiment
+    from camal_rl import machine
 
     try:
         described = CPU_INFO.read_text(encoding="utf-8", errors="replace")
@@ -212,14 +212,9 @@ def check_cpu() -> Iterator[Finding]:
         f"{model[1] if model else platform.processor() or platform.machine()}, "
         f"{cores} of {everywhere} cores for this process",
     )
-    quota = experiment._first_number(experiment.CPU_QUOTA)
-    if quota is not None and quota < cores * 100_000:
-        share = quota / 100_000
-        yield Finding(
-            "warning",
-            f"the container may use {share:g} cores' time, and torch starts a thread for each of {cores}",
-            f"Train with --torch-threads {max(1, round(share))}.",
-        )
+    share = machine.core_share()
+    if share is not None and share < cores:
+        yield Finding("ok", f"the container may use {share:g} cores' time: {machine.cores()} threads train")
     if flags is None:
         return
     has = set(flags[1].split())
@@ -233,15 +228,15 @@ def check_cpu() -> Iterator[Finding]:
 
 def check_memory() -> Iterator[Finding]:
     """Memory of the machine and of the container, and how many runs at once it bears."""
-    from camal_rl import experiment
+    from camal_rl import experiment, machine
 
     parts = []
     with suppress(ValueError, OSError):
         parts.append(f"{_size(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))} in all")
-    limit = experiment._first_number(experiment.CGROUP / "memory.max")
+    limit = machine.memory_limit()
     if limit is not None:
         parts.append(f"{_size(limit)} for this container")
-    left = min(experiment._available_memory(), default=None)
+    left = machine.available_memory()
     parts.append("the system does not say how much is free" if left is None else f"{_size(left)} available")
     parts.append(f"camal_rl.experiment does {experiment.bearable_jobs()} runs at once")
     if left is not None and left < experiment.CELL_MEMORY:

@@ -6,7 +6,6 @@ own. What is there already is not done again, so the same command goes on after 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -24,7 +23,15 @@ from typing import IO, Annotated, Any, Literal, NamedTuple
 import tyro
 from tqdm import tqdm
 
-from camal_rl import UserError, __version__, print_mistake, refuse_options, split_arguments, write_whole
+from camal_rl import (
+    UserError,
+    __version__,
+    machine,
+    print_mistake,
+    refuse_options,
+    split_arguments,
+    write_whole,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -388,38 +395,8 @@ TRAINING_SHARE = 0.9
 
 def bearable_jobs() -> int:
     """How many cells at once: one a core, as long as there is memory for them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _first_number(CPU_QUOTA)
-    if quota is not None:  # a container's share, in microseconds of each 100,000
-        cores = min(cores, max(1, round(quota / 100_000)))
-    bounds = [int(memory // CELL_MEMORY) for memory in _available_memory()]
-    return max(1, min([cores, *bounds]))
-
-
-MEMORY_INFO = Path("/proc/meminfo")
-CGROUP = Path("/sys/fs/cgroup")
-CPU_QUOTA = CGROUP / "cpu.max"
-
-
-def _available_memory() -> list[int]:
-    """Bytes that this machine, and the container this runs in, have left; nothing where they don't say."""
-    found = []
-    with contextlib.suppress(OSError):
-        match = re.search(r"^MemAvailable: *(\d+) kB", MEMORY_INFO.read_text(), re.MULTILINE)
-        if match:
-            found.append(int(match[1]) * 1024)
-    limit, used = _first_number(CGROUP / "memory.max"), _first_number(CGROUP / "memory.current")
-    if limit is not None and used is not None:
-        found.append(limit - used)
-    return found
-
-
-def _first_number(file: Path) -> int | None:
-    try:
-        word = file.read_text().split()[0]
-    except (OSError, IndexError):
-        return None
-    return int(word) if word.isdigit() else None
+    memory = machine.available_memory()
+    return machine.cores() if memory is None else max(1, min(machine.cores(), int(memory // CELL_MEMORY)))
 
 
 class Display:

@@ -176,6 +176,7 @@ from camal_rl import media, run_folder
 from camal_rl.doom import RENDER_RESOLUTIONS, Definition, DoomVectorEnv, load_definition
 from camal_rl.engine import EngineError
 from camal_rl.frames import zero_pixels
+from camal_rl.machine import cores
 from camal_rl.workers import Workers
 
 MEASURED_FRAMES = 128
@@ -1043,7 +1044,7 @@ def _train(args: Args, planned: Plan, interrupted: Callable[[], bool]) -> Path:
     keep_freed_memory()
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(torch.set_num_threads, torch.get_num_threads())
-        threads = args.machine.torch_threads or torch.get_num_threads()
+        threads = args.machine.torch_threads or min(torch.get_num_threads(), cores())
         torch.set_num_threads(1)  # the rounding of the initial weights depends on it
         torch.manual_seed(args.run.seed)
         torch.backends.cudnn.deterministic = True

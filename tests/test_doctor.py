@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, FakeGame, run, wait_until
 
-from camal_rl import UserError, doctor, doom, experiment, ppo
+from camal_rl import UserError, doctor, doom, machine, ppo
 from camal_rl.doctor import Check, Finding
 
 GIB = 2**30
@@ -144,7 +144,7 @@ def test_variables_that_matter_are_shown_and_no_others(monkeypatch: pytest.Monke
 
 def test_the_cpu_is_told_with_its_cores_and_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "CPU_INFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr(experiment, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     (tmp_path / "cpuinfo").write_text("model name\t: Some CPU\nflags\t\t: fpu avx2 avx512f amx_tile\n")
@@ -155,9 +155,8 @@ def test_the_cpu_is_told_with_its_cores_and_features(tmp_path: Path, monkeypatch
     (tmp_path / "cpu.max").write_text("150000 100000\n")
     (tmp_path / "cpuinfo").write_text("flags\t\t: fpu\n")
     _, quota, features = found(doctor.check_cpu)
-    assert quota.mark == features.mark == "warning"
-    assert "1.5 cores' time" in quota.text
-    assert quota.advice == "Train with --torch-threads 2."
+    assert quota == Finding("ok", "the container may use 1.5 cores' time: 2 threads train")
+    assert features.mark == "warning"
     assert "slow without avx2" in features.text
     (tmp_path / "cpu.max").write_text("max 100000\n")
     (tmp_path / "cpuinfo").unlink()  # as where there is no /proc
@@ -166,9 +165,8 @@ def test_the_cpu_is_told_with_its_cores_and_features(tmp_path: Path, monkeypatch
 
 
 def test_memory_counts_what_the_container_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "MEMORY_INFO", tmp_path / "meminfo")
-    monkeypatch.setattr(experiment, "CGROUP", tmp_path)
-    monkeypatch.setattr(experiment, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(machine, "MEMORY_INFO", tmp_path / "meminfo")
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
     (one,) = found(doctor.check_memory)
     assert one.mark == "ok"
     assert "the system does not say how much is free" in one.text
@@ -405,7 +403,7 @@ def test_torch_that_gives_nan_or_sees_no_gpu_is_told(
         ("cv2", doctor.check_video, "pip install opencv-python"),
         ("av", doctor.check_video, "pip install av"),
         ("vizdoom", doctor.check_engine, "pip install vizdoom"),
-        ("tyro", doctor.check_cpu, "pip install tyro"),
+        ("tyro", doctor.check_memory, "pip install tyro"),
     ],
 )
 def test_a_module_that_is_missing_is_a_line_with_its_package(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run
 
-from camal_rl import UserError, experiment, shift
+from camal_rl import UserError, experiment, machine, shift
 from camal_rl.experiment import Cell, Matrix, Outcome, Runner
 
 TRAIN = ("--total-timesteps", "2048", "--reward", "scale")
@@ -389,23 +389,10 @@ def test_stopping_leaves_the_rest_undone(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_jobs_are_bounded_by_cores_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
-    monkeypatch.setattr(experiment, "MEMORY_INFO", tmp_path / "meminfo")
-    monkeypatch.setattr(experiment, "CGROUP", tmp_path)
-    monkeypatch.setattr(experiment, "CPU_QUOTA", tmp_path / "cpu.max")
-    assert experiment.bearable_jobs() == 6  # nothing says otherwise
-    for kilobytes, jobs in ((64 * 2**20, 6), (4 * 2**20, 2), (1, 1)):
-        (tmp_path / "meminfo").write_text(f"MemTotal: 99 kB\nMemFree: 7 kB\nMemAvailable: {kilobytes} kB\n")
+    monkeypatch.setattr(machine, "cores", lambda: 6)
+    for memory, jobs in ((None, 6), (64 * 2**30, 6), (4 * 2**30, 2), (1, 1)):
+        monkeypatch.setattr(machine, "available_memory", lambda memory=memory: memory)
         assert experiment.bearable_jobs() == jobs
-    (tmp_path / "meminfo").unlink()
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("5\n")
-    assert experiment.bearable_jobs() == 6
-    (tmp_path / "cpu.max").write_text("400000 100000\n")
-    assert experiment.bearable_jobs() == 4
-    (tmp_path / "memory.max").write_text(f"{5 * 2**30}\n")
-    assert experiment.bearable_jobs() == 3
 
 
 def test_a_line_on_how_a_cell_ended(tmp_path: Path) -> None:
