@@ -472,7 +472,6 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
             raise ValueError(f"no action {action}: valid actions are 0 to {len(self.actions) - 1}")
         try:
             reward, terminated, truncated = self._act(action)
-            self._failures = 0
         except ENGINE_ERRORS as error:
             reward, terminated, truncated = self._act_anew(action, error)
         self._episode_actions.append(action)
@@ -482,6 +481,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
 
     def _act(self, action: int) -> tuple[float, bool, bool]:
         reward = float(self.game.make_action(self.actions[action], self.definition.frame_skip))
+        self._failures = 0
         if not self.game.is_episode_finished():
             self._push_frame()
             return reward, False, False

@@ -870,6 +870,7 @@ def played(env: doom.DoomEnv, steps: int) -> list[tuple[bytes, bytes, float, boo
         ({"new_episode": [1]}, 1),
         ({"new_episode": [2, 3, 4]}, 3),
         ({"make_action": [4], "new_episode": [2, 3]}, 3),  # also those that replay
+        ({"make_action": range(1, 60, 3)}, 20),  # more than may end in a row
     ],
 )
 def test_nothing_is_to_be_seen_of_an_engine_that_was_replaced(
