@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
+import mmap
 import os
+import platform
 import shlex
 import signal
 import subprocess
@@ -106,8 +109,12 @@ class EngineError(UserError):
     """Engines end one after the other, so that something else than chance ends them."""
 
 
+PATIENCE = 1.0
+"""Seconds that a call may take before anybody looks whether its engine is still there."""
 TIME_LIMIT = 30.0
 """Seconds after which a call into an engine counts as hung."""
+START_LIMIT = 60.0
+"""Seconds after which its start does."""
 
 
 class Engine(vizdoom.DoomGame):
@@ -120,6 +127,7 @@ class Engine(vizdoom.DoomGame):
     def __init__(self, time_limit: float = TIME_LIMIT) -> None:
         super().__init__()
         self.time_limit = time_limit
+        self._limit = time_limit
         self._busy_since: float | None = None
         self._folder: Path | None = None  # where the launcher writes which engine is which process
         self._others: set[Path] = set()  # engines that were in it before
@@ -133,7 +141,8 @@ class Engine(vizdoom.DoomGame):
         self._folder = launcher.with_name("engines")
         self._others = self._files()
         _watchdog.add(self)
-        with self._watched():
+        # DoomGame does not always survive the end of a process that it is starting.
+        with self._watched(max(START_LIMIT, self.time_limit)):
             super().init()
         self._find_process()
 
@@ -154,7 +163,12 @@ class Engine(vizdoom.DoomGame):
 
     def close(self) -> None:
         """End the process, whatever state it is in."""
+        process = self.process
         self.kill()  # nothing in it is worth saving, and DoomGame would wait for one that hangs
+        deadline = time.monotonic() + PATIENCE
+        while process is not None and Path(f"/proc/{process}").exists() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        self._unlock()
         super().close()
         _watchdog.remove(self)
         if self._file is not None:
@@ -192,18 +206,63 @@ class Engine(vizdoom.DoomGame):
             return set()
 
     def end_if_late(self) -> None:
-        """Kill the process if a call has taken too long."""
+        """Let a call fail that takes too long, or waits for a process that has ended."""
         since = self._busy_since
-        if since is not None and time.monotonic() - since > self.time_limit:
+        if since is None or (seconds := time.monotonic() - since) < PATIENCE:
+            return
+        if self.process is None:
+            self._unlock()
+        elif seconds > self._limit:
             self.kill()
 
+    def _unlock(self) -> None:
+        if self._file is not None:
+            for queue in ("Ctr", "Doom"):
+                with suppress(OSError, ValueError):
+                    unlock(Path(f"/dev/shm/ViZDoomMQ{queue}{self._file.name}"))
+
     @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _watched(self, limit: float | None = None) -> Iterator[None]:
+        self._limit = self.time_limit if limit is None else limit
         self._busy_since = time.monotonic()
         try:
             yield
         finally:
             self._busy_since = None
+
+
+PROCESS_SHARED = 128
+"""In the kind of a mutex of glibc."""
+
+
+def unlock(shared_memory: Path) -> int:
+    """Unlock the mutexes in there whose owners have ended; how many there were.
+
+    A process that is killed while it holds a message queue's mutex leaves it locked, and DoomGame would wait
+    for it forever, in a place from which no signal brings it back. What it was about to do under the lock is
+    to send or take a message, after all else was done, so nothing is half done.
+
+    Raises:
+        OSError, ValueError: it is not there, or empty.
+    """
+    if platform.libc_ver()[0] != "glibc":  # others lay out their mutexes differently
+        return 0
+    unlocked = 0
+    with shared_memory.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        words = (ctypes.c_int * (min(len(memory), 4096) // 4)).from_buffer(memory)
+        for place in range(len(words) - 9):  # a mutex has ten: lock, count, owner, users, kind and others
+            locked, _, owner, users, kind = words[place : place + 5]
+            if (
+                locked in (1, 2)
+                and users > 0
+                and owner > 0
+                and kind == PROCESS_SHARED
+                and not Path(f"/proc/{owner}").exists()
+            ):
+                ctypes.CDLL(None).pthread_mutex_unlock(ctypes.byref(words, 4 * place))
+                unlocked += 1
+        del words  # it keeps the memory mapped
+    return unlocked
 
 
 class _Watchdog:

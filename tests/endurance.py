@@ -54,14 +54,15 @@ def test_a_hundred_kills_and_twenty_hangs_change_no_bit(
     assert faults.envs is not None
     print(f"{faults.done} faults, {faults.envs.restarts} engines replaced")
     assert faults.done == len(signals), "the training ended before all faults were done"
-    assert faults.envs.restarts >= len(signals)
+    assert faults.envs.restarts == len(signals) - faults.unnoticed
+    assert faults.unnoticed <= 8
     assert_same(weights_of(tmp_path / "calm"), weights_of(tmp_path / "harmed"))
     assert wait_until(lambda: held() == before), (before, held())
     assert left_of(own_engines()) == []
 
 
 def test_a_trainer_killed_fifty_times_comes_to_the_end_as_if_it_never_had_been(tmp_path: Path) -> None:
-    options = ("--num-envs", "4", "--num-steps", "32", "--total-timesteps", "19200", "--torch-threads", "1")
+    options = ("--num-envs", "4", "--num-steps", "32", "--total-timesteps", "38400", "--torch-threads", "1")
     ppo.train(args_of(tmp_path / "calm", *options))
     # A checkpoint after every iteration, a sixth of the time: so kills meet the writing of one as well.
     args = args_of(tmp_path / "killed", *options, "--checkpoint-every", "1")
@@ -80,9 +81,9 @@ def test_a_trainer_killed_fifty_times_comes_to_the_end_as_if_it_never_had_been(t
         )
         # Until now from within imports to the middle of training.
         try:
-            said, errors = trainer.communicate(timeout=rng.uniform(1.5, 8))
+            _, errors = trainer.communicate(timeout=rng.uniform(1.5, 8))
             assert trainer.returncode == 0, errors
-            print(f"ended by itself at start {kill}: {said.splitlines()[-1]}")
+            pytest.fail(f"the training ended before it was killed {kill + 1} times")
         except subprocess.TimeoutExpired:
             trainer.kill()
             _, errors = trainer.communicate()
@@ -95,12 +96,12 @@ def test_a_trainer_killed_fifty_times_comes_to_the_end_as_if_it_never_had_been(t
     assert_same(weights_of(tmp_path / "calm"), weights_of(tmp_path / "killed"))
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    steps = list(range(128, 19200 + 1, 128))
+    steps = list(range(128, 38400 + 1, 128))
     for tag in ("losses/value_loss", "charts/learning_rate", "camal/iou"):
         found = events.Scalars(tag)
         assert [event.step for event in found] == steps
     rates = [event.value for event in events.Scalars("charts/learning_rate")]
-    np.testing.assert_allclose(rates, 2.5e-4 * (1 - np.arange(150) / 150), rtol=1e-6)
+    np.testing.assert_allclose(rates, 2.5e-4 * (1 - np.arange(300) / 300), rtol=1e-6)
 
 
 def test_memory_threads_descriptors_and_shared_memory_stay_flat(

@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ class Faults:
     def __init__(self, signals: Sequence[signal.Signals], pause: float) -> None:
         self.signals = signals
         self.pause = pause
-        self.done = 0
+        self._harmed: Counter[doom.DoomEnv] = Counter()
         self.envs: doom.DoomVectorEnv | None = None
         self._ended = threading.Event()
 
@@ -56,11 +57,22 @@ class Faults:
                 if self.envs is None or len(self.envs.envs) < self.envs.num_envs:
                     continue
                 # Each game in turn: the same one twice could meet the action that it does again.
-                process = self.envs.envs[next(games) % self.envs.num_envs].game.process
-                if process is not None:  # else it is being replaced
+                env = self.envs.envs[next(games) % self.envs.num_envs]
+                process = env.game.process
+                if process is not None and env.restarts == self._harmed[env]:
                     os.kill(process, number)
-                    self.done += 1
+                    self._harmed[env] += 1
                     break
+
+    @property
+    def done(self) -> int:
+        """How many there were."""
+        return sum(self._harmed.values())
+
+    @property
+    def unnoticed(self) -> int:
+        """How many came after the last call into their engine, or so late that the training had ended."""
+        return sum(faults - env.restarts for env, faults in self._harmed.items())
 
 
 def held() -> dict[str, int]:

@@ -1,6 +1,9 @@
 """The engine's process: what it survives, what it needs, and that nothing is left of it."""
 
+import ctypes
+import mmap
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -12,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, left_of, own_engines, processes_of, run, wait_until
 
-from camal_rl import doom
+from camal_rl import doom, engine
 
 
 @pytest.mark.engine
@@ -103,6 +106,44 @@ def test_nothing_is_left_of_a_process_that_is_killed(tmp_path: Path) -> None:
     killed.kill()
     killed.communicate()
     assert wait_until(lambda: not left_of(engines) and not Path(folder).exists())
+
+
+LOCKED = """
+import ctypes, mmap, os, sys
+libc = ctypes.CDLL(None)
+with open(sys.argv[1], "r+b") as file:
+    memory = mmap.mmap(file.fileno(), 0)
+    mutex = (ctypes.c_char * 40).from_buffer(memory, int(sys.argv[2]))
+    attributes = ctypes.create_string_buffer(8)
+    libc.pthread_mutexattr_init(attributes)
+    libc.pthread_mutexattr_setpshared(attributes, 1)
+    libc.pthread_mutex_init(mutex, attributes)
+    libc.pthread_mutex_lock(mutex)
+    print("locked", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's mutexes are known")
+def test_a_mutex_is_unlocked_once_its_owner_has_ended(tmp_path: Path) -> None:
+    path = tmp_path / "shared"
+    path.write_bytes(bytes(8192))
+    owner = subprocess.Popen(
+        [sys.executable, "-c", LOCKED, path, "48"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "locked\n"
+    locked = path.read_bytes()
+    assert engine.unlock(path) == 0
+    assert path.read_bytes() == locked
+    owner.communicate()
+    assert engine.unlock(path) == 1
+    assert engine.unlock(path) == 0
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        mutex = (ctypes.c_char * 40).from_buffer(memory, 48)
+        assert ctypes.CDLL(None).pthread_mutex_trylock(mutex) == 0
+        del mutex
 
 
 @pytest.mark.engine

@@ -883,7 +883,7 @@ def test_engines_that_are_killed_or_hang_change_no_bit_and_leave_nothing(
     with faults.during(monkeypatch):
         harmed = ppo.train(args_of(tmp_path / "harmed"))
     assert faults.done == 3
-    assert faults.envs.restarts >= 3
+    assert faults.envs.restarts == faults.done - faults.unnoticed >= 2
     assert events_of(harmed).Scalars("charts/engine_restarts")[-1].value == faults.envs.restarts
     for name, weight in checkpoint_of(calm)["agent"].items():
         assert torch.equal(weight, checkpoint_of(harmed)["agent"][name])
