@@ -52,7 +52,7 @@ def refuse_options(own: Iterable[str], options: Sequence[str], kind: str, setter
             raise UserError(f"--{option} can't be one of the options of {kind}: the {setter} sets it.")
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes | memoryview) -> None:
     """Write a file whole or not at all: who reads `path`, at any moment, finds the old content or the new.
 
     Raises:
@@ -61,7 +61,7 @@ def write_whole(path: Path, data: bytes) -> None:
     write_together({path: data})
 
 
-def write_together(files: Mapping[Path, bytes]) -> None:
+def write_together(files: Mapping[Path, bytes | memoryview]) -> None:
     """Write several files, each as `write_whole` does, and none of them before all are on the disk.
 
     Raises:

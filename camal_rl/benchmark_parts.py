@@ -460,7 +460,9 @@ def scaling(settings: Settings) -> Result:
                 )
                 bar.update()
         longest = settings._replace(iterations=max(LENGTHS) - WARMUP)
-        (stamps,) = trainings(longest, [()], with_memory=True)
+        # All that training ever does, pictures and checkpoints as well, is done from the first iteration on.
+        always = ("--checkpoint-every", "1", "--image-every", "1")
+        (stamps,) = trainings(longest, [always], with_memory=True)
         bar.update()
     native = _profile(
         settings, "240x320", *_options({"frame_size": (240, 320), "render_resolution": "320x240"})

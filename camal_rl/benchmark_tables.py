@@ -364,7 +364,8 @@ def scaling(result: Result, machine: Result) -> Account:
                 "Memory against a run's length",
                 ["iterations", "PSS, MiB", "peak RSS, MiB"],
                 memory_rows,
-                f"One run; iterations of {result['long_run_batch_size']:,} agent steps.",
+                f"One run, with a checkpoint and a picture in each iteration of "
+                f"{result['long_run_batch_size']:,} agent steps.",
             ),
             native,
         ],

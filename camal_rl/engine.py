@@ -141,7 +141,8 @@ class Engine(vizdoom.DoomGame):
         self._folder = launcher.with_name("engines")
         self._others = self._files()
         _watchdog.add(self)
-        # DoomGame does not always survive the end of a process that it is starting.
+        # DoomGame 1.3.2 crashes, and this process with it, where the one that it is starting ends without a
+        # word (a null pointer in DoomController::close): so only what surely hangs is killed.
         with self._watched(max(START_LIMIT, self.time_limit)):
             super().init()
         self._find_process()

@@ -255,9 +255,10 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save({"version": CHECKPOINT_VERSION, **state}, buffer)
     length = len(CHECKSUM) + 2 * hashlib.sha256().digest_size
-    # An archive without a comment ends with the comment's length, zero.
-    content = buffer.getbuffer()[:-2].tobytes() + length.to_bytes(2, "little")
-    write_whole(path, content + CHECKSUM + hashlib.sha256(content).hexdigest().encode())
+    # An archive without a comment ends with the comment's length, zero. Nothing is copied: it may be large.
+    buffer.getbuffer()[-2:] = length.to_bytes(2, "little")
+    buffer.write(CHECKSUM + hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
+    write_whole(path, buffer.getbuffer())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
