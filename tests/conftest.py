@@ -1,5 +1,6 @@
 """What the tests on the real engine share: running commands, and finding what engines leave behind."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -67,6 +68,15 @@ def own_engines() -> list[str]:
 def left_of(engines: list[str]) -> list[object]:
     segments = [path for name in engines for path in Path("/dev/shm").glob(f"ViZDoom*{name}")]
     return [*segments, *chain.from_iterable(map(processes_of, engines))]
+
+
+def orphaned_segments() -> set[str]:
+    """ViZDoom's shared memory that no living process has mapped."""
+    mapped = ""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            mapped += (process / "maps").read_text()
+    return {path.name for path in Path("/dev/shm").glob("ViZDoom*") if path.name not in mapped}
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, FakeGame, run, wait_until
+from conftest import ROOT, FakeGame, orphaned_segments, run, wait_until
 
 from camal_rl import UserError, doctor, doom, machine, ppo
 from camal_rl.doctor import Check, Finding
@@ -649,7 +649,7 @@ def test_nothing_that_may_be_missing_is_imported_before_its_check(tmp_path: Path
 
 @pytest.mark.engine
 def test_the_command_says_that_all_works_here(tmp_path: Path) -> None:
-    before = set(Path("/dev/shm").glob("ViZDoom*"))
+    before = orphaned_segments()
     done = run("-m", "camal_rl.doctor", folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -668,7 +668,7 @@ def test_the_command_says_that_all_works_here(tmp_path: Path) -> None:
         assert said in done.stdout
     assert max(map(len, lines)) <= 100
     assert list(tmp_path.iterdir()) == []
-    assert set(Path("/dev/shm").glob("ViZDoom*")) <= before
+    assert wait_until(lambda: orphaned_segments() <= before)
 
 
 @pytest.mark.engine

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 import vizdoom
-from conftest import SMALL, FakeGame, left_of, own_engines, small_args, wait_until
+from conftest import SMALL, FakeGame, left_of, orphaned_segments, own_engines, small_args, wait_until
 from faults import Faults, held, stop_after
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -826,15 +826,6 @@ def engines_started_with(marker: str) -> set[str]:
             if is_engine and marker.encode() in (process / "environ").read_bytes():
                 found.add(process.name)
     return found
-
-
-def orphaned_segments() -> set[str]:
-    """ViZDoom's shared memory that no living process has mapped."""
-    mapped = ""
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            mapped += (process / "maps").read_text()
-    return {path.name for path in Path("/dev/shm").glob("ViZDoom*") if path.name not in mapped}
 
 
 @pytest.fixture
