@@ -329,7 +329,6 @@ def scaling(result: Result, machine: Result) -> Account:
                 axes.plot(positions, medians, color=page.colour(row), marker="o")
                 low, high = [one.low for one in values], [one.high for one in values]
                 axes.fill_between(positions, low, high, color=page.colour(row), alpha=0.2, linewidth=0)
-                axes.set_ylim(bottom=0)
                 if varied == "num_envs":
                     _sizes(axes, positions)
                 else:
@@ -339,6 +338,8 @@ def scaling(result: Result, machine: Result) -> Account:
                     axes.set_ylabel(label)
                 if row == 1:
                     axes.set_xlabel(varied.replace("_", " "))
+        for first, *_ in panels:  # the others of its row share its axis, and all have been drawn
+            first.set_ylim(bottom=0)
 
     native = _where_time_goes(result["native_frames"], "Where the time goes with frames of 240x320")
     return Account(

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from camal_rl import benchmark_tables as tables
 from camal_rl.benchmark_tables import Finding, Spread, spread
@@ -176,6 +177,21 @@ def test_scaling_shows_speed_and_memory_and_whether_memory_grows() -> None:
     assert not growth.met
     assert native.rows[2] == ["rollout: bookkeeping, waiting for other threads", "25.0 %", "1000"]
     assert set(account.drawings) == {"scaling.png", "scaling.svg"}
+
+
+def test_all_points_of_scaling_are_in_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = Figure()
+    monkeypatch.setattr(tables.page, "draw", lambda name, height, paint: paint(figure) or {})
+    result = scaling_result()
+    # The panels share an axis, and the last has the largest numbers.
+    result["measured"][-1]["stamps"] = stamps(0.1, memory=900)
+    tables.scaling(result, MACHINE)
+    assert len(figure.axes) == 6
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        assert low == 0
+        values = [value for line in axes.lines for value in line.get_ydata()]
+        assert max(values) < high
 
 
 def test_starting_has_goals() -> None:
