@@ -117,6 +117,14 @@ START_LIMIT = 60.0
 """Seconds after which its start does."""
 
 
+def _engine_files() -> set[Path]:
+    """Those in which the launcher has written which engine is which process."""
+    try:
+        return set((engine_folder(os.getpid()) / "engines").iterdir())
+    except OSError:  # somebody has removed them
+        return set()
+
+
 class Engine(vizdoom.DoomGame):
     """A game whose calls end one way or the other: where its process hangs, it is killed, and the call fails.
 
@@ -129,23 +137,24 @@ class Engine(vizdoom.DoomGame):
         self.time_limit = time_limit
         self._limit = time_limit
         self._busy_since: float | None = None
-        self._folder: Path | None = None  # where the launcher writes which engine is which process
-        self._others: set[Path] = set()  # engines that were in it before
-        self._file: Path | None = None  # this engine's
+        self._others: set[Path] | None = None  # while it starts, the files of engines that were there before
+        self._file: Path | None = None  # in which the launcher has written which process it is
 
     def init(self) -> None:
         """Start the process. Not to be called by two threads at once."""
         launcher = engine_folder(os.getpid()) / "engine"
         if os.access(launcher, os.X_OK):  # a temporary folder mounted noexec can't hold it
             self.set_vizdoom_path(str(launcher))
-        self._folder = launcher.with_name("engines")
-        self._others = self._files()
+        self._others = _engine_files()
         _watchdog.add(self)
         # DoomGame 1.3.2 crashes, and this process with it, where the one that it is starting ends without a
         # word (a null pointer in DoomController::close): so only what surely hangs is killed.
-        with self._watched(max(START_LIMIT, self.time_limit)):
-            super().init()
-        self._find_process()
+        try:
+            with self._watched(max(START_LIMIT, self.time_limit)):
+                super().init()
+        finally:
+            self._find_file()
+            self._others = None  # files that come from now on are those of other engines
 
     def new_episode(self, *args: Any, **options: Any) -> None:
         """As of DoomGame."""
@@ -185,7 +194,7 @@ class Engine(vizdoom.DoomGame):
     @property
     def process(self) -> int | None:
         """The process's number, None where it has ended or can't be known."""
-        self._find_process()
+        self._find_file()
         if self._file is None:
             return None
         with suppress(OSError, ValueError):
@@ -195,16 +204,10 @@ class Engine(vizdoom.DoomGame):
                 return process
         return None
 
-    def _find_process(self) -> None:
-        """Engines start one after the other, so the file that is new is this one's."""
-        if self._file is None:
-            self._file = next(iter(self._files() - self._others), None)
-
-    def _files(self) -> set[Path]:
-        try:
-            return set() if self._folder is None else set(self._folder.iterdir())
-        except OSError:  # somebody has removed it
-            return set()
+    def _find_file(self) -> None:
+        """Engines start one after the other, so the file that is new meanwhile is this one's."""
+        if self._file is None and self._others is not None:
+            self._file = next(iter(_engine_files() - self._others), None)
 
     def end_if_late(self) -> None:
         """Let a call fail that takes too long, or waits for a process that has ended."""
@@ -293,12 +296,12 @@ class _Watchdog:
             self._thread = None
 
     def _watch(self) -> None:
-        pause = 1.0
+        pause = PATIENCE
         while not self._woken.wait(pause):
             engines = list(self._engines)
             for engine in engines:
                 engine.end_if_late()
-            pause = min([1.0, *(engine.time_limit / 10 for engine in engines)])
+            pause = min([PATIENCE, *(engine.time_limit / 10 for engine in engines)])
 
 
 _watchdog = _Watchdog()
@@ -350,10 +353,12 @@ def start_engine(
     return game
 
 
+ENGINE_MEMORY = 2**20
+"""Bytes of shared memory for an engine. It maps 10 MiB and, rendering 320x240, fills 0.2 (measured)."""
+
+
 def check_shared_memory(engines: int) -> None:
     """Refuse to start engines that shared memory can't hold: where it runs out they die of SIGBUS.
-
-    An engine maps 10 MiB and, rendering 320x240, fills 0.2 MiB of them (measured): 1 MiB leaves a margin.
 
     Raises:
         UserError: not enough is free.
@@ -362,9 +367,9 @@ def check_shared_memory(engines: int) -> None:
         stats = os.statvfs("/dev/shm")
     except (AttributeError, OSError):  # no such thing on this system
         return
-    if (free := stats.f_bavail * stats.f_frsize) < engines * 2**20:
+    if (free := stats.f_bavail * stats.f_frsize) < (needed := engines * ENGINE_MEMORY):
         raise UserError(
             f"shared memory is full: /dev/shm has {free / 2**20:.1f} MiB free, and {engines} game engine"
-            f"{'s need' if engines > 1 else ' needs'} {engines} MiB. Free some, use fewer environments, "
-            "or give a container more (docker run --shm-size=1g)."
+            f"{'s need' if engines > 1 else ' needs'} {needed / 2**20:.0f} MiB. Free some, use fewer "
+            "environments, or give a container more (docker run --shm-size=1g)."
         )

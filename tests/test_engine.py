@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import vizdoom
 from conftest import ROOT, left_of, own_engines, processes_of, run, wait_until
 
 from camal_rl import doom, engine
@@ -106,6 +107,26 @@ def test_nothing_is_left_of_a_process_that_is_killed(tmp_path: Path) -> None:
     killed.kill()
     killed.communicate()
     assert wait_until(lambda: not left_of(engines) and not Path(folder).exists())
+
+
+@pytest.mark.engine
+def test_an_engine_that_did_not_start_ends_no_other_that_started_meanwhile(
+    start: Callable[..., doom.DoomEnv], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(game: vizdoom.DoomGame) -> None:
+        raise vizdoom.ViZDoomErrorException("no memory")
+
+    failed = engine.Engine()
+    with monkeypatch.context() as patch:
+        patch.setattr(vizdoom.DoomGame, "init", fail)
+        with pytest.raises(vizdoom.ViZDoomErrorException):
+            failed.init()
+    env = start("Basic")
+    env.reset(seed=1)
+    failed.close()
+    assert failed.process is None
+    env.step(0)
+    assert env.restarts == 0
 
 
 LOCKED = """
