@@ -37,7 +37,7 @@ from camal_rl import UserError, __version__, attention, camal, ppo
 from camal_rl.benchmark_tables import within
 from camal_rl.benchmark_training import WARMUP, Clock, PlayedGames, RawEngines
 from camal_rl.doom import RENDER_RESOLUTIONS, load_definition
-from camal_rl.machine import cores
+from camal_rl.machine import cores, installed_memory, processor
 
 Result = dict[str, Any]
 """What a part measured, of JSON's types."""
@@ -67,18 +67,11 @@ def machine(settings: Settings) -> dict[str, Any]:
     """What it was measured on."""
     args = training_args(settings, Path())
     device = ppo.choose_device(args.machine.device)
-    try:
-        model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    except OSError:
-        model = None
-    try:
-        gigabytes = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
-    except (ValueError, OSError):
-        gigabytes = None
+    memory = installed_memory()
     return {
-        "cpu": model[1] if model else platform.processor() or platform.machine(),
+        "cpu": processor()[0],
         "cores": cores(),
-        "memory_gib": gigabytes,
+        "memory_gib": None if memory is None else round(memory / 2**30, 1),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "device": device.type,
         "precision": ppo.choose_precision(args.machine.precision, device),
@@ -109,12 +102,12 @@ class TakingTurns:
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="camal_rl-benchmark-"))
             options = (*settings.options, *options, "--runs-dir", folder)
-            self.args = ppo.parse_args(list(options))
             self._command = worker("details" if details else "phases", options)
             self._log = stack.enter_context(tempfile.TemporaryFile())
             self._process = stack.enter_context(started(self._command, self._log))
-            for iteration in range(WARMUP):
-                self._read() if iteration == 0 else self.advance()
+            self._read()  # the first iteration waits for nobody
+            for _ in range(WARMUP - 1):
+                self.advance()
             self._cleanup = stack.pop_all()
 
     def __enter__(self) -> TakingTurns:

@@ -190,7 +190,6 @@ def check_variables() -> Iterator[Finding]:
 # ------------------------------------------------------------------------------------------------------------
 # What the machine has
 
-CPU_INFO = Path("/proc/cpuinfo")
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 """Instructions of x86 that matter: the last three compute in bf16."""
 
@@ -199,25 +198,14 @@ def check_cpu() -> Iterator[Finding]:
     """The processor, and how many of its cores are for this process."""
     from camal_rl import machine
 
-    try:
-        described = CPU_INFO.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        described = ""
-    model = re.search(r"^model name\s*:\s*(.+)", described, re.MULTILINE)
-    flags = re.search(r"^flags\s*:\s*(.+)", described, re.MULTILINE)
-    everywhere = os.cpu_count() or 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else everywhere
-    yield Finding(
-        "ok",
-        f"{model[1] if model else platform.processor() or platform.machine()}, "
-        f"{cores} of {everywhere} cores for this process",
-    )
+    name, has = machine.processor()
+    cores = machine.allowed_cores()
+    yield Finding("ok", f"{name}, {cores} of {os.cpu_count() or 1} cores for this process")
     share = machine.core_share()
     if share is not None and share < cores:
         yield Finding("ok", f"the container may use {share:g} cores' time: {machine.cores()} threads train")
-    if flags is None:
+    if has is None:
         return
-    has = set(flags[1].split())
     present, absent = ([one for one in FEATURES if (one in has) is which] for which in (True, False))
     text = f"has {', '.join(present) or 'none'} of {', '.join(FEATURES)}"
     if "avx2" in absent:
@@ -231,8 +219,9 @@ def check_memory() -> Iterator[Finding]:
     from camal_rl import experiment, machine
 
     parts = []
-    with suppress(ValueError, OSError):
-        parts.append(f"{_size(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))} in all")
+    installed = machine.installed_memory()
+    if installed is not None:
+        parts.append(f"{_size(installed)} in all")
     limit = machine.memory_limit()
     if limit is not None:
         parts.append(f"{_size(limit)} for this container")
@@ -257,13 +246,6 @@ def check_shared_memory() -> Iterator[Finding]:
     """How many game engines shared memory can hold."""
     from camal_rl import engine
 
-    def holds(engines: int) -> bool:
-        try:
-            engine.check_shared_memory(engines)
-        except UserError:
-            return False
-        return True
-
     if not SHARED_MEMORY.is_dir():
         yield Finding(
             "warning",
@@ -272,7 +254,7 @@ def check_shared_memory() -> Iterator[Finding]:
         )
         return
     usage = shutil.disk_usage(SHARED_MEMORY)
-    fit = next((count for count in range(MOST_ENGINES) if not holds(count + 1)), MOST_ENGINES)
+    fit = min(usage.free // engine.ENGINE_MEMORY, MOST_ENGINES)
     count = f"{fit} or more" if fit == MOST_ENGINES else f"{fit}"
     text = f"{SHARED_MEMORY}: {_size(usage.total)}, {_size(usage.free)} free, room for {count} game engines"
     if fit >= GAMES:

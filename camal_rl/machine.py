@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import re
 from pathlib import Path
 
+CPU_INFO = Path("/proc/cpuinfo")
 MEMORY_INFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 """Where Linux says what a container may use: version 2 of it in files, version 1 in folders."""
 
 
+def processor() -> tuple[str, set[str] | None]:
+    """Its name, and the names of its instruction sets, None where the system does not list them."""
+    try:
+        described = CPU_INFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        described = ""
+    model = re.search(r"^model name\s*:\s*(.+)", described, re.MULTILINE)
+    flags = re.search(r"^flags\s*:\s*(.+)", described, re.MULTILINE)
+    name = model[1] if model else platform.processor() or platform.machine()
+    return name, set(flags[1].split()) if flags else None
+
+
 def cores() -> int:
     """Cores that this process may use, at least 1."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = core_share()
-    return found if share is None else min(found, max(1, round(share)))
+    return allowed_cores() if share is None else min(allowed_cores(), max(1, round(share)))
+
+
+def allowed_cores() -> int:
+    """Cores that this process may run on, whatever share of their time a container gives it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def core_share() -> float | None:
@@ -25,6 +43,14 @@ def core_share() -> float | None:
     if quota is None:
         quota, period = (_number(f"cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))
     return None if quota is None or not period or quota < 0 else quota / period
+
+
+def installed_memory() -> int | None:
+    """Bytes of the whole machine; None where it does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None
 
 
 def memory_limit() -> int | None:

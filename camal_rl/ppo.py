@@ -1119,10 +1119,10 @@ def _train(args: Args, planned: Plan, interrupted: Callable[[], bool]) -> Path:
                 "engine_restarts": restarts_before + envs.restarts,
             }
 
-        def save(state: dict[str, Any]) -> None:
+        def save(between: dict[str, Any]) -> None:
             writer.flush()
             learned = {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
-            run_folder.save_checkpoint(folder / "checkpoint.pt", state | learned)
+            run_folder.save_checkpoint(folder / "checkpoint.pt", between | learned)
 
         now = state()
         began = time.perf_counter()

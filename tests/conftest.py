@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import vizdoom
 from written_runs import write_study
 
@@ -208,6 +209,22 @@ def small_args(folder: Path, **options: object) -> ppo.Args:
         group = next(group for group in vars(args).values() if hasattr(group, name))
         setattr(group, name, value)
     return args
+
+
+def assert_same(one: object, other: object, where: str = "checkpoint") -> None:
+    """Equal bit for bit, through all levels."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}[{key}]")
+    elif isinstance(one, list):
+        assert len(one) == len(other), where
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            assert_same(*pair, f"{where}[{index}]")
+    else:
+        assert one == other, where
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL, left_of, own_engines, wait_until
+from conftest import ROOT, SMALL, assert_same, left_of, own_engines, wait_until
 from faults import Faults, held
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -24,9 +24,11 @@ from camal_rl.benchmark_training import memory
 SOAK_MINUTES = float(os.environ.get("SOAK_MINUTES", "30"))
 
 
+USUAL = ("--render-resolution", SMALL, "--reward", "scale", "--update-epochs", "1", "--precision", "fp32")
+
+
 def args_of(folder: Path, *options: str) -> ppo.Args:
-    usual = ("--render-resolution", SMALL, "--reward", "scale", "--update-epochs", "1", "--precision", "fp32")
-    return ppo.parse_args([*usual, *options, "--runs-dir", str(folder)])
+    return ppo.parse_args([*USUAL, *options, "--runs-dir", str(folder)])
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -34,11 +36,6 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     assert checkpoint is not None
     agent: dict[str, torch.Tensor] = checkpoint["agent"]
     return agent
-
-
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    for name, weight in one.items():
-        assert torch.equal(weight, other[name]), name
 
 
 def test_a_hundred_kills_and_twenty_hangs_change_no_bit(
@@ -64,23 +61,21 @@ def test_a_hundred_kills_and_twenty_hangs_change_no_bit(
 def test_a_trainer_killed_fifty_times_comes_to_the_end_as_if_it_never_had_been(tmp_path: Path) -> None:
     options = ("--num-envs", "4", "--num-steps", "32", "--total-timesteps", "38400", "--torch-threads", "1")
     ppo.train(args_of(tmp_path / "calm", *options))
-    # A checkpoint after every iteration, a sixth of the time: so kills meet the writing of one as well.
-    args = args_of(tmp_path / "killed", *options, "--checkpoint-every", "1")
+    # A checkpoint after every iteration, so that kills meet the writing of one as well.
+    options = (*options, "--checkpoint-every", "1")
     folder = tmp_path / "killed" / "Basic" / "camal" / "seed1"
-    words = ("--render-resolution", SMALL, "--reward", "scale", "--update-epochs", "1", "--precision", "fp32")
-    command = [sys.executable, "-m", "camal_rl.ppo", *words, *options, "--checkpoint-every", "1"]
+    command = [sys.executable, "-m", "camal_rl.ppo", *USUAL, *options, "--runs-dir", str(tmp_path / "killed")]
     rng = np.random.default_rng(0)
     half_written = 0
     for kill in range(50):
         trainer = subprocess.Popen(
-            [*command, "--runs-dir", str(tmp_path / "killed")],
+            command,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        # Until now from within imports to the middle of training.
-        try:
+        try:  # the kill comes anywhere from the imports to the middle of training
             _, errors = trainer.communicate(timeout=rng.uniform(1.5, 8))
             assert trainer.returncode == 0, errors
             pytest.fail(f"the training ended before it was killed {kill + 1} times")
@@ -91,7 +86,7 @@ def test_a_trainer_killed_fifty_times_comes_to_the_end_as_if_it_never_had_been(t
         half_written += len(list(folder.glob(".checkpoint.pt.*")))
         if (folder / "checkpoint.pt").exists():
             run_folder.load_checkpoint(folder / "checkpoint.pt")
-    ppo.train(args)
+    ppo.train(args_of(tmp_path / "killed", *options))
     print(f"kills in the middle of writing a checkpoint: {half_written}")
     assert_same(weights_of(tmp_path / "calm"), weights_of(tmp_path / "killed"))
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -84,12 +84,6 @@ def held() -> dict[str, int]:
             len(children.read_text().split()) for children in Path("/proc/self/task").glob("*/children")
         ),
     }
-
-
-def stop_after(iterations: int) -> Callable[[], bool]:
-    """An `interrupted` for `train` that stops it after so many iterations."""
-    calls = itertools.count(1)
-    return lambda: next(calls) >= iterations
 
 
 def cut_off(content: bytes) -> Iterator[bytes]:

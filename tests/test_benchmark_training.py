@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import small_args
+from conftest import assert_same, small_args
 
 from camal_rl import benchmark_training, camal, doom, ppo
 from camal_rl.benchmark_training import Clock, PlayedGames, ProjectionCost, RawEngines, replaced, timed
@@ -116,8 +116,7 @@ def test_a_training_in_turns_is_the_one_of_ppo(
         torch.load(folder / "Basic" / "camal" / "seed1" / "checkpoint.pt", weights_only=True)["agent"]
         for folder in (tmp_path / "timed", tmp_path)
     )
-    for name, weight in plain.items():
-        assert torch.equal(weight, timed[name])
+    assert_same(plain, timed)
 
 
 @pytest.mark.slow

@@ -20,8 +20,17 @@ import numpy as np
 import pytest
 import torch
 import vizdoom
-from conftest import SMALL, FakeGame, left_of, orphaned_segments, own_engines, small_args, wait_until
-from faults import Faults, held, stop_after
+from conftest import (
+    SMALL,
+    FakeGame,
+    assert_same,
+    left_of,
+    orphaned_segments,
+    own_engines,
+    small_args,
+    wait_until,
+)
+from faults import Faults, held
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -33,24 +42,14 @@ ALONE = Workers(1, CPU)
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def stop_after(iterations: int):
+    """An `interrupted` for `train` that stops it after so many iterations."""
+    calls = iter([False] * (iterations - 1) + [True])
+    return lambda: next(calls)
+
+
 def checkpoint_of(folder: Path) -> dict:
     return torch.load(folder / "checkpoint.pt", weights_only=True)
-
-
-def assert_same(one: object, other: object, where: str = "checkpoint") -> None:
-    """Equal bit for bit, through all levels."""
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}[{key}]")
-    elif isinstance(one, list):
-        assert len(one) == len(other), where
-        for index, pair in enumerate(zip(one, other, strict=True)):
-            assert_same(*pair, f"{where}[{index}]")
-    else:
-        assert one == other, where
 
 
 def events_of(folder: Path) -> EventAccumulator:
@@ -742,8 +741,7 @@ def test_engines_that_fail_too_often_end_training_where_it_can_go_on(tmp_path, m
     failed = tmp_path / "failed/Basic/camal/seed1"
     assert checkpoint_of(failed)["iteration"] == 2
     assert ppo.train(small_args(tmp_path / "failed")) == failed
-    for name, weight in checkpoint_of(straight)["agent"].items():
-        assert torch.equal(weight, checkpoint_of(failed)["agent"][name])
+    assert_same(checkpoint_of(straight)["agent"], checkpoint_of(failed)["agent"])
 
 
 def test_training_leaves_torchs_number_of_threads_as_it_was(fake_engine, tmp_path):
@@ -876,8 +874,7 @@ def test_engines_that_are_killed_or_hang_change_no_bit_and_leave_nothing(
     assert faults.done == 3
     assert faults.envs.restarts == faults.done - faults.unnoticed >= 2
     assert events_of(harmed).Scalars("charts/engine_restarts")[-1].value == faults.envs.restarts
-    for name, weight in checkpoint_of(calm)["agent"].items():
-        assert torch.equal(weight, checkpoint_of(harmed)["agent"][name])
+    assert_same(checkpoint_of(calm)["agent"], checkpoint_of(harmed)["agent"])
     assert wait_until(lambda: held() == before), (before, held())
     assert left_of(own_engines()) == []
 
@@ -891,9 +888,7 @@ def test_every_environment_trains_and_twice_to_the_same_bits(env, tmp_path, noth
         for name in ("one", "other")
     ]
     one, other = map(checkpoint_of, folders)
-    assert one["envs"] == other["envs"]
-    for name, weight in one["agent"].items():
-        assert torch.equal(weight, other["agent"][name])
+    assert_same(one, other)
     losses = events_of(folders[0]).Scalars("losses/camal_loss")
     assert [event.step for event in losses] == [128, 256]
     assert all(np.isfinite(event.value) for event in losses)
