@@ -142,7 +142,9 @@ def overhead(settings: Settings) -> Result:
     repetitions = []
     with ExitStack() as stack:
         trainings = {
-            method: stack.enter_context(TakingTurns(settings, "--method", method, "--learning-rate", "0"))
+            method: stack.enter_context(
+                TakingTurns(settings, "--method", method, "--learning-rate", "0", "--measure-every", "0")
+            )
             for method in methods
         }
         bar = stack.enter_context(progress("overhead", settings.repetitions * settings.iterations))
@@ -206,7 +208,7 @@ def profile(settings: Settings) -> Result:
 
 def _profile(settings: Settings, title: str, *options: str) -> Result:
     total = settings.repetitions * settings.iterations
-    options = ("--method", "camal", *options)
+    options = ("--method", "camal", "--measure-every", "1", *options)
     seconds = []
     with TakingTurns(settings, *options, details=True) as one, progress(title, total) as bar:
         for _ in range(total):

@@ -84,7 +84,7 @@ PHASES = {
     "rollout": "rollout",
     "advantages": "gae",
     "update": "update",
-    "the rest (measurement, TensorBoard)": "",
+    "the rest (TensorBoard)": "",
 }
 """Rows of a comparison of methods, and the phase of each; None for all of them."""
 
@@ -122,8 +122,8 @@ def overhead(result: Result, machine: Result) -> Account:
                 rows,
                 f"Iterations of {result['batch_size']:,} agent steps, of the one and the other in turns, and "
                 f"of each repetition's {len(result['seconds'][0]['camal'])} the median. An iteration is all "
-                "that training does; both measure attention once in each. The learning rate is 0, so that "
-                "both play the same games.",
+                "that training does but for measuring attention, which takes both the same. The learning "
+                "rate is 0, so that both play the same games.",
             )
         ],
         {},
@@ -451,7 +451,7 @@ def _where_time_goes(result: Result, title: str) -> page.Table:
         [[row, f"{100 * value / total:.1f} %", f"{1000 * value:.0f}"] for row, value in medians.items()],
         f"Of the first thread; the others do the same with other games and samples. Medians over "
         f"{len(iterations)} iterations of {result['batch_size']:,} agent steps; an iteration takes "
-        f"{1000 * whole:.0f} ms.",
+        f"{1000 * whole:.0f} ms. Attention is measured in each of them, by default in every fourth.",
     )
 
 

@@ -205,6 +205,7 @@ def small_args(folder: Path, **options: object) -> ppo.Args:
     args.environment.render_resolution = "160x120"
     args.machine.precision = "fp32"
     args.machine.torch_threads = 1
+    args.attention.measure_every = 1
     for name, value in options.items():
         group = next(group for group in vars(args).values() if hasattr(group, name))
         setattr(group, name, value)

@@ -142,6 +142,27 @@ def test_bf16_is_close_to_fp32_and_gives_fp32_outputs():
     assert 0 < difference < 0.02 * one.feature_maps.norm()
 
 
+@pytest.mark.parametrize("batch_size", [1, 4, 5])
+def test_packed_weights_give_the_same_outputs(batch_size):
+    agent = ppo.Agent(3, (4, 84, 84), "bf16")
+    weights = agent.weights("gradcam")
+    images = torch.randint(256, (batch_size, 4, 84, 84), dtype=torch.uint8)
+    with torch.no_grad():
+        packed = weights.packed(4)
+        output, expected = agent(images, packed), agent(images, weights)
+    assert packed.fc.is_mkldnn == ppo._packs()
+    # Sums of 3136 products, in whatever order, rounded to eight bits.
+    torch.testing.assert_close(output.hidden, expected.hidden, rtol=2**-7, atol=2**-7)
+
+
+def test_weights_are_packed_only_where_that_saves_time(monkeypatch):
+    weights = ppo.Agent(3, (4, 84, 84)).weights()
+    assert weights.packed(4) is weights
+    weights = ppo.Agent(3, (4, 84, 84), "bf16").weights()
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert weights.packed(4) is weights
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("parts", [1, 3])
 def test_gradients_of_the_weights_become_those_of_the_parameters(precision, parts):
