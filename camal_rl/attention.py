@@ -205,8 +205,8 @@ def closed_form_map(feature_maps: Tensor, hidden: Tensor, pooled: Tensor, out_we
             f"out_weight must have shape ({features},), (1, {features}) or {tuple(hidden.shape)}, "
             f"got {tuple(out_weight.shape)}"
         )
-    cam: Tensor = _ClosedForm.apply(feature_maps, hidden, pooled, out_weight)  # type: ignore[no-untyped-call]
-    return cam
+    apply: Callable[..., Tensor] = _ClosedForm.apply
+    return apply(feature_maps, hidden, pooled, out_weight)
 
 
 class _ClosedForm(torch.autograd.Function):

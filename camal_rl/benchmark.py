@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from camal_rl.benchmark_parts import Settings
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
-Part = Literal["overhead", "peers", "rollout", "runs", "extraction", "scaling", "startup", "profile"]
+Part = Literal[
+    "overhead", "peers", "rollout", "runs", "extraction", "scaling", "startup", "profile", "vision"
+]
 PARTS: tuple[Part, ...] = (
     "overhead",
     "peers",
@@ -34,6 +36,7 @@ PARTS: tuple[Part, ...] = (
     "scaling",
     "startup",
     "profile",
+    "vision",
 )
 """In the order in which they are measured."""
 FORMAT = 1
@@ -43,13 +46,13 @@ FORMAT = 1
 class Args:
     """Measure speed and memory. Parts: overhead (CAMAL's cost), peers (other libraries), rollout (beside the
     raw engine), runs (several at once), extraction (the paper's Figure 2), scaling (sizes and memory),
-    startup, profile (where time goes). Parts that were measured before stay in the results.
+    startup, profile (where time goes), vision (Table 6). Parts that were measured before stay in the results.
 
     Options after -- go to every training; python -m camal_rl.ppo --help lists them.
     """
 
     parts: tyro.conf.Positional[tuple[Part, ...]] = ()
-    """what to measure; without one, all but peers"""
+    """what to measure; without one, all but peers and vision"""
     output: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/benchmark")
     """folder for benchmark.json, benchmark.md and figures"""
     repetitions: Count = 5
@@ -82,7 +85,7 @@ def chosen_parts(args: Args) -> list[Part]:
     """What to measure, in order."""
     if args.parts:
         return [part for part in PARTS if part in args.parts]
-    return [part for part in PARTS if part != "peers" or args.peers]
+    return [part for part in PARTS if part != "vision" and (part != "peers" or args.peers)]
 
 
 def settings_of(args: Args, train: Sequence[str]) -> Settings:
@@ -96,6 +99,7 @@ def settings_of(args: Args, train: Sequence[str]) -> Settings:
 
     from camal_rl import doom, ppo
     from camal_rl.benchmark_parts import Settings, training_args
+    from camal_rl.device import choose_device
 
     for option, value, least in (
         ("repetitions", args.repetitions, 1),
@@ -112,7 +116,7 @@ def settings_of(args: Args, train: Sequence[str]) -> Settings:
     )
     planned = training_args(settings, Path())
     ppo.check_args(planned)
-    ppo.choose_device(args.device)
+    choose_device(args.device)
     doom.load_definition(args.env)
     return settings
 

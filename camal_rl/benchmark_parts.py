@@ -36,6 +36,7 @@ from tqdm import tqdm
 from camal_rl import UserError, __version__, attention, camal, ppo
 from camal_rl.benchmark_tables import within
 from camal_rl.benchmark_training import WARMUP, Clock, PlayedGames, RawEngines
+from camal_rl.device import choose_device, choose_precision
 from camal_rl.doom import RENDER_RESOLUTIONS, load_definition
 from camal_rl.machine import cores, installed_memory, processor
 
@@ -66,7 +67,7 @@ def progress(part: str, total: int) -> tqdm[Any]:
 def machine(settings: Settings) -> dict[str, Any]:
     """What it was measured on."""
     args = training_args(settings, Path())
-    device = ppo.choose_device(args.machine.device)
+    device = choose_device(args.machine.device)
     memory = installed_memory()
     return {
         "cpu": processor()[0],
@@ -74,7 +75,7 @@ def machine(settings: Settings) -> dict[str, Any]:
         "memory_gib": None if memory is None else round(memory / 2**30, 1),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "device": device.type,
-        "precision": ppo.choose_precision(args.machine.precision, device),
+        "precision": choose_precision(args.machine.precision, device),
         "torch_threads": args.machine.torch_threads,
         "system": platform.system(),
         "python": platform.python_version(),
@@ -232,7 +233,7 @@ def extraction(settings: Settings) -> Result:
     automatic differentiation needs that.
     """
     args = training_args(settings, Path())
-    device = ppo.choose_device(args.machine.device)
+    device = choose_device(args.machine.device)
     threads = torch.get_num_threads()
     torch.set_num_threads(args.machine.torch_threads)
     seconds: dict[str, dict[str, list[float]]] = {
@@ -279,6 +280,29 @@ def _attention(agent: ppo.Agent, output: ppo.Output, way: str) -> Tensor:
     if way == "closed form":
         return agent.cam(output, "gradcam")
     return attention.class_activation_map(output.feature_maps, output.value, per_sample=way == "per sample")
+
+
+def vision(settings: Settings) -> Result:
+    """A training step of the paper's classifiers with and without attention supervision (Table 6).
+
+    Raises:
+        UserError: torchvision is missing.
+    """
+    try:
+        from camal_rl.vision import models, overhead
+    except ModuleNotFoundError as error:
+        raise UserError(f"vision needs {error.name}: pip install 'camal-rl[vision]'.") from error
+    args = training_args(settings, Path())
+    device = choose_device(args.machine.device)
+    precision = choose_precision(args.machine.precision, device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(args.machine.torch_threads)
+    measurements = settings.repetitions * len(models.ARCHITECTURES) * len(overhead.METHODS)
+    try:
+        with progress("vision", measurements) as bar:
+            return overhead.measure(device, precision, settings.repetitions, settings.iterations, bar.update)
+    finally:
+        torch.set_num_threads(threads)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -610,7 +634,7 @@ def peer_options(settings: Settings, peer: str, render_resolution: str, threads:
         "num-minibatches": args.ppo.num_minibatches,
         "warmup": WARMUP,
         "iterations": settings.iterations,
-        "device": ppo.choose_device(args.machine.device).type,
+        "device": choose_device(args.machine.device).type,
         "torch-threads": threads,
     }
     return [peer, *(word for name, value in options.items() for word in (f"--{name}", str(value)))]

@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from camal_rl import UserError, camal, ppo
+from camal_rl.device import choose_device
 from camal_rl.doom import Definition, DoomEnv, DoomVectorEnv
 from camal_rl.workers import Workers
 
@@ -350,7 +351,7 @@ def work(how: str, options: list[str]) -> None:
 
 
 def _in_turns(args: ppo.Args, places: Sequence[Place]) -> None:
-    clock = _of_thread.clock = Clock(ppo.choose_device(args.machine.device))
+    clock = _of_thread.clock = Clock(choose_device(args.machine.device))
     cost = ProjectionCost()
 
     def report() -> bool:

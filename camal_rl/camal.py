@@ -107,8 +107,19 @@ def costs(weights: Tensor, *, empty_mask: str = "ignore", method: str = "camal")
     return (beta - alpha if method == "camal" else beta) * counted[:, None, None], counted
 
 
+def mean_cost(heat: Tensor, costs: Tensor, count: Tensor) -> Tensor:
+    """The loss of `projected_loss` from `costs`, a scalar: of a whole batch, or its part of one.
+
+    Args:
+        heat: (B, h, w) in [0, 1].
+        costs: (B, h, w).
+        count: a scalar, how many samples of the whole batch are counted.
+    """
+    return (heat * costs).sum() / count.clamp(min=1)
+
+
 def mask_weights(
-    mask: NDArray[np.uint8] | NDArray[np.bool_],
+    mask: NDArray[np.uint8] | NDArray[np.bool_] | NDArray[np.floating],
     size: tuple[int, int],
     *,
     out: NDArray[Any] | None = None,
@@ -122,19 +133,24 @@ def mask_weights(
     Runs on one thread and multiplies only the mask's bounding box, in float64.
 
     Args:
-        mask: (H, W) or (N, H, W), uint8 in {0, 1} or bool.
+        mask: (H, W) or (N, H, W), uint8 in {0, 1} or bool; or floating point in [0, 1], a soft mask such as a
+            prior's regions.
         size: (h, w) of the attention map.
         out: array of shape (2, h, w) or (N, 2, h, w) to write to and return.
         dtype: of the result, where `out` is not given.
 
     Raises:
-        ValueError: shapes or dtype that do not fit, or masks with values other than 0 and 1.
+        ValueError: shapes or dtype that do not fit, or masks with values other than 0 and 1 (soft: outside).
     """
-    if mask.ndim not in (2, 3) or mask.dtype not in (np.uint8, np.bool_):
+    soft = np.issubdtype(mask.dtype, np.floating)
+    if mask.ndim not in (2, 3) or not (soft or mask.dtype in (np.uint8, np.bool_)):
         raise ValueError(
-            f"mask must be uint8 or bool of shape (H, W) or (N, H, W), got {mask.dtype} of shape {mask.shape}"
+            "mask must be uint8, bool or floating point of shape (H, W) or (N, H, W), "
+            f"got {mask.dtype} of shape {mask.shape}"
         )
-    pixels = mask.view(np.uint8)
+    pixels = mask if soft else mask.view(np.uint8)
+    if soft and not ((pixels >= 0) & (pixels <= 1)).all():
+        raise ValueError("a soft mask must lie in [0, 1]")
     if (highest := pixels.max(initial=0)) > 1:
         raise ValueError(
             f"mask must hold 0 and 1 only, got values up to {highest}: "
@@ -147,8 +163,9 @@ def mask_weights(
         raise ValueError(f"out must have shape {shape}, got {out.shape}")
     projection = _projection((mask.shape[-2], mask.shape[-1]), size)
     frames = pixels[None] if mask.ndim == 2 else pixels
-    sums = np.array([projection(one) for one in frames]).reshape(len(frames), *size)
-    out[...] = projection.weights(sums).reshape(shape)
+    everywhere = (slice(None), slice(None)) if soft else None
+    sums = np.array([projection(one, everywhere) for one in frames]).reshape(len(frames), *size)
+    out[...] = projection.weights(sums, soft=soft).reshape(shape)
     return out
 
 
@@ -181,9 +198,11 @@ class Projection:
         sums: NDArray[np.float64] = self._rows[:, rows] @ across
         return sums
 
-    def weights(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(..., h, w), each as the call gives it -> (..., 2, h, w)."""
-        inside = np.rint(sums.sum(axis=(-2, -1), keepdims=True))  # U^T keeps the sum
+    def weights(self, sums: NDArray[np.float64], soft: bool = False) -> NDArray[np.float64]:
+        """(..., h, w), each as the call gives it -> (..., 2, h, w); soft masks are no whole numbers."""
+        inside = sums.sum(axis=(-2, -1), keepdims=True)  # U^T keeps the sum
+        if not soft:
+            inside = np.rint(inside)
         # Where a mask covers all that a cell sees, rounding can leave a difference just below zero.
         outside_sums = np.maximum(self._everywhere - sums, 0)
         parts = (sums / np.maximum(inside, 1), outside_sums / np.maximum(self._pixels - inside, 1))

@@ -464,9 +464,10 @@ def check_torch() -> Iterator[Finding]:
     import torch
 
     from camal_rl import ppo
+    from camal_rl.device import choose_device, choose_precision
 
-    device = ppo.choose_device("auto")
-    precision = ppo.choose_precision("auto", device)
+    device = choose_device("auto")
+    precision = choose_precision("auto", device)
     if torch.cuda.is_available():
         cuda = f"CUDA {torch.version.cuda} on {torch.cuda.get_device_name()}"
     else:

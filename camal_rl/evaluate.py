@@ -99,7 +99,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
-from camal_rl import attention, media, metrics, ppo, run_folder
+from camal_rl import attention, media, metrics, run_folder
+from camal_rl.device import choose_device
 from camal_rl.doom import Definition, replay
 from camal_rl.engine import ENGINE_ERRORS
 from camal_rl.faithfulness import SANITY_FRAMES, faithfulness, sanity
@@ -361,7 +362,7 @@ def evaluate(args: Args) -> tuple[dict[str, Any], list[Path]]:
         UserError: arguments, run, machine or folder with which that can't be done; nothing was written then.
     """
     check_args(args)
-    device = ppo.choose_device(args.device)
+    device = choose_device(args.device)
     run = load_run(args.run, args.env, device, args.attention)
     runs = [run]
     if args.compare is not None:

@@ -13,9 +13,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import contextlib
-import ctypes
 import dataclasses
-import platform
 import signal
 import sys
 import threading
@@ -173,6 +171,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from camal_rl import media, run_folder
+from camal_rl.device import Precision, choose_device, choose_precision, keep_freed_memory
 from camal_rl.doom import RENDER_RESOLUTIONS, Definition, DoomVectorEnv, load_definition
 from camal_rl.engine import EngineError
 from camal_rl.frames import zero_pixels
@@ -783,11 +782,11 @@ def ppo_loss(heads: Tensor, batch: Batch, args: Args) -> tuple[Tensor, dict[str,
 
 def attention_loss(cam: Tensor, batch: Batch, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
     """What Eq. 2 adds, of a minibatch's maps, (B, h, w), not normalised; L_CAMAL itself by name."""
-    from camal_rl import attention
+    from camal_rl import attention, camal
 
     assert batch.costs is not None
     assert batch.counted is not None
-    loss = (attention.normalize(cam) * batch.costs).sum() / batch.counted.sum().clamp(min=1)
+    loss = camal.mean_cost(attention.normalize(cam), batch.costs, batch.counted.sum())
     return args.attention.camal_coef * loss, {"camal_loss": loss}
 
 
@@ -938,66 +937,6 @@ def check_args(args: Args) -> None:
             f"--frame-size {args.environment.frame_size[0]} {args.environment.frame_size[1]}: "
             "the network needs at least 36 36."
         )
-
-
-def choose_device(name: str) -> torch.device:
-    """The device to train on; `auto` is CUDA where there is one, else the CPU.
-
-    Raises:
-        UserError: no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError(f"{device.type} is not a device to train on")
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(
-            f"--device {name}: not usable here ({str(error).splitlines()[0]}). "
-            f"Choose cpu{', or cuda' if torch.cuda.is_available() else ''}."
-        ) from error
-    return device
-
-
-Precision = Literal["fp32", "tf32", "bf16"]
-
-
-def choose_precision(name: str, device: torch.device) -> Precision:
-    """What the network computes in; `auto` is bf16 where the hardware has it, because it is faster there.
-
-    Raises:
-        UserError: tf32 elsewhere than on CUDA.
-    """
-    if name == "tf32" and device.type != "cuda":
-        raise UserError(f"--precision tf32 is for CUDA, and this trains on {device}: choose fp32 or bf16.")
-    if name != "auto":
-        return cast("Precision", name)
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if device.type != "cpu":
-        return "fp32"
-    # Without the instructions a CPU emulates bf16 and takes longer. torch has no public name for this yet.
-    native = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile"))
-    return "bf16" if any(supported() for supported in native) else "fp32"
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what is freed for the next minibatch, which needs as much again.
-
-    It gives big blocks back to the system otherwise, and to get them again, page by page, takes a sixth of an
-    update. One heap serves all threads, because those of other threads are too small for such blocks. Only
-    glibc knows these settings (mallopt(3)); elsewhere nothing is done.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        for setting, value in (
-            (-4, 0),
-            (-1, 2**31 - 1),
-            (-8, 1),
-        ):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX
-            libc.mallopt(setting, value)
 
 
 def pinned_pixels(shape: tuple[int, ...]) -> np.ndarray:

@@ -57,8 +57,12 @@ def describe(options: Mapping[str, Mapping[str, Any]], definition: Definition) -
     return plain
 
 
-def read_args_file(folder: Path) -> dict[str, dict[str, Any]]:
-    """What `write_args_file` wrote: the description of a run.
+AGENTS_GROUPS = ("run", "environment", "ppo", "attention", "machine", "definition")
+"""Of what describes an agent's run."""
+
+
+def read_args_file(folder: Path, needed: Sequence[str] = AGENTS_GROUPS) -> dict[str, dict[str, Any]]:
+    """What `write_args_file` wrote: the description of a run, which has these groups.
 
     Raises:
         UserError: there is none, or it is not one.
@@ -73,7 +77,6 @@ def read_args_file(folder: Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise UserError(f"can't read {file}: {' '.join(str(error).split())}.") from error
     groups = {name: group for name, group in content.items() if name != "version"} if content else {}
-    needed = ("run", "environment", "ppo", "attention", "machine", "definition")
     if not all(isinstance(groups.get(name), dict) for name in needed):
         raise UserError(f"{file} is not a run's arguments: it needs the groups {', '.join(needed)}.")
     return groups
@@ -233,7 +236,8 @@ def write_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) ->
 
 def remove_remains(folder: Path) -> None:
     """Remove files that a trainer was killed in the middle of writing. Only under the lock on training."""
-    for name in ("checkpoint.pt", "args.json", "media/attention.png"):
+    written = ("checkpoint.pt", "args.json", "scores.json", "media/attention.png", "media/overlay.png")
+    for name in written:
         path = folder / name
         for temporary in path.parent.glob(f".{path.name}.*"):
             with suppress(OSError):

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, FakeGame, orphaned_segments, run, wait_until
 
-from camal_rl import UserError, doctor, doom, machine, ppo
+from camal_rl import UserError, device, doctor, doom, machine, ppo
 from camal_rl.doctor import Check, Finding
 
 GIB = 2**30
@@ -373,8 +373,8 @@ def test_an_engine_that_does_not_start_is_a_failure_in_one_line(monkeypatch: pyt
 
 
 def test_torch_learns_in_the_precision_of_auto(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ppo, "choose_precision", lambda name, device: "fp32")
-    monkeypatch.setattr(ppo, "choose_device", lambda name: ppo.torch.device("cpu"))
+    monkeypatch.setattr(device, "choose_precision", lambda name, device: "fp32")
+    monkeypatch.setattr(device, "choose_device", lambda name: ppo.torch.device("cpu"))
     monkeypatch.setattr(doctor, "has_nvidia_driver", lambda: False)
     chosen, learned = found(doctor.check_torch)
     assert chosen.mark == learned.mark == "ok"
@@ -385,8 +385,8 @@ def test_torch_learns_in_the_precision_of_auto(monkeypatch: pytest.MonkeyPatch) 
 def test_torch_that_gives_nan_or_sees_no_gpu_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ppo, "choose_device", lambda name: ppo.torch.device("cpu"))
-    monkeypatch.setattr(ppo, "choose_precision", lambda name, device: "fp32")
+    monkeypatch.setattr(device, "choose_device", lambda name: ppo.torch.device("cpu"))
+    monkeypatch.setattr(device, "choose_precision", lambda name, device: "fp32")
     monkeypatch.setattr(doctor, "has_nvidia_driver", lambda: True)
     monkeypatch.setattr(ppo.Agent, "cam", lambda self, output, *_, weights: output.value * float("nan"))
     _, unseen, learned = found(doctor.check_torch)

@@ -14,7 +14,8 @@ PACKAGE = ROOT / "camal_rl"
 MAY_IMPORT = {
     "attention": set(),
     "camal": {"attention"},
-    "doctor": {"doom", "engine", "experiment", "machine", "media", "ppo"},
+    "device": set(),
+    "doctor": {"device", "doom", "engine", "experiment", "machine", "media", "ppo"},
     "doom": {"engine", "frames"},
     "engine": set(),
     "machine": set(),
@@ -26,13 +27,13 @@ MAY_IMPORT = {
     "comparison": {"stats", "study"},
     "shift": set(),
     "ppo": {
-        *("attention", "camal", "doom", "engine", "frames", "machine", "media", "metrics"),
+        *("attention", "camal", "device", "doom", "engine", "frames", "machine", "media", "metrics"),
         *("run_folder", "workers"),
     },
     "play": {"attention", "camal", "doom", "metrics", "ppo", "run_folder", "shift"},
     "faithfulness": {"metrics", "ppo", "play"},
     "evaluate": {
-        *("attention", "doom", "engine", "faithfulness", "media", "metrics", "play", "ppo"),
+        *("attention", "device", "doom", "engine", "faithfulness", "media", "metrics", "play", "ppo"),
         *("run_folder", "shift"),
     },
     "experiment": {"cluster", "evaluate", "experiment", "machine", "ppo"},
@@ -40,14 +41,34 @@ MAY_IMPORT = {
     "stats": set(),
     "page": {"stats"},
     "report": {"comparison", "page", "stats", "study"},
-    "benchmark": {"benchmark_parts", "benchmark_tables", "doom", "ppo"},
+    "benchmark": {"benchmark_parts", "benchmark_tables", "device", "doom", "ppo"},
     "benchmark_parts": {
-        *("attention", "benchmark_tables", "benchmark_training", "camal", "doom", "machine", "ppo"),
+        *("attention", "benchmark_tables", "benchmark_training", "camal", "device", "doom", "machine"),
+        *("ppo", "vision.models", "vision.overhead"),
     },
     "benchmark_peers": set(),
     "benchmark_tables": {"page"},
-    "benchmark_training": {"camal", "doom", "ppo", "workers"},
+    "benchmark_training": {"camal", "device", "doom", "ppo", "workers"},
     "workers": set(),
+    "vision.models": {"attention"},
+    "vision.shapes": {"machine", "vision.datasets"},
+    "vision.datasets": {"machine", "media", "vision.shapes"},
+    "vision.priors": {
+        *("attention", "camal", "device", "media", "metrics", "page", "study", "vision.datasets"),
+    },
+    "vision.evaluate": {
+        *("attention", "camal", "device", "media", "metrics", "run_folder"),
+        *("vision.datasets", "vision.models"),
+    },
+    "vision.train": {
+        *("attention", "camal", "device", "machine", "run_folder"),
+        *("vision.datasets", "vision.evaluate", "vision.models", "vision.priors"),
+    },
+    "vision.scores": {"comparison", "metrics", "stats", "study"},
+    "vision.report": {"media", "page", "report", "stats", "study", "vision.scores"},
+    "vision.perturbation": {"camal", "doom", "engine", "metrics", "page", "stats", "vision.datasets"},
+    "vision.batch_norm": {"attention", "page", "vision.models", "vision.shapes"},
+    "vision.overhead": {"benchmark_training", "camal", "vision.models", "vision.train"},
 }
 WITHOUT_TORCH = {
     "comparison",
@@ -61,7 +82,11 @@ WITHOUT_TORCH = {
     "shift",
     "stats",
     "study",
+    "vision.report",
+    "vision.scores",
 }
+TORCHVISION = {"torchvision", "open_clip"}
+"""Of the extra `vision`: nothing else may need them."""
 
 
 def imports(path: Path) -> set[str]:
@@ -77,7 +102,13 @@ def imports(path: Path) -> set[str]:
 
 
 def modules() -> list[str]:
-    return sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+    """Dotted names without the package's."""
+    found = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
+    return sorted(".".join(path.parts) for path in found if path.stem != "__init__")
+
+
+def file_of(module: str) -> Path:
+    return (PACKAGE / Path(*module.split("."))).with_suffix(".py")
 
 
 def tracked_files() -> list[str]:
@@ -91,13 +122,21 @@ def tracked_files() -> list[str]:
 @pytest.mark.parametrize("module", modules())
 def test_imports_run_one_way(module: str) -> None:
     assert module in MAY_IMPORT, "a module that the layout does not know: say here what it may import"
-    used = {name.split(".")[1] for name in imports(PACKAGE / f"{module}.py") if name.startswith("camal_rl.")}
-    assert used & set(modules()) <= MAY_IMPORT[module]
+    used = {
+        name.removeprefix("camal_rl.") for name in imports(file_of(module)) if name.startswith("camal_rl.")
+    }
+    known = {one for one in modules() if any(name == one or name.startswith(f"{one}.") for name in used)}
+    assert known <= MAY_IMPORT[module]
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if not name.startswith("vision.")])
+def test_only_the_supervised_half_needs_torchvision(module: str) -> None:
+    assert not {name.split(".")[0] for name in imports(file_of(module))} & TORCHVISION
 
 
 @pytest.mark.parametrize("module", sorted(WITHOUT_TORCH & set(modules())))
 def test_what_reads_games_and_files_does_without_torch(module: str) -> None:
-    names = {name.split(".")[0] for name in imports(PACKAGE / f"{module}.py")}
+    names = {name.split(".")[0] for name in imports(file_of(module))}
     assert "torch" not in names
 
 
@@ -116,7 +155,7 @@ def test_top_level_holds_what_the_design_says_and_nothing_else() -> None:
 
 def test_every_module_has_a_test_file() -> None:
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
-    assert set(modules()) <= tests
+    assert {module.replace(".", "_") for module in modules()} <= tests
 
 
 def test_no_file_names_a_path_of_the_machine_it_was_written_on() -> None:

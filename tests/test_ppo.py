@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import math
 import os
-import platform
 import re
 import signal
 import subprocess
@@ -532,18 +531,6 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(fake_engin
     assert list(tmp_path.iterdir()) == []
 
 
-def test_precision_auto_is_bf16_only_where_the_hardware_has_it(monkeypatch):
-    cpu = torch.device("cpu")
-    for supported, expected in ((True, "bf16"), (False, "fp32")):
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-            monkeypatch.setattr(torch.cpu, name, lambda supported=supported: supported, raising=False)
-        assert ppo.choose_precision("auto", cpu) == expected
-        assert ppo.choose_precision("fp32", cpu) == "fp32"
-        assert ppo.choose_precision("bf16", cpu) == "bf16"
-    assert ppo.choose_precision("auto", torch.device("mps")) == "fp32"
-    assert ppo.choose_precision("tf32", torch.device("cuda")) == "tf32"
-
-
 def test_what_a_gpu_reads_is_pinned(monkeypatch):
     asked = {}
     real = torch.zeros
@@ -937,31 +924,6 @@ def test_vanilla_is_bit_for_bit_ppo_without_the_attention_modules(tmp_path, noth
     assert "camal_rl.camal" in blocked.stderr  # the block works: CAMAL can't run without
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the settings")
-@pytest.mark.parametrize("kept", [True, False])
-@pytest.mark.slow
-def test_freed_memory_is_kept_for_the_next_minibatch(kept):
-    faults = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import resource, torch; from camal_rl import ppo\n"
-            "count = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-            f"ppo.keep_freed_memory() if {kept} else None\n"
-            "faults = []\n"
-            "for _ in range(20):\n"
-            "    before = count(); torch.ones(2**24); faults.append(count() - before)\n"
-            "print(min(faults))",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    # 64 MiB are 16,384 pages. Now and then a block lies elsewhere than the one before, though all is kept.
-    assert (int(faults.stdout) < 100) == kept
-
-
 def stopped(run: list[str], folder: Path, number: signal.Signals, code: int) -> int:
     """Start a training and signal all its processes, as a terminal does; how many iterations were done."""
     trainer = subprocess.Popen(
@@ -1091,6 +1053,29 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(size, tmp_path,
     assert ".checkpoint" not in done.stdout
     if size == "45m":
         assert torch.load(kept, weights_only=True)["iteration"] in (1, 2, 3)
+
+
+@pytest.mark.engine
+def test_a_read_only_folder_is_one_line_and_leaves_the_run_as_it_was(tmp_path, nothing_left_behind):
+    """Of an interrupted run, which could go on."""
+    options = (*ENGINE_RUN, "--runs-dir", tmp_path)
+    ppo.train(ppo.parse_args([str(one) for one in options]), lambda: True)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert any(path.name == "checkpoint.pt" for path in before)
+    script = 'mount --bind $DISK $DISK && mount -o remount,ro,bind $DISK || exit 77; exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, "sh", *command(*options)],
+        env=os.environ | {"DISK": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if done.returncode in (77, 1) and "Read-only" not in done.stderr:
+        pytest.skip("mounting a folder read-only needs root")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Read-only file system" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.engine

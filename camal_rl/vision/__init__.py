@@ -1,0 +1,1 @@
+"""The paper's supervised half: classifiers whose attention is supervised with segmentation masks."""

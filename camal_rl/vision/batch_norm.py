@@ -1,0 +1,199 @@
+"""Proposition 1 under BatchNorm: does one pass for the batch give each sample the map it has by itself?
+
+The proposition needs dy_b / dA_b' = 0 for b != b'. BatchNorm with the batch's own statistics, as in training,
+breaks that where it lies between the feature maps A and the logits. Measured here for every model, with both
+kinds of statistics, at the layer whose attention is supervised and at the stage before it:
+
+- `passes`: one backward pass for the batch (Eq. 4) against one for each sample, on the same forward pass;
+- `company`: a sample's map in one batch against its map in another, which differs in all other samples.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import tyro
+
+from camal_rl import UserError, print_mistake, write_together
+
+
+@dataclass
+class Args:
+    """Compare maps of one pass for a batch with those of a pass for each sample, under BatchNorm."""
+
+    output: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/vision/batch-norm")
+    """folder for table.md and results.json"""
+    models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
+    """of camal_rl.vision.train; all six if none is given"""
+    weights: Annotated[str, tyro.conf.arg(metavar="FROM")] = "imagenet"
+    """imagenet, none (random), or a file, then of one model"""
+    batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 8
+    """samples"""
+    seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """of shapes and of random weights"""
+
+
+def parse_args(arguments: list[str] | None = None) -> Args:
+    """Read the command line; exits with code 2 and a message where it can't be understood."""
+    return tyro.cli(Args, prog="python -m camal_rl.vision.batch_norm", args=arguments)
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # before torch is imported, so that --help and a typing mistake are answered at once
+
+import torch
+from torch import Tensor, nn
+
+from camal_rl import attention, page
+from camal_rl.vision import shapes
+from camal_rl.vision.models import ARCHITECTURES, Classifier, Features, load_weights, normalise
+
+IMAGE_SIZE = 224
+
+
+class Split(NamedTuple):
+    """A classifier in two parts at some layer."""
+
+    features: Callable[[Tensor], Features]  # images -> feature maps
+    head: Callable[[Features], Tensor]  # feature maps -> logits
+
+
+def splits(model: Classifier) -> dict[str, Split]:
+    """At the layer that is supervised, and for models with BatchNorm at the stage before it."""
+    network: Any = model.network
+    found = {"supervised": Split(model.features, model.head)}
+    if model.name == "resnet18":
+        before = nn.Sequential(
+            *(network.get_submodule(name) for name in ("conv1", "bn1", "relu", "maxpool")),
+            *(network.get_submodule(f"layer{number}") for number in (1, 2, 3)),
+        )
+        after = nn.Sequential(network.layer4, network.avgpool, nn.Flatten(), network.fc)
+    elif model.name == "efficientnet_b0":
+        before = network.features[:-1]
+        after = nn.Sequential(network.features[-1], network.avgpool, nn.Flatten(), network.classifier)
+    elif model.name == "maxvit_t":
+        before = nn.Sequential(network.stem, *network.blocks[:-1])
+        after = nn.Sequential(network.blocks[-1], network.classifier)
+    else:
+        return found
+    found["stage before"] = Split(lambda images: Features(before(images)), lambda found: after(found.maps))
+    return found
+
+
+def gradients(split: Split, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A, and dy/dA from one backward pass and from one for each sample, each (B, K, h, w)."""
+    features = split.features(images)
+    features = features._replace(maps=features.maps.detach().requires_grad_())
+    target = split.head(features).gather(1, classes[:, None]).squeeze(1)
+    (once,) = torch.autograd.grad(target.sum(), features.maps, retain_graph=True)
+    each = [
+        torch.autograd.grad(one, features.maps, retain_graph=True)[0][index]
+        for index, one in enumerate(target)
+    ]
+    return features.maps.detach(), once, torch.stack(each)
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """The largest difference, over the largest absolute value."""
+    return float(
+        (one - other).abs().max() / torch.maximum(one.abs().max(), other.abs().max()).clamp(min=1e-30)
+    )
+
+
+def compare(name: str, args: Args) -> list[dict[str, Any]]:
+    """The rows of one model. In float64, so that what is left is no rounding; without dropout."""
+    torch.manual_seed(args.seed)
+    samples = shapes.generate(2 * args.batch_size, IMAGE_SIZE, args.seed)
+    model = Classifier(name, len(samples.classes))
+    load_weights(model, args.weights)
+    model.double()
+    images = normalise(torch.from_numpy(samples.images)).double()
+    classes = torch.from_numpy(samples.labels)
+    half = args.batch_size // 2
+    batch = torch.arange(args.batch_size)
+    company = torch.cat([batch[:half], args.batch_size + batch[half:]])  # the first half in other company
+    norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+    rows = []
+    for statistics in ("batch", "running") if norms else ("none",):
+        model.eval()
+        for norm in norms:
+            norm.train(statistics == "batch")
+        for layer, split in splits(model).items():
+            maps, once, each = gradients(split, images[batch], classes[batch])
+            here = attention.normalize(attention.gradient_to_map(maps, once, "gradcam"))[:half]
+            maps, once_there, _ = gradients(split, images[company], classes[company])
+            there = attention.normalize(attention.gradient_to_map(maps, once_there, "gradcam"))[:half]
+            rows.append(
+                {
+                    "model": name,
+                    "statistics": statistics,
+                    "layer": layer,
+                    "shape": list(maps.shape[1:]),
+                    "passes": difference(once, each),
+                    "company": difference(here, there),
+                }
+            )
+    return rows
+
+
+def table(rows: list[dict[str, Any]], args: Args) -> page.Table:
+    """The rows as a table."""
+    named = {"batch": "of the batch", "running": "running", "none": "no BatchNorm"}
+    return page.Table(
+        "Proposition 1 under BatchNorm",
+        ["model", "statistics", "layer", "one pass against B passes", "in another batch"],
+        [
+            [
+                one["model"],
+                named[one["statistics"]],
+                one["layer"],
+                f"{one['passes']:.1e}",
+                f"{one['company']:.1e}",
+            ]
+            for one in rows
+        ],
+        f"Largest differences over the largest value: of dy/dA from one backward pass for {args.batch_size} "
+        "samples and from one for each, and of normalised maps of a sample in two batches. float64, weights "
+        f"{args.weights}, without dropout.",
+    )
+
+
+def main(args: Args) -> int:
+    """Compare, and return the exit code: 0, or 2 after a user's mistake."""
+    try:
+        unknown = [name for name in args.models if name not in ARCHITECTURES]
+        if unknown:
+            raise UserError(f"--models {' '.join(unknown)}: choose of {', '.join(ARCHITECTURES)}.")
+        if args.batch_size < 4:
+            raise UserError(f"--batch-size {args.batch_size}: give a number of at least 4.")
+        rows = []
+        for name in args.models or ARCHITECTURES:
+            rows += compare(name, args)
+            print(f"{name} done", file=sys.stderr)
+        text = page.markdown(table(rows, args))
+        try:
+            args.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"can't make {args.output}: {error.strerror}. Choose another --output."
+            ) from error
+        results = {"weights": args.weights, "batch_size": args.batch_size, "seed": args.seed, "rows": rows}
+        write_together(
+            {
+                args.output / "table.md": text.encode(),
+                args.output / "results.json": (json.dumps(results, indent=1) + "\n").encode(),
+            }
+        )
+        print(text)
+    except UserError as mistake:
+        return print_mistake(mistake)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(ARGS))

@@ -1,0 +1,461 @@
+"""Published data sets with masks, or the generated shapes -> samples and folds; and a look at them.
+
+BUSI, Oxford-IIIT-Pet and Oxford-Flower 102 are those of the paper (Sec. 4 and Appendix C). They are read from
+a folder in their published form. Nothing is downloaded: where something is missing, an error says what to get
+from where, and where to put it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+import cv2
+import numpy as np
+import tyro
+from PIL import Image
+from tqdm import tqdm
+
+from camal_rl import UserError, machine, media, print_mistake, write_whole
+
+DATA = ("shapes", "busi", "pet", "flower")
+SHAPES = 1200
+"""Generated samples, if no number is given."""
+SMALLEST_IMAGE = 16
+"""Side of an image in pixels, at least."""
+
+EXPECTED: dict[str, dict[str, int]] = {
+    "busi": {"benign": 437, "malignant": 210, "normal": 133},
+    "pet": {"trainval": 3680, "test": 3669},
+    "flower": {"train": 1020, "val": 1020, "test": 6149},
+}
+"""Images in each part of a published data set."""
+EXPECTED_BUSI_MASKS = 798
+"""16 benign images and a malignant one show several lesions, each with a mask of its own."""
+
+BUSI = (
+    "Download Dataset_BUSI.zip from https://scholar.cu.edu.eg/?q=afahmy/pages/dataset and unpack it into "
+    "{folder}, so that it holds Dataset_BUSI_with_GT/benign/benign (1).png and benign (1)_mask.png."
+)
+PET = (
+    "Download images.tar.gz and annotations.tar.gz from https://www.robots.ox.ac.uk/~vgg/data/pets/ and "
+    "unpack both into {folder}/oxford-iiit-pet, so that it holds images/Abyssinian_1.jpg, "
+    "annotations/trainval.txt and annotations/trimaps/Abyssinian_1.png."
+)
+FLOWER = (
+    "Download 102flowers.tgz, 102segmentations.tgz, imagelabels.mat and setid.mat from "
+    "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/ into {folder}/flowers-102 and unpack the archives "
+    "there, so that it holds jpg/image_00001.jpg and segmim/segmim_00001.jpg beside the two .mat files."
+)
+
+T = TypeVar("T")
+Count = Annotated[int, tyro.conf.arg(metavar="N")]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """N images of one data set, with masks and classes.
+
+    Raises:
+        ValueError: the arrays do not fit together.
+    """
+
+    images: np.ndarray
+    """uint8 (N, 3, S, S), RGB."""
+    masks: np.ndarray
+    """uint8 {0, 1} (N, S, S), 1 where the target is; all zeros where there is none."""
+    labels: np.ndarray
+    """int64 (N,), indices into `classes`."""
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    """Of each sample, unique: its image's path in the data set, without the suffix: `jpg/image_00001`."""
+    shifted: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """By the name of a shift, the same samples in front of other backgrounds: arrays such as `images`."""
+
+    def __post_init__(self) -> None:
+        count, size = len(self.labels), self.images.shape[-1]
+        for name, array in {"images": self.images, **self.shifted}.items():
+            _check(name, array, np.uint8, (count, 3, size, size))
+        _check("masks", self.masks, np.uint8, (count, size, size))
+        _check("labels", self.labels, np.int64, (count,))
+        if count == 0:
+            raise ValueError("there is no sample")
+        if self.masks.max() > 1:
+            raise ValueError(f"masks hold 0 and 1, not {self.masks.max()}")
+        if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
+            raise ValueError(
+                f"labels from {self.labels.min()} to {self.labels.max()}, {len(self.classes)} classes"
+            )
+        if len(self.names) != count or len(set(self.names)) != count:
+            raise ValueError(
+                f"{count} samples have {len(set(self.names))} different names of {len(self.names)}"
+            )
+
+
+def _check(name: str, array: np.ndarray, dtype: Any, shape: tuple[int, ...]) -> None:
+    if array.dtype != dtype or array.shape != shape:
+        raise ValueError(f"{name} are {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}")
+
+
+def load(
+    data: str, folder: Path, image_size: int = 224, count: int = SHAPES, progress: bool = True
+) -> Samples:
+    """Read a data set, or generate `shapes`.
+
+    As in the paper (Appendix C), an image is made square, whatever its proportions, and its edges are cut
+    off: resized to 256 x 256 and cropped to the middle 224 x 224, or the same in proportion for another size.
+    Images are interpolated as torchvision's Resize does it, masks by their nearest pixel.
+
+    Args:
+        data: one of `DATA`.
+        folder: what holds `Dataset_BUSI_with_GT`, `oxford-iiit-pet` or `flowers-102`; not used for `shapes`.
+        image_size: side S of the images in pixels, at least `SMALLEST_IMAGE`.
+        count: how many samples `shapes` has; the others are read as a whole.
+        progress: whether to show on stderr how far reading has come.
+
+    Raises:
+        UserError: no such data set, or it is missing, incomplete or damaged.
+    """
+    if data == "shapes":
+        from camal_rl.vision import shapes
+
+        return shapes.generate(count, image_size)
+    if data not in _LISTINGS:
+        raise UserError(f"there is no data set {data}: choose one of {', '.join(DATA)}.")
+    if image_size < SMALLEST_IMAGE:
+        raise UserError(f"images of {image_size} pixels are too small: give {SMALLEST_IMAGE} or more.")
+    listing = _LISTINGS[data](folder)
+    return _read(listing, image_size, data if progress else None)
+
+
+def folds(labels: np.ndarray, count: int = 10, seed: int = 0) -> np.ndarray:
+    """The fold in which each sample is tested: int64 (N,), from 0 to count - 1.
+
+    Every class is spread evenly: its numbers in two folds differ by one at most, and so do the folds' sizes.
+
+    Args:
+        labels: int (N,), the class of each sample.
+        count: how many folds, at least 2.
+        seed: of the order in which samples are dealt out; the same seed gives the same folds.
+
+    Raises:
+        UserError: fewer than 2 folds, or a class with fewer samples than there are folds, which would leave a
+            fold without one to test (faithfulness takes a sample of each class from every fold, Appendix C).
+    """
+    if count < 2:
+        raise UserError(
+            f"{count} is too few folds, for one part is tested and others trained on: give 2 or more."
+        )
+    classes, sizes = np.unique(labels, return_counts=True)
+    if not sizes.size or sizes.min() < count:
+        fewest = f"class {classes[sizes.argmin()]} has {sizes.min()}" if sizes.size else "there are none"
+        raise UserError(
+            f"{count} folds need {count} samples or more of each class, and {fewest}: choose fewer folds."
+        )
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    tested = np.empty(len(labels), np.int64)
+    tested[order] = np.arange(len(labels)) % count
+    return tested
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What files there are
+
+
+class _Entry(NamedTuple):
+    """The files of one sample."""
+
+    image: Path
+    masks: list[Path]  # united
+    label: int
+
+
+class _Listing(NamedTuple):
+    """The files of a data set."""
+
+    folder: Path
+    classes: tuple[str, ...]
+    entries: list[_Entry]
+    target: Callable[[Image.Image], np.ndarray]  # mask file -> bool (h, w)
+    advice: str
+
+
+def _list_busi(folder: Path) -> _Listing:
+    base, advice = folder / "Dataset_BUSI_with_GT", BUSI.format(folder=folder)
+    classes = tuple(EXPECTED["busi"])
+    entries = []
+    for label, name in enumerate(classes):
+        pattern = re.compile(rf"{name} \((\d+)\)(_mask(?:_\d+)?)?\.png")
+        images: dict[int, Path] = {}
+        masks: dict[int, list[Path]] = {}
+        for path in sorted((base / name).glob("*.png")):
+            if match := pattern.fullmatch(path.name):
+                if match[2]:
+                    masks.setdefault(int(match[1]), []).append(path)
+                else:
+                    images[int(match[1])] = path
+        if not images:
+            raise UserError(f"there are no images in {base / name}. {advice}")
+        _check_count(len(images), EXPECTED["busi"][name], f"images in {base / name}", advice)
+        for number, path in sorted(images.items()):
+            own = path.with_name(f"{path.stem}_mask.png")
+            entries.append(_Entry(path, masks.get(number) or [own], label))
+    _check_count(sum(len(entry.masks) for entry in entries), EXPECTED_BUSI_MASKS, f"masks in {base}", advice)
+    return _Listing(base, classes, entries, _busi_lesion, advice)
+
+
+def _list_pet(folder: Path) -> _Listing:
+    base, advice = folder / "oxford-iiit-pet", PET.format(folder=folder)
+    loader = _torchvision("OxfordIIITPet")
+    entries: list[_Entry] = []
+    classes: tuple[str, ...] = ()
+    for split, expected in EXPECTED["pet"].items():
+        part = _open(loader, folder, split, base, advice)
+        _check_count(len(part), expected, f"images in {base / 'annotations' / split}.txt", advice)
+        classes = classes or tuple(part.classes)
+        for image, trimap, label in zip(part._images, part._segs, part._labels, strict=True):
+            entries.append(_Entry(image, [trimap], label))
+    return _Listing(base, classes, sorted(entries), _pet_body, advice)
+
+
+def _list_flower(folder: Path) -> _Listing:
+    base, advice = folder / "flowers-102", FLOWER.format(folder=folder)
+    loader = _torchvision("Flowers102")
+    entries: list[_Entry] = []
+    for split, expected in EXPECTED["flower"].items():
+        part = _open(loader, folder, split, base, advice)
+        _check_count(len(part), expected, f"images of the {split} split in {base / 'setid.mat'}", advice)
+        for image, label in zip(part._image_files, part._labels, strict=True):
+            segmentation = base / "segmim" / image.name.replace("image_", "segmim_")
+            entries.append(_Entry(image, [segmentation], label))
+    return _Listing(base, tuple(loader.classes), sorted(entries), _flower_blossom, advice)
+
+
+_LISTINGS: dict[str, Callable[[Path], _Listing]] = {
+    "busi": _list_busi,
+    "pet": _list_pet,
+    "flower": _list_flower,
+}
+
+
+def _torchvision(name: str) -> Any:
+    """One of torchvision's loaders, which know how the data set is split and labelled."""
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise UserError(
+            f"torchvision can't be imported ({error}): install it with `pip install 'camal-rl[vision]'`."
+        ) from error
+    return getattr(datasets, name)
+
+
+def _open(loader: Any, folder: Path, split: str, base: Path, advice: str) -> Any:
+    """A split, as torchvision lists it; for flowers, it compares the labels' checksums as well."""
+    try:
+        return loader(folder, split, download=False)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UserError(f"{base} is missing, incomplete or damaged ({_line(error)}). {advice}") from error
+
+
+def _check_count(found: int, expected: int, what: str, advice: str) -> None:
+    if found != expected:
+        raise UserError(f"there are {found} {what}, but {expected} were published. {advice}")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What is in them
+
+
+def _busi_lesion(mask: Image.Image) -> np.ndarray:
+    return np.asarray(mask.convert("L")) > 0
+
+
+def _pet_body(trimap: Image.Image) -> np.ndarray:
+    # 1 is the pet, 2 the background, 3 a border a few pixels wide that was left open. The border counts as
+    # the pet: ears, whiskers and tails are thin and often nothing but border, and they tell breeds apart.
+    body: np.ndarray = np.asarray(trimap) != 2
+    return body
+
+
+BLUE = (0, 0, 254)
+"""The background of the flowers' segmentations, as JPEG leaves it of pure blue."""
+BLUE_TOLERANCE = 64
+"""Greatest deviation of a channel within the background. In painted petals saved at JPEG qualities 60 to 95,
+ripples in the blue beside them reach 59 and the bluest petals deviate by 90; the outlines of all of them are
+found within 1.4 pixels, the pictures having 600 x 500."""
+
+
+def _flower_blossom(segmentation: Image.Image) -> np.ndarray:
+    deviation = np.abs(np.asarray(segmentation.convert("RGB"), np.int16) - np.array(BLUE, np.int16))
+    blossom = (deviation.max(axis=2) > BLUE_TOLERANCE).astype(np.uint8)
+    # Each pixel goes with most of its neighbours, so no single ripple or blue speck is left.
+    voted: np.ndarray = cv2.medianBlur(blossom, 5) > 0
+    return voted
+
+
+def _read(listing: _Listing, size: int, title: str | None) -> Samples:
+    entries = listing.entries
+    files = [path for entry in entries for path in (entry.image, *entry.masks)]
+    if missing := [path for path in files if not path.is_file()]:
+        raise UserError(
+            f"{len(missing)} of {len(files)} files are missing, such as {missing[0]}. {listing.advice}"
+        )
+    images = np.empty((len(entries), 3, size, size), np.uint8)
+    masks = np.zeros((len(entries), size, size), np.uint8)
+
+    def read(index: int) -> None:
+        entry = entries[index]
+        image = _decode(entry.image, lambda image: image.convert("RGB"))
+        images[index] = _fitted(image, size, Image.Resampling.BILINEAR).transpose(2, 0, 1)
+        for path in entry.masks:
+            target = Image.fromarray(_decode(path, listing.target).astype(np.uint8))
+            masks[index] |= _fitted(target, size, Image.Resampling.NEAREST)
+
+    with ThreadPoolExecutor(machine.cores()) as pool:  # Pillow lets other threads run while it works
+        done = pool.map(read, range(len(entries)))
+        for _ in tqdm(done, title, len(entries), unit="image", leave=False, disable=title is None):
+            pass
+    return Samples(
+        images=images,
+        masks=masks,
+        labels=np.array([entry.label for entry in entries], np.int64),
+        classes=listing.classes,
+        names=tuple(entry.image.relative_to(listing.folder).with_suffix("").as_posix() for entry in entries),
+    )
+
+
+def _decode(path: Path, content: Callable[[Image.Image], T]) -> T:
+    try:
+        with Image.open(path) as image:
+            return content(image)
+    except Exception as error:  # a damaged file makes Pillow raise all kinds
+        raise UserError(
+            f"{path} is damaged ({_line(error)}): unpack it again, or download the archive again."
+        ) from error
+
+
+def _fitted(image: Image.Image, size: int, resampling: Image.Resampling) -> np.ndarray:
+    whole = round(size * 256 / 224)
+    edge = round((whole - size) / 2)
+    square = image.resize((whole, whole), resampling).crop((edge, edge, edge + size, edge + size))
+    return np.asarray(square)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# A look at them
+
+SHOWN = 16
+"""Samples on a contact sheet."""
+COLUMNS = 4
+SMALLEST_SHOWN = 160
+"""Pixels: smaller images are enlarged by a whole factor, or there would be no room to say what they are."""
+
+
+def summary(samples: Samples) -> str:
+    """How many samples each class has, how many of them a mask, and how much of the picture it covers."""
+    areas = 100 * samples.masks.mean(axis=(1, 2))
+    width = max(len("all"), *map(len, samples.classes))
+    lines = [f"{'class':{width}} {'samples':>8} {'with mask':>10} {'mean mask area':>15}"]
+    for name, own in (
+        *((name, samples.labels == label) for label, name in enumerate(samples.classes)),
+        ("all", np.ones(len(areas), bool)),
+    ):
+        filled = areas[own & (areas > 0)]
+        share = f"{100 * filled.size / own.sum():.1f} %" if own.any() else "-"
+        area = f"{filled.mean():.1f} %" if filled.size else "-"
+        lines.append(f"{name:{width}} {own.sum():8} {share:>10} {area:>15}")
+    looks = Counter(hashlib.sha256(image.tobytes()).digest() for image in samples.images)
+    if twins := sum(number for number in looks.values() if number > 1):
+        lines.append(
+            f"{twins} samples look exactly like another one, so what is tested may have been trained on."
+        )
+    return "\n".join(lines)
+
+
+def contact_sheet(samples: Samples) -> np.ndarray:
+    """Sixteen samples of as many classes as there are, outlined, beside their masks; below, some shifted.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+    """
+    ranks = np.empty(len(samples.labels), np.int64)  # which one of its class a sample is
+    for label in range(len(samples.classes)):
+        own = np.flatnonzero(samples.labels == label)
+        ranks[own] = np.arange(own.size)
+    chosen = np.lexsort((samples.labels, ranks))[:SHOWN]
+    rows = [
+        [_panel(samples, samples.images, index, "") for index in chosen[start : start + COLUMNS]]
+        for start in range(0, len(chosen), COLUMNS)
+    ]
+    rows += [
+        [_panel(samples, images, index, f", {shift}") for index in chosen[:COLUMNS]]
+        for shift, images in samples.shifted.items()
+    ]
+    return media.stack_strips([np.concatenate(row, axis=1) for row in rows])
+
+
+def _panel(samples: Samples, images: np.ndarray, index: int, remark: str) -> np.ndarray:
+    image, mask = images[index].transpose(1, 2, 0), samples.masks[index]
+    factor = -(-SMALLEST_SHOWN // len(mask))
+    image, mask = (one.repeat(factor, axis=0).repeat(factor, axis=1) for one in (image, mask))
+    outlined = media.overlay(image, np.zeros((1, 1)), mask)
+    caption = f"{samples.classes[samples.labels[index]]}{remark} ({samples.names[index]})"
+    return media.attention_strip(outlined, mask, {}, caption)
+
+
+@dataclass
+class Args:
+    """Count the samples of a data set and draw sixteen of them, to be looked at before training."""
+
+    data: Literal["shapes", "busi", "pet", "flower"] = "shapes"
+    """shapes is generated, the others are read"""
+    data_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("data")
+    """folder that holds Dataset_BUSI_with_GT, oxford-iiit-pet or flowers-102"""
+    samples: Count = SHAPES
+    """of shapes; the others are read as a whole"""
+    image_size: Count = 224
+    """side of the images in pixels"""
+    output: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
+    """picture to write, runs/vision/<data>/samples.png if none is given"""
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> Args:
+    """Read the command line; exits with code 2 and a message where it can't be understood."""
+    return tyro.cli(Args, prog="python -m camal_rl.vision.datasets", args=arguments)
+
+
+def main(args: Args) -> int:
+    """Say and draw what a data set holds; the exit code is 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    output = args.output or Path("runs/vision", args.data, "samples.png")
+    try:
+        samples = load(args.data, args.data_dir, args.image_size, args.samples)
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"can't make {output.parent}: {error.strerror}. Choose another --output."
+            ) from error
+        write_whole(output, media.encode_png(contact_sheet(samples)))
+    except UserError as mistake:
+        return print_mistake(mistake)
+    except KeyboardInterrupt:
+        print("\nStopped. Nothing was written.", file=sys.stderr)
+        return 130
+    print(f"{summary(samples)}\n{output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse_args()))

@@ -1,0 +1,239 @@
+"""The six classifiers: what they compute, where they are split, and what attention's gradients reach."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from camal_rl import UserError, attention, camal
+
+pytest.importorskip("torchvision")
+
+from camal_rl.vision import models
+from camal_rl.vision.models import ARCHITECTURES, Classifier, Output, cam
+
+MAPS = {
+    "resnet18": (512, 7, 7),
+    "convnext_t": (768, 7, 7),
+    "efficientnet_b0": (1280, 7, 7),
+    "vit_b_16": (768, 14, 14),
+    "swin_v2_t": (768, 7, 7),
+    "maxvit_t": (512, 7, 7),
+}
+
+
+def made(name: str, num_classes: int, image_size: int = 224) -> Classifier:
+    """In evaluation mode; the last layer of torchvision's ViT is zero at first, and nothing would pass it."""
+    torch.manual_seed(0)
+    model = Classifier(name, num_classes, image_size).eval()
+    if name == "vit_b_16":
+        nn.init.normal_(model.network.heads.head.weight, std=0.1)  # type: ignore[union-attr, arg-type]
+    return model
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def model(request: pytest.FixtureRequest) -> Classifier:
+    return made(request.param, 5)
+
+
+@pytest.mark.slow
+def test_the_two_parts_compute_what_torchvision_computes(model: Classifier, images: torch.Tensor) -> None:
+    with torch.no_grad():
+        output = model(images)
+        torch.testing.assert_close(output.logits, model.network(images), rtol=1e-4, atol=1e-5)
+    assert output.feature_maps.shape == (2, *MAPS[model.name])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.slow
+def test_one_training_step_with_camal_and_its_gradient_checked(name: str) -> None:
+    """dA of one pass is that of finite differences, and the loss reaches all that is trained."""
+    size = 224 if name == "maxvit_t" else 64
+    model = made(name, 5, size)
+    images = torch.randn(2, 3, size, size)
+    labels = torch.tensor([1, 3])
+    features = model.features(images)
+    maps = features.maps.detach().requires_grad_()
+    target = model.head(features._replace(maps=maps)).gather(1, labels[:, None]).squeeze(1)
+    (gradient,) = torch.autograd.grad(target.sum(), maps, create_graph=True)
+    # Along one direction for each sample, in float64 because the differences are small.
+    direction = torch.randn(maps.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()
+        rest = tuple(one.double() for one in features.rest)
+        ends = [
+            exact.head(models.Features(maps.double() + step * direction.double(), rest))
+            .gather(1, labels[:, None])
+            .squeeze(1)
+            for step in (1e-5, -1e-5)
+        ]
+        expected = (ends[0] - ends[1]) / 2e-5
+    torch.testing.assert_close(
+        (gradient.detach() * direction).flatten(1).sum(dim=1).double(), expected, rtol=2e-3, atol=1e-4
+    )
+
+    before = {name: one.detach().clone() for name, one in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    output = model(images)
+    heat = attention.normalize(cam(output, labels))
+    masks = torch.zeros(2, size, size)
+    masks[:, size // 4 : size // 2, size // 3 : size // 2] = 1
+    loss = nn.functional.cross_entropy(output.logits, labels) + camal.camal_loss(heat, masks)
+    loss.backward()
+    optimizer.step()
+    unreached = [
+        name for name, one in model.named_parameters() if one.grad is None or not one.grad.isfinite().all()
+    ]
+    assert unreached == []
+    assert [name for name, one in model.named_parameters() if torch.equal(one, before[name])] == []
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_b_16"])
+@pytest.mark.slow
+def test_camals_gradient_passes_through_maps_and_their_weights(name: str) -> None:
+    """Of the loss on attention alone: float64 differences along a random direction of all parameters."""
+    model = made(name, 3, image_size=64).double()
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    labels = torch.tensor([0, 2])
+    costs = torch.randn(2, *((4, 4) if name == "vit_b_16" else (2, 2)), dtype=torch.float64)
+
+    def loss() -> torch.Tensor:
+        return (cam(model(images), labels) * costs).sum()
+
+    gradients = torch.autograd.grad(loss(), list(model.parameters()), allow_unused=True)
+    directions = [torch.randn_like(one) for one in model.parameters()]
+    expected = sum(float((a * b).sum()) for a, b in zip(gradients, directions, strict=True) if a is not None)
+    ends = []
+    for step in (1e-7, -1e-7):
+        with torch.no_grad():
+            for parameter, direction in zip(model.parameters(), directions, strict=True):
+                parameter += step * direction
+        ends.append(loss().item())
+        with torch.no_grad():
+            for parameter, direction in zip(model.parameters(), directions, strict=True):
+                parameter -= step * direction
+    assert (ends[0] - ends[1]) / 2e-7 == pytest.approx(expected, rel=1e-4)
+
+
+def test_vits_grid_has_no_class_token_and_patches_where_they_were() -> None:
+    torch.manual_seed(0)
+    model = Classifier("vit_b_16", 3, image_size=64).eval()
+    images = torch.randn(1, 3, 64, 64)
+    seen = []
+    layer = model.network.encoder.layers[-1].ln_1  # type: ignore[union-attr, index]
+    handle = layer.register_forward_hook(lambda module, given, result: seen.append(result))
+    with torch.no_grad():
+        features = model.features(images)
+    handle.remove()
+    (tokens,) = seen
+    assert tokens.shape == (1, 17, 768)
+    assert features.maps.shape == (1, 768, 4, 4)
+    for row in range(4):
+        for column in range(4):
+            assert torch.equal(features.maps[0, :, row, column], tokens[0, 1 + 4 * row + column])
+
+
+def test_swins_channels_come_first() -> None:
+    torch.manual_seed(0)
+    model = Classifier("swin_v2_t", 3, image_size=64).eval()
+    with torch.no_grad():
+        images = torch.randn(1, 3, 64, 64)
+        tokens = model.network.norm(model.network.features(images))  # type: ignore[operator]
+        assert tokens.shape == (1, 2, 2, 768)
+        assert torch.equal(model.features(images).maps, tokens.permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("method", models.CAM_METHODS)
+def test_attention_of_a_linear_head_is_the_weighted_sum_of_its_maps(method: str) -> None:
+    """Pooling and one Linear: dy/dA is the class's row over the number of places, so Eq. 3 is known."""
+    torch.manual_seed(0)
+    model = Classifier("resnet18", 2, image_size=64).eval()
+    with torch.no_grad():
+        features = model.features(torch.randn(1, 3, 64, 64))
+    maps = features.maps.requires_grad_()
+    output = Output(model.head(models.Features(maps)), maps)
+    row = model.network.fc.weight[1] / 4  # type: ignore[union-attr, index]
+    if method == "diffgradcam":  # with two classes the contrast is the difference of the logits
+        row = row - model.network.fc.weight[0] / 4  # type: ignore[union-attr, index]
+    if method == "layercam":
+        row = row.relu()
+    expected = (row[None, :, None, None] * maps).mean(dim=1).relu()
+    found = cam(output, torch.tensor([1]), method, create_graph=False)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_autocast_leaves_the_head_and_attention_in_float32() -> None:
+    model = Classifier("resnet18", 3, image_size=64).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(torch.randn(2, 3, 64, 64))
+        assert cam(output, torch.tensor([0, 1])).dtype == torch.float32
+    assert output.logits.dtype == output.feature_maps.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet18", 100), ("maxvit_t", 128), ("vit_b_16", 40)])
+def test_a_size_of_images_that_does_not_fit_is_refused(name: str, size: int) -> None:
+    with pytest.raises(UserError, match="multiple of"):
+        Classifier(name, 3, image_size=size)
+
+
+def test_frozen_batch_norm_keeps_samples_apart() -> None:
+    torch.manual_seed(0)
+    model = Classifier("resnet18", 3, image_size=64)
+    images = torch.randn(3, 3, 64, 64)
+    model.train()
+    with torch.no_grad():
+        assert not torch.allclose(model(images).logits[:2], model(images[:2]).logits, atol=1e-3)
+        models.freeze_batch_norm(model)
+        torch.testing.assert_close(model(images).logits[:2], model(images[:2]).logits)
+    assert model.training
+
+
+def test_images_are_normalised_by_imagenets_mean() -> None:
+    images = torch.tensor([255, 0, 51], dtype=torch.uint8)[None, :, None, None]
+    expected = [(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
+    torch.testing.assert_close(models.normalise(images).flatten(), torch.tensor(expected))
+
+
+def test_weights_of_a_file_are_loaded_but_for_a_last_layer_of_other_classes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = Classifier("resnet18", 1000, image_size=64)
+    torch.save(source.network.state_dict(), tmp_path / "weights.pth")
+    model = Classifier("resnet18", 3, image_size=64)
+    last = model.network.fc.weight.detach().clone()  # type: ignore[union-attr, operator]
+    models.load_weights(model, str(tmp_path / "weights.pth"))
+    assert torch.equal(model.network.conv1.weight, source.network.conv1.weight)  # type: ignore[union-attr, arg-type]
+    assert torch.equal(model.network.fc.weight, last)  # type: ignore[union-attr, arg-type]
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    model = Classifier("resnet18", 3, image_size=64)
+    with pytest.raises(UserError, match="no such file"):
+        models.load_weights(model, str(tmp_path / "none.pth"))
+    (tmp_path / "text.pth").write_text("weights")
+    with pytest.raises(UserError, match="not a state dictionary"):
+        models.load_weights(model, str(tmp_path / "text.pth"))
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(UserError, match="no state dictionary"):
+        models.load_weights(model, str(tmp_path / "list.pth"))
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"don't fit resnet18: 1\d\d entries differ"):
+        models.load_weights(model, str(tmp_path / "other.pth"))
+
+
+def test_imagenet_weights_that_cannot_be_fetched_are_told_with_a_way_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(UserError, match=r"resnet18-\w+\.pth .*--weights none"):
+        models.load_weights(Classifier("resnet18", 3, image_size=64), "imagenet")

@@ -1,0 +1,445 @@
+"""The regulariser study: perturbed masks and responses by hand, the table's rules, where masks come from."""
+# ruff: noqa: N806 - axis suffixes are capitals
+
+import json
+import math
+import re
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from itertools import islice, repeat
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from conftest import ROOT, run
+
+from camal_rl import UserError, page, vision
+from camal_rl.vision import perturbation
+from camal_rl.vision.perturbation import Args, Comparison, Study
+
+NAN = float("nan")
+EM_DASH = "\N{EM DASH}"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As on the command line: several threads wait for each other more than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def square(side: int = 5, size: tuple[int, int] = (9, 11), place: tuple[int, int] = (2, 3)) -> np.ndarray:
+    """A mask with a square, its top left corner at (row, column)."""
+    mask = np.zeros(size, np.uint8)
+    mask[place[0] : place[0] + side, place[1] : place[1] + side] = 1
+    return mask
+
+
+def blobs(count: int, seed: int = 0, size: tuple[int, int] = (40, 50)) -> Iterator[np.ndarray]:
+    """Masks of an ellipse each, all different."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        mask = np.zeros(size, np.uint8)
+        centre, axes = rng.integers((15, 12), (35, 28)), rng.integers(6, 11, size=2)
+        cv2.ellipse(
+            mask, tuple(centre.tolist()), tuple(axes.tolist()), float(rng.uniform(0, 180)), 0, 360, 1, -1
+        )
+        yield mask
+
+
+def disc(radius: float) -> np.ndarray:
+    reach = int(radius)
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    return (np.sqrt(x**2 + y**2) <= radius).astype(np.uint8)
+
+
+# Perturbed masks
+
+
+def test_a_shift_ends_beside_the_masks_old_place() -> None:
+    mask = square(2, (4, 8), (1, 2))
+    right = perturbation.shift(mask, 2, angle=0)
+    np.testing.assert_array_equal(right, [square(2, (4, 8), (1, column)) for column in (2, 3, 4)])
+    cut = square(2, (4, 8), (0, 2))
+    cut[1] = 0  # the other row is out of the image
+    upwards = perturbation.shift(mask, 2, angle=-math.pi / 2)
+    np.testing.assert_array_equal(upwards, [mask, square(2, (4, 8), (0, 2)), cut])
+
+
+def test_a_shift_aslant_goes_until_the_box_is_left() -> None:
+    mask = np.zeros((60, 60), np.uint8)
+    mask[20:30, 20:40] = 1  # 10 high, 20 wide: at 45 degrees it is left after 10 rows and columns
+    moved = perturbation.shift(mask, 5, angle=math.pi / 4)
+    assert [cv2.boundingRect(one)[:2] for one in moved] == [(20 + d, 20 + d) for d in (0, 2, 4, 6, 8, 10)]
+    assert (moved.sum(axis=(1, 2)) == mask.sum()).all()
+
+
+def test_erosion_takes_ring_after_ring() -> None:
+    eroded = perturbation.erode(square(5), steps=2)  # radii 0, 1, 2
+    np.testing.assert_array_equal(eroded, [square(5), square(3, place=(3, 4)), square(1, place=(4, 5))])
+
+
+def test_the_images_border_erodes_nothing() -> None:
+    mask = np.zeros((4, 12), np.uint8)
+    mask[:, :6] = 1
+    np.testing.assert_array_equal(perturbation.erode(mask, 5).sum(axis=(1, 2)), [24, 20, 16, 12, 8, 0])
+
+
+def test_dilation_covers_the_outside_but_for_a_twentieth() -> None:
+    mask = np.zeros((1, 41), np.uint8)
+    mask[0, 0] = 1  # 40 pixels outside, at distances 1 to 40
+    np.testing.assert_array_equal(perturbation.dilate(mask, 2).sum(axis=(1, 2)), [1, 1 + 19, 1 + 39])
+
+
+def test_perturbation_is_morphology_with_discs() -> None:
+    for mask in blobs(5):
+        eroded, dilated = perturbation.erode(mask, 4), perturbation.dilate(mask, 4)
+        for steps, kind, found in ((4, cv2.MORPH_ERODE, eroded), (4, cv2.MORPH_DILATE, dilated)):
+            np.testing.assert_array_equal(found[0], mask)
+            distance = perturbation._distance(mask if kind == cv2.MORPH_ERODE else 1 - mask)
+            last = np.quantile(distance[distance > 0], 0.95, method="higher")
+            for step in range(1, steps + 1):
+                expected = cv2.morphologyEx(mask, kind, disc(last * step / steps))
+                np.testing.assert_array_equal(found[step], expected)
+        assert eroded[-1].sum() <= 0.05 * mask.sum()
+        assert dilated[-1].sum() >= mask.sum() + 0.95 * (1 - mask).sum()
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"),
+    [
+        (square(0), "empty"),
+        (1 - square(0), "full"),
+        (square(5), None),
+        (square(2), "too small"),  # one ring, two steps
+        (1 - square(2), "too large"),
+    ],
+)
+def test_masks_that_steps_can_not_change_are_left_out(mask: np.ndarray, reason: str | None) -> None:
+    assert perturbation.why_left_out(mask, steps=2) == reason
+
+
+# Responses and correlations
+
+
+def test_responses_by_hand() -> None:
+    mask = square(2, (4, 8), (1, 2))  # 4 pixels inside, 28 outside
+    camal, suppress = perturbation.responses(mask, perturbation.shift(mask, 2, angle=0))
+    np.testing.assert_allclose(camal, [-1, 2 / 28 - 1 / 2, 4 / 28], rtol=1e-15)
+    np.testing.assert_array_equal(suppress, [0, 2 / 28, 4 / 28])
+    camal, suppress = perturbation.responses(square(5), perturbation.erode(square(5), 2))
+    np.testing.assert_array_equal(camal, [-1, -9 / 25, -1 / 25])
+    np.testing.assert_array_equal(suppress, [0, 0, 0])
+
+
+def test_pearson_is_scipys_and_nan_for_a_constant() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.random((2, 6, 9))
+    expected = [scipy.stats.pearsonr(*rows).statistic for rows in zip(one, other, strict=True)]
+    np.testing.assert_allclose(perturbation.pearson(one, other), expected, rtol=1e-12)
+    other[2], one[4] = 0.1, 0.3
+    assert np.flatnonzero(np.isnan(perturbation.pearson(one, other))).tolist() == [2, 4]
+
+
+def test_correlations_by_hand() -> None:
+    responses_MPRS = np.array([[[[-1, -0.36, -0.04], [0, 0, 0]], [[0, 2, 1], [3, 2, 1]]]])
+    scores = perturbation.correlations(responses_MPRS)
+    assert scores["spearman"].shape == (1, 2, 2)
+    np.testing.assert_allclose(scores["spearman"][0], [[1, NAN], [0.5, -1]])
+    # The deviations of -1, -0.36, -0.04 from their mean are -1.6, 0.32, 1.28 thirds.
+    expected = (1.6 + 1.28) / math.sqrt(2 * (1.6**2 + 0.32**2 + 1.28**2))
+    np.testing.assert_allclose(scores["pearson"][0], [[expected, NAN], [0.5, -1]])
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return perturbation.study("blobs", blobs(30), 30, steps=4)
+
+
+def test_suppression_is_blind_to_erosion_and_camal_is_not(study: Study) -> None:
+    found = perturbation.comparisons(study)["erode"]
+    for comparison in found.values():
+        assert comparison.responding == (30, 0)
+        assert math.isnan(comparison.means[1])
+        assert comparison.better
+    assert found["spearman"].means[0] == 1  # each step takes something away
+
+
+def test_under_dilation_both_follow_equally_and_rounding_finds_no_winner(study: Study) -> None:
+    for comparison in perturbation.comparisons(study)["dilate"].values():
+        assert comparison.means[0] == pytest.approx(comparison.means[1], abs=1e-14)
+        assert comparison.p == 1
+        assert not comparison.better
+
+
+def test_camal_follows_a_shift(study: Study) -> None:
+    camal, suppress = perturbation.correlations(study.responses_MPRS)["spearman"][:, 0].T
+    # Only the last of five may be out of order, where pixels leave the image: 1 - 6 * 2 / (5 * 24).
+    assert camal.min() == pytest.approx(0.9)
+    assert np.median(camal) == 1
+    assert suppress.min() < camal.min()
+
+
+# The rules of Table 4
+
+
+def test_a_mask_without_response_counts_as_0_in_the_test_and_not_in_the_mean() -> None:
+    scores_MR = np.array([[0.9, 0.8]] * 4 + [[0.5, NAN]])
+    found = perturbation.compare(scores_MR)
+    assert found.means == pytest.approx((0.82, 0.8))
+    assert found.deviations == pytest.approx((0.16, 0))
+    assert found.responding == (5, 4)
+    assert found.p == 1 / 32  # all of five pairs speak for CAMAL
+
+
+@pytest.mark.parametrize(
+    ("means", "p", "better"),
+    [
+        ((0.9, 0.8), 0.04, True),
+        ((0.9, 0.8), 0.05, False),
+        ((0.8, 0.9), 0.04, False),
+        ((0.9, NAN), 0.04, True),
+        ((NAN, 0.9), 0.04, False),
+        ((NAN, NAN), 1, False),
+    ],
+)
+def test_bold_is_what_is_higher_and_significantly_so(
+    means: tuple[float, float], p: float, better: bool
+) -> None:
+    assert Comparison(means, (0, 0), (5, 5), p).better is better
+
+
+def test_the_test_is_fast_for_thousands_of_masks() -> None:
+    scores_MR = np.random.default_rng(0).random((20_000, 2)).round(3)  # with ties
+    start = time.perf_counter()
+    assert 0 < perturbation.compare(scores_MR).p < 1
+    assert time.perf_counter() - start < 2
+
+
+def by_hand() -> Study:
+    """Two masks under three severities; suppress-only answers shifts of the first only, and no erosion."""
+    rising, falling, still = [0, 0.5, 1], [1, 0.5, 0], [0, 0, 0]
+    responses_MPRS = np.array(
+        [
+            [[rising, falling], [rising, still], [rising, rising]],
+            [[rising, still], [rising, still], [rising, rising]],
+        ]
+    )
+    return Study("A_1", responses_MPRS, {"empty": 3, "too small": 1}, [])
+
+
+def test_the_table_in_markdown() -> None:
+    text = page.markdown(perturbation.table([by_hand()], 2))
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert rows[0] == (
+        "| Data set | Perturbation | Spearman: CAMAL | Spearman: Suppress only "
+        "| Pearson: CAMAL | Pearson: Suppress only |"
+    )
+    assert rows[2:] == [
+        "| A_1 | Shift | 1.00 ± 0.00 | -1.00 ± 0.00 | 1.00 ± 0.00 | -1.00 ± 0.00 |",
+        f"|  | Erode | 1.00 ± 0.00 | {EM_DASH} | 1.00 ± 0.00 | {EM_DASH} |",  # two masks prove nothing
+        "|  | Dilate | 1.00 ± 0.00 | 1.00 ± 0.00 | 1.00 ± 0.00 | 1.00 ± 0.00 |",
+    ]
+    assert (
+        "Suppress only does not respond to shift in 1 of 2 masks of A_1, which its mean leaves out." in text
+    )
+    assert "A_1: 2 masks used; left out: 3 empty, 1 too small." in text
+
+
+def test_bold_in_markdown_and_latex(study: Study) -> None:
+    table = perturbation.table([study], 4)
+    assert re.search(rf"\| Erode \| \*\*1.00 ± 0.00\*\* \| {EM_DASH} \|", page.markdown(table))
+    text = perturbation.latex(table)
+    assert r" & Erode & \textbf{1.00 $\pm$ 0.00} & --- & \textbf{" in text
+    assert "**" not in text
+    assert text.isascii()
+
+
+# Studies
+
+
+def test_masks_are_counted_and_the_rest_not_read() -> None:
+    masks = iter(
+        [square(0), square(5), square(5), square(2), square(5, place=(1, 1)), square(5, place=(3, 3))]
+    )
+    advanced: list[None] = []
+    found = perturbation.study("", masks, 2, steps=2, advance=lambda: advanced.append(None))
+    assert found.responses_MPRS.shape == (2, 3, 2, 3)
+    assert found.left_out == {"empty": 1, "repeated": 1, "too small": 1}
+    assert len(advanced) == 2
+    assert sum(1 for _ in masks) == 1
+
+
+def test_masks_without_end_that_can_not_be_used_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perturbation, "MOST_TRIED", 3)
+    with pytest.raises(UserError, match=r"Basic: none of 6 masks can be used .6 too small.*fewer --steps"):
+        perturbation.study("Basic", repeat(square(2)), 2, steps=2)
+
+
+def test_the_seed_decides_the_directions() -> None:
+    one, same, other = (
+        perturbation.study("", blobs(5), 5, steps=4, seed=seed).responses_MPRS for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(one, same)
+    np.testing.assert_array_equal(one[:, 1:], other[:, 1:])
+    assert (one[:, 0] != other[:, 0]).any()
+
+
+def test_game_masks_are_seeded_and_end_their_games(fake_engine: None) -> None:
+    masks = perturbation.game_masks("Basic", 0)
+    first = list(islice(masks, 12))
+    masks.close()
+    again, other = (list(islice(perturbation.game_masks("Basic", seed), 12)) for seed in (0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert any((one != two).any() for one, two in zip(first, other, strict=True))
+    assert first[0].shape == (240, 320)
+
+
+# The figure
+
+
+def test_an_examples_window_may_reach_beyond_the_image() -> None:
+    mask = square(5, place=(0, 6))  # in the upper right corner
+    window = perturbation._window(mask)
+    assert window == (-2, 4, 9)
+    cut = perturbation._cut(mask * perturbation.OVERLAP, window)
+    assert cut.shape == (9, 9)
+    assert (cut[:2] == perturbation.BEYOND).all()
+    assert (cut[:, 7:] == perturbation.BEYOND).all()
+    assert (cut[2:7, 2:7] == perturbation.OVERLAP).all()
+
+
+def test_the_typical_mask_is_nearest_to_the_mean() -> None:
+    responses_MPRS = np.zeros((3, 3, 2, 2))
+    responses_MPRS[:, 0] = np.array([0, 1, 0.4])[:, None, None]
+    assert perturbation._typical(Study("", responses_MPRS, {}, [(square(), 0.0)] * 3), 0) == 2
+
+
+# The command line
+
+
+@pytest.fixture
+def shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for the data sets."""
+    load = {"shapes": lambda folder: SimpleNamespace(masks=np.array([*blobs(20), square(0, (40, 50))]))}
+    datasets = SimpleNamespace(DATA=("shapes", "pet"), load=lambda data, folder: load[data](folder))
+    monkeypatch.setitem(sys.modules, "camal_rl.vision.datasets", datasets)
+    monkeypatch.setattr(vision, "datasets", datasets, raising=False)
+
+
+def test_several_data_sets_give_several_blocks(shapes: None, fake_engine: None, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "study"
+    args = ["--data", "shapes", "shapes", "--env", "Basic", "--masks", "25", "--steps", "4"]
+    printed = perturbation.make(perturbation.parse_args([*args, "--output", str(output)]))
+    files = {path.name: path.read_bytes() for path in output.iterdir()}
+    assert sorted(files) == ["figure.png", "figure.svg", "results.json", "table.md", "table.tex"]
+    assert printed[0].encode() == files["table.md"]
+    assert files["table.md"].count(b"| Shift |") == 2
+    content = json.loads(files["results.json"], parse_constant=lambda name: pytest.fail(name))
+    assert content["severities"] == [0, 0.25, 0.5, 0.75, 1]
+    assert [one["name"] for one in content["data"]] == ["shapes", "Basic"]
+    shapes_block, basic = content["data"]
+    assert (shapes_block["masks"], basic["masks"]) == (20, 25)
+    assert printed[1] == "Warning: shapes has 20 masks that can be used, not 25."
+    assert shapes_block["left_out"] == {"empty": 1}
+    assert basic["left_out"]["empty"] > 0  # the fake game hides its target now and then
+    erode = basic["perturbations"]["erode"]
+    assert erode["spearman"]["camal"]["mean"] == pytest.approx(1)
+    assert erode["spearman"]["suppress"]["mean"] is None
+    assert erode["spearman"]["suppress"]["values"] == [None] * 25
+    assert erode["response"]["suppress"] == {"mean": [0] * 5, "std": [0] * 5}
+    assert erode["response"]["camal"]["mean"][0] == -1
+    assert erode["spearman"]["p"] < 0.05
+    drawn = "".join(ElementTree.fromstring(files["figure.svg"]).itertext())
+    for text in (
+        "Shift",
+        "Erode",
+        "Dilate",
+        "CAMAL",
+        "Suppress only",
+        "M only",
+        "H only",
+        "severity",
+        "over 45 masks",
+    ):
+        assert text in drawn
+
+
+def test_the_same_command_gives_the_same_bytes(shapes: None, tmp_path: Path) -> None:
+    written = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        perturbation.make(Args(data=("shapes",), masks=8, steps=3, output=folder))
+        written.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "name data sets with --data, such as shapes, or ViZDoom environments with --env"),
+        ({"data": ("Basic",)}, "no data set 'Basic': choose of shapes, pet, or name a ViZDoom"),
+        ({"env": ("Basik",)}, "did you mean Basic"),
+        ({"data": ("shapes",), "masks": 0}, "--masks 0: give a number of at least 1"),
+        ({"data": ("shapes",), "steps": 1}, "--steps 1: give a number of at least 2"),
+        ({"data": ("shapes",), "seed": -1}, "--seed -1: give a number of at least 0"),
+        ({"data": ("shapes",), "steps": 40}, "shapes: none of 21 masks can be used .1 empty, 20 too small."),
+    ],
+)
+def test_mistakes_are_told(
+    options: dict[str, object], message: str, shapes: None, fake_engine: None, tmp_path: Path
+) -> None:
+    args = Args(output=tmp_path)
+    for name, value in options.items():
+        setattr(args, name, value)
+    with pytest.raises(UserError, match=message):
+        perturbation.make(args)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_a_file_is_told(shapes: None, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="Choose another --output"):
+        perturbation.make(Args(data=("shapes",), output=tmp_path / "file"))
+
+
+@pytest.mark.slow
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    done = run("-m", "camal_rl.vision.perturbation", folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("camal_rl: there are no masks to perturb")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_importing_the_module_needs_no_torch_no_engine_and_no_torchvision() -> None:
+    code = (
+        "import sys; sys.modules['torchvision'] = None; import camal_rl.vision.perturbation; "
+        "print({'torch', 'vizdoom', 'matplotlib.pyplot', 'scipy'} & {*sys.modules})"
+    )
+    done = run("-c", code, folder=ROOT)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+@pytest.mark.engine
+def test_the_command_runs_on_real_games_without_torchvision(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torchvision'] = None; from camal_rl.vision import perturbation as p; "
+        "sys.exit(p.main(p.parse_args(['--env', 'Basic', '--masks', '5', '--output', 'out'])))"
+    )
+    done = run("-c", code, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "| Basic | Shift |" in done.stdout
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    (basic,) = content["data"]
+    assert basic["masks"] == 5
+    assert basic["perturbations"]["erode"]["spearman"]["camal"]["mean"] > 0.99
+    assert basic["perturbations"]["erode"]["spearman"]["suppress"]["mean"] is None

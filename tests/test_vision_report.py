@@ -1,0 +1,622 @@
+"""The report on folds that the tests write: numbers by hand, emphasis by the paper's rules, gaps named."""
+
+import csv
+import io
+import json
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, run
+from PIL import Image
+from written_folds import ACCURACY, SHARES, scores_of, shift, write, write_cell
+
+from camal_rl import UserError, media, page
+from camal_rl.stats import Interval
+from camal_rl.vision import report
+from camal_rl.vision.scores import Curves, read_folds
+
+
+@pytest.fixture
+def drawn() -> None:
+    """For tests that need the figures."""
+
+
+@pytest.fixture(autouse=True)
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take a second; other tests do without."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(page, "draw", lambda name, *_: {f"{name}.png": b"", f"{name}.svg": b"<svg/>"})
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """ResNet-18 on BUSI with all four methods."""
+    for method in ACCURACY:
+        write_cell(tmp_path / "runs", "busi", "resnet18", method)
+    return tmp_path / "runs"
+
+
+def make(runs: Path, *options: str) -> tuple[list[str], dict[str, bytes]]:
+    """What a report prints, and its files."""
+    args = report.parse_args([str(runs), *options])
+    printed = report.make(args)
+    output = args.output or runs / "report"
+    return printed, {path.name: path.read_bytes() for path in output.iterdir()}
+
+
+def statistics_of(files: dict[str, bytes]) -> dict[str, Any]:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} in statistics.json")
+
+    content: dict[str, Any] = json.loads(files["statistics.json"], parse_constant=refuse)
+    return content
+
+
+def paired_with(
+    files: dict[str, bytes], other: str, measure: str, test_set: str = "unshifted"
+) -> dict[str, Any]:
+    (one,) = [
+        one
+        for one in statistics_of(files)["paired"]
+        if (one["other"], one["measure"], one["test_set"]) == (other, measure, test_set)
+    ]
+    return dict(one)
+
+
+def warned(runs: Path) -> str:
+    """The warnings, which have to be the same on the command line, in the file and on both pages."""
+    printed, files = make(runs)
+    sentences = statistics_of(files)["warnings"]
+    assert [line.removeprefix("Warning: ") for line in printed if line.startswith("Warning: ")] == sentences
+    for sentence in sentences:
+        assert page.bullets([sentence])[4:-5] in files["report.html"].decode()
+        assert f"- {sentence}\n" in files["report.md"].decode()
+    return "\n".join(sentences)
+
+
+# Numbers by hand
+
+
+def test_mean_sample_deviation_and_p_by_hand(runs: Path) -> None:
+    _, files = make(runs)
+    accuracy = paired_with(files, "vanilla", "accuracy")
+    # Deviations from 0.9 are 0, -0.1, 0.1, 0, 0, and from 0.79 they are 0.01, -0.09, 0.11, 0.06, -0.09.
+    assert accuracy["camal"] == {
+        "mean": pytest.approx(0.9),
+        "deviation": pytest.approx(math.sqrt(0.02 / 4)),
+        "folds": 5,
+    }
+    assert accuracy["rival"]["mean"] == pytest.approx(0.79)
+    assert accuracy["rival"]["deviation"] == pytest.approx(math.sqrt(0.032 / 4))
+    assert accuracy["difference"] == pytest.approx(0.11)
+    # CAMAL is higher in all of five folds: one of 2**5 signs.
+    assert accuracy["p"] == pytest.approx(1 / 32)
+    assert accuracy["verdict"] == "significantly higher"
+    assert accuracy["folds"] == [1, 2, 3, 4, 5]
+    # Beside Prior the ranks of -0.02 and -0.03 are 1 and 2; subsets of 1 to 5 with a sum up to 3 are five.
+    prior = paired_with(files, "prior", "accuracy")
+    assert (prior["p"], prior["verdict"]) == (pytest.approx(5 / 32), "higher")
+    # Beside Suppress a tie drops out and four folds are lower.
+    suppress = paired_with(files, "suppress", "accuracy")
+    assert (suppress["p"], suppress["p_lower"]) == (1, pytest.approx(1 / 16))
+    assert suppress["verdict"] == "lower"
+    iou = paired_with(files, "suppress", "iou")
+    assert (iou["p_lower"], iou["verdict"]) == (pytest.approx(1 / 32), "significantly lower")
+
+
+def test_bold_and_underlined_are_by_the_papers_rules(runs: Path) -> None:
+    _, files = make(runs)
+    markdown, latex, html = (files[name].decode() for name in ("tables.md", "tables.tex", "report.html"))
+    # Significant accuracy is bold, a higher one underlined, a lower one plain (Tables 2 and 3).
+    assert "| ResNet-18 | **90.0 ± 7.1** | 79.0 ± 8.9 |" in markdown
+    assert "| ResNet-18 | <ins>90.0 ± 7.1</ins> | 84.0 ± 8.0 |" in markdown
+    assert "| ResNet-18 | 90.0 ± 7.1 | 93.4 ± 7.3 |" in markdown
+    # IoU is bold or plain (Tables 1 and 5): higher beside Prior, but not significantly.
+    assert "| ResNet-18 | **55.0 ± 5.0** | 12.0 ± 4.5 |" in markdown
+    assert "| ResNet-18 | 55.0 ± 5.0 | 47.0 ± 10.9 |" in markdown
+    assert "| ResNet-18 | 55.0 ± 5.0 | 58.0 ± 5.7 |" in markdown
+    assert r"ResNet-18 & \textbf{90.0 $\pm$ 7.1} & 79.0 $\pm$ 8.9 \\" in latex
+    assert r"ResNet-18 & \underline{90.0 $\pm$ 7.1} & 84.0 $\pm$ 8.0 \\" in latex
+    assert '<td class="number"><strong>90.0 ± 7.1</strong></td><td class="number">79.0 ± 8.9</td>' in html
+    assert '<td class="number"><u>90.0 ± 7.1</u></td>' in html
+    assert not re.search("[\ue000-\uf8ff]", markdown + latex + html + files["report.md"].decode())
+    assert files["table2.csv"].decode() == "Model,BUSI CAMAL,BUSI Vanilla\nResNet-18,90.0 ± 7.1,79.0 ± 8.9\n"
+
+
+def test_tables_have_a_pair_of_columns_a_data_set_under_its_name(runs: Path) -> None:
+    write_cell(runs, "pet", "vit_b_16", "camal")
+    write_cell(runs, "pet", "vit_b_16", "vanilla")
+    _, files = make(runs)
+    latex = files["tables.tex"].decode()
+    assert (
+        "\\begin{tabular}{lrrrr}\n\\toprule\n"
+        " & \\multicolumn{2}{c}{BUSI} & \\multicolumn{2}{c}{Oxford-IIIT-Pet} \\\\\n"
+        "\\cmidrule(lr){2-3}\\cmidrule(lr){4-5}\nModel & CAMAL & Vanilla & CAMAL & Vanilla \\\\\n\\midrule\n"
+        "ResNet-18 & \\textbf{55.0 $\\pm$ 5.0} & 12.0 $\\pm$ 4.5 & -- & -- \\\\\n"
+        "ViT-B/16 & -- & -- & \\textbf{55.0 $\\pm$ 5.0} & 12.0 $\\pm$ 4.5 \\\\\n"
+    ) in latex
+    for table in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end", latex, re.DOTALL):
+        rows = [line for line in table[1].splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+        assert {line.count(" & ") + 1 for line in rows} == {len(table[0])}
+    markdown = files["tables.md"].decode()
+    assert (
+        "### Test IoU of CAMAL and Vanilla (the paper's Table 5)\n\n| Model | BUSI<br>CAMAL | "
+        "BUSI<br>Vanilla | Oxford-IIIT-Pet<br>CAMAL | Oxford-IIIT-Pet<br>Vanilla |" in markdown
+    )
+    # Prior was run on BUSI only.
+    assert (
+        "### Test IoU of CAMAL and Prior (the paper's Table 1)\n\n| Model | BUSI<br>CAMAL | BUSI<br>Prior |\n"
+        in markdown
+    )
+
+
+def test_only_pairs_that_were_run_have_tables(tmp_path: Path) -> None:
+    for method in ("camal", "prior"):
+        write_cell(tmp_path, "flower", "maxvit_t", method)
+    _, files = make(tmp_path)
+    assert {name for name in files if name.startswith(("table", "figure"))} == {
+        *("table1.csv", "table1-ceilings.csv", "table3.csv", "tables.md", "tables.tex"),
+        *("figure3.png", "figure3.svg", "figure5.png", "figure5.svg"),
+    }
+
+
+def test_iou_stands_beside_ceiling_and_dead_maps(runs: Path) -> None:
+    printed, files = make(runs)
+    assert files["table5-ceilings.csv"].decode().splitlines() == [
+        "Model,BUSI ceiling,BUSI dead",
+        "ResNet-18,75.0,0.0 / 12.5",
+    ]
+    assert "IoU of 55.0 % against 12.0 % (ceiling 75.0 %, dead maps 0.0 % and 12.5 %)" in printed[0]
+    assert (
+        "| BUSI | ResNet-18 | Vanilla | 5 | 79.0 ± 8.9 | 12.0 ± 4.5 | 75.0 | 12.5 | 80.0 | 50.0 | 90.0 |"
+        in files["report.md"].decode()
+    )
+    for method in ("vanilla",):
+        write_cell(runs, "busi", "resnet18", method, dead_map_fraction=0.5)
+    assert "50.0 % of the maps of busi/resnet18/vanilla are dead" in warned(runs)
+
+
+def test_every_fold_is_a_row_of_scores_csv(runs: Path) -> None:
+    write_cell(runs, "busi", "resnet18", "camal", [1], shifted={"reversed": shift(0.5, 0.25)}, roc_auc=None)
+    rows = list(csv.DictReader(io.StringIO(make(runs)[1]["scores.csv"].decode())))
+    assert len(rows) == 21
+    assert rows[0] == {
+        "data": "busi",
+        "model": "resnet18",
+        "method": "camal",
+        "fold": "1",
+        "test_set": "unshifted",
+        "accuracy": "0.9",
+        "iou": "0.5",
+        "iou_ceiling": "0.75",
+        "dead_map_fraction": "0.0",
+        "pointing_game": "0.8",
+        "relevance_mass": "0.5",
+        "roc_auc": "",
+        "seconds_per_step": "0.1",
+    }
+    assert (rows[1]["test_set"], rows[1]["accuracy"], rows[1]["pointing_game"]) == ("reversed", "0.5", "")
+
+
+# Shifted test sets
+
+
+def test_a_shift_has_drop_and_p_by_hand(tmp_path: Path) -> None:
+    for method, accuracy, iou in (("camal", 0.8, 0.4), ("vanilla", 0.3, 0.1)):
+        write_cell(tmp_path, "shapes", "resnet18", method, shifted={"reversed": shift(accuracy, iou)})
+    printed, files = make(tmp_path)
+    rows = list(csv.reader(io.StringIO(files["shifted-shapes-reversed.csv"].decode())))
+    # Vanilla loses 0.79 - 0.3, and CAMAL is higher in all of five folds.
+    assert rows == [
+        ["Model", "Method", "Folds", "Accuracy", "Drop", "p", "IoU", "Drop", "p", "Ceiling", "Dead"],
+        [
+            "ResNet-18",
+            "CAMAL",
+            "5",
+            "80.0 ± 0.0",
+            "10.0",
+            "\N{EN DASH}",
+            "40.0 ± 0.0",
+            "15.0",
+            "\N{EN DASH}",
+            "75.0",
+            "25.0",
+        ],
+        [
+            "ResNet-18",
+            "Vanilla",
+            "5",
+            "30.0 ± 0.0",
+            "49.0",
+            "0.031",
+            "10.0 ± 0.0",
+            "2.0",
+            "0.031",
+            "75.0",
+            "25.0",
+        ],
+    ]
+    assert paired_with(files, "vanilla", "iou", "reversed")["p"] == pytest.approx(1 / 32)
+    assert (
+        "On Shapes shifted (reversed) accuracy drops by 10.0 and 49.0 points, to 80.0 % against 30.0 %, "
+        "higher in 1 (1 significantly) of 1 model." in printed[0]
+    )
+    assert "### Shapes shifted (reversed)" in files["report.md"].decode()
+
+
+def test_a_gain_under_a_shift_is_a_negative_drop(tmp_path: Path) -> None:
+    write_cell(tmp_path, "shapes", "resnet18", "camal", shifted={"easy": shift(1.0, 0.4)})
+    write_cell(tmp_path, "shapes", "resnet18", "vanilla", shifted={"easy": shift(1.0, 0.4)})
+    printed, files = make(tmp_path)
+    assert (
+        "On Shapes shifted (easy) accuracy drops by -10.0 and -21.0 points, to 100.0 % against 100.0 %, "
+        "higher in 0 of 1 model." in printed[0]
+    )
+    assert paired_with(files, "vanilla", "accuracy", "easy")["verdict"] == "equal"
+
+
+# Faithfulness and variance
+
+
+def test_curves_bands_and_areas_by_hand(runs: Path) -> None:
+    _, files = make(runs)
+    found = statistics_of(files)["faithfulness"]["prior"]
+    assert (found["curves_of_each"], found["combinations"], found["shares"]) == (10, 1, SHARES)
+    removal = found["removal"]
+    # Five curves pass 0.5 and five 0.25: mean 0.375, sample deviation sqrt(10 * 0.125**2 / 9).
+    half = 1.96 * math.sqrt(10 * 0.125**2 / 9) / math.sqrt(10)
+    assert removal["camal"]["estimate"] == pytest.approx([1, 0.375, 0])
+    assert removal["camal"]["low"] == pytest.approx([1, 0.375 - half, 0])
+    assert removal["camal"]["high"] == pytest.approx([1, 0.375 + half, 0])
+    # Areas (1 + 2 * 0.375 + 0) / 4 and, of Prior, (1 + 2 * 0.625 + 0) / 4.
+    assert removal["auc"] == {"camal": pytest.approx(0.4375), "prior": pytest.approx(0.5625)}
+    assert removal["relative_difference"] == pytest.approx(0.4375 / 0.5625 - 1)
+    assert found["insertion"]["auc"]["camal"] == pytest.approx((0 + 2 * 0.75 + 1) / 4)
+    # On every sample the area under removal is lower by 0.125, and that under insertion is the same.
+    assert removal["auc_difference"] == {"estimate": -0.125, "low": -0.125, "high": -0.125, "reason": None}
+    assert found["insertion"]["auc_difference"]["high"] == 0
+    html = files["report.html"].decode()
+    assert "As in the paper&#x27;s Figure 5. Confidence" in html
+    assert "relative to Prior&#x27;s: removal -22.2&#160;% and insertion +0.0&#160;%" in html
+
+
+HIGHER, OPEN, LOWER = Interval(0.1, 0.05, 0.15), Interval(0.1, -0.05, 0.25), Interval(-0.1, -0.15, -0.05)
+
+
+@pytest.mark.parametrize(
+    ("removal", "insertion", "phrase"),
+    [
+        (LOWER, HIGHER, "more faithful than"),
+        (HIGHER, LOWER, "less faithful than"),
+        (OPEN, OPEN, "not clearly more or less faithful than"),
+        (LOWER, LOWER, "more faithful by removal and less by insertion than"),
+        (HIGHER, OPEN, "less faithful by removal and not clearly more or less by insertion than"),
+        (Interval(-0.1, None, None), HIGHER, "not clearly more or less faithful by removal and more by"),
+    ],
+)
+def test_the_verdict_on_faithfulness_is_either_way(
+    removal: Interval, insertion: Interval, phrase: str
+) -> None:
+    areas = {"removal": (0.2, 0.3), "insertion": (0.6, 0.5)}
+    differences = {"removal": removal, "insertion": insertion}
+    told = report._faithful("prior", Curves(np.array(SHARES), {}, areas, differences, 1, 1))
+    assert told.startswith(f"CAMAL's attention is {phrase} ")
+    assert "0.200 against 0.300 under removal" in told
+
+
+def test_a_curve_alone_has_no_band(tmp_path: Path) -> None:
+    for method in ("camal", "vanilla"):
+        one = {"shares": SHARES, "removal": [[1, 0.5, 0]], "insertion": [[0, 0.5, 0.5]]}
+        write_cell(tmp_path, "shapes", "resnet18", method, [1], faithfulness=one)
+    removal = statistics_of(make(tmp_path)[1])["faithfulness"]["vanilla"]["removal"]
+    assert (removal["camal"]["estimate"], removal["camal"]["low"]) == ([1, 0.5, 0], None)
+
+
+def test_folds_without_curves_or_with_other_shares_do_not_count_as_curves(runs: Path) -> None:
+    write_cell(runs, "busi", "resnet18", "camal", [5], faithfulness=None)
+    other = {"shares": [0, 1], "removal": [[1, 0]], "insertion": [[0, 1]]}
+    for method in ("camal", "vanilla"):
+        write_cell(runs, "busi", "resnet18", method, [4], faithfulness=other)
+    one = {"shares": SHARES, "removal": [[1, 0.5, 0]], "insertion": [[0, 0.5, 1]]}
+    write_cell(runs, "busi", "resnet18", "vanilla", [3], faithfulness=one)
+    assert (
+        "Removal and insertion, CAMAL beside Vanilla: left out, for their curves are of other shares of "
+        "pixels or of other numbers of samples, busi/resnet18/camal/fold3, busi/resnet18/camal/fold4."
+        in warned(runs)
+    )
+    assert statistics_of(make(runs)[1])["faithfulness"]["vanilla"]["curves_of_each"] == 4
+
+
+# Figures
+
+
+def picture(frame: int, heat: float, samples: int = 1) -> np.ndarray:
+    """What `camal_rl.vision.evaluate` draws of so many samples: the first has the mask at the left."""
+    strips = []
+    for sample in range(samples):
+        image, mask = np.full((64, 64, 3), frame + sample, np.uint8), np.zeros((64, 64), np.uint8)
+        mask[:, 32 * sample : 32 * sample + 32] = 1
+        strips.append(media.attention_strip(image, mask, {"": np.full((2, 2), heat)}, f"class: {sample}"))
+    return media.stack_strips(strips)
+
+
+def write_overlay(runs: Path, title: str, content: np.ndarray) -> None:
+    folder = runs / title / "media"
+    folder.mkdir(exist_ok=True)
+    (folder / "overlay.png").write_bytes(media.encode_png(content))
+
+
+@pytest.mark.parametrize("side", [16, 64, 224])
+@pytest.mark.parametrize("samples", [1, 2, 4])
+def test_panels_of_the_first_sample_are_found(tmp_path: Path, side: int, samples: int) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (samples, side, side, 3), np.uint8)
+    mask, heat = np.eye(side, dtype=np.uint8), np.eye(2)
+    strips = [media.attention_strip(image, mask, {"": heat}, "class: name") for image in images]
+    file = tmp_path / "overlay.png"
+    file.write_bytes(media.encode_png(media.stack_strips(strips)))
+    frame, shown_mask, _, over = report.first_panels(file)
+    assert np.array_equal(frame, images[0])
+    assert np.array_equal(shown_mask[..., 0], 255 * mask)
+    assert np.array_equal(over, media.overlay(images[0], heat, mask))
+
+
+def test_the_first_fold_that_both_have_a_picture_of_is_shown(runs: Path) -> None:
+    for fold in (2, 3):
+        for heat, method in ((1.0, "camal"), (0.5, "prior")):
+            write_overlay(runs, f"busi/resnet18/{method}/fold{fold}", picture(100 + fold, heat, 3))
+    write_overlay(runs, "busi/resnet18/camal/fold1", picture(100, 1.0))
+    strips, shown, problems = report.overlays(read_folds(runs), "prior")
+    assert (shown, problems) == (["BUSI: ResNet-18, fold 2"], [])
+    frame, mask, camal, prior = strips["busi"]
+    assert (frame == 102).all()
+    assert np.array_equal(mask[0, :, 0] > 0, np.arange(64) < 32)
+    assert not np.array_equal(camal, prior)
+
+
+def test_pictures_that_cannot_be_used_are_named_and_the_next_is_taken(runs: Path) -> None:
+    for fold in (1, 2, 3, 4):
+        for method in ("camal", "vanilla"):
+            write_overlay(runs, f"busi/resnet18/{method}/fold{fold}", picture(100, 1.0))
+    (runs / "busi/resnet18/vanilla/fold1/media/overlay.png").write_bytes(b"damaged")
+    write_overlay(runs, "busi/resnet18/vanilla/fold2", np.zeros((30, 301, 3), np.uint8))
+    write_overlay(runs, "busi/resnet18/vanilla/fold3", picture(101, 1.0))
+    assert warned(runs).splitlines() == [
+        "No picture of busi/resnet18/camal/fold1 and Vanilla: busi/resnet18/vanilla/fold1/media/overlay.png "
+        "can't be read.",
+        "No picture of busi/resnet18/camal/fold2 and Vanilla: busi/resnet18/vanilla/fold2/media/overlay.png "
+        "is not laid out as strips of attention are.",
+        "No picture of busi/resnet18/camal/fold3 and Vanilla: they show different samples.",
+    ]
+    assert "(BUSI: ResNet-18, fold 4)" in make(runs)[1]["report.md"].decode()
+
+
+@pytest.mark.slow
+def test_figures_are_pictures_and_the_page_asks_for_nothing(runs: Path, tmp_path: Path, drawn: None) -> None:
+    for method in ("camal", "vanilla"):
+        write_overlay(runs, f"busi/resnet18/{method}/fold1", picture(100, 1.0))
+    _, files = make(runs)
+    drawings = {name: content for name, content in files.items() if name.endswith(".png")}
+    assert set(drawings) == {
+        *("figure3.png", "figure10.png", "attention-suppress.png"),
+        *("figure5.png", "figure12.png", "faithfulness-suppress.png"),
+    }
+    for content in drawings.values():
+        with Image.open(io.BytesIO(content)) as drawing:
+            drawing.load()
+            assert drawing.width == round(220 * page.WIDTH)
+            assert len(np.unique(np.asarray(drawing.convert("L")))) > 10
+    html = files["report.html"].decode()
+    inside = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    assert len(inside) == len(drawings)
+    for svg in inside:
+        ElementTree.fromstring(svg)
+    assert ">CAMAL, AUC 0.438</text>" in html
+    assert not re.search(r'(?:src|href)="(?!data:|#)|url\((?!#)|@import|<script', html)
+    assert make(runs, "--output", str(tmp_path / "again"))[1] == files
+
+
+# Few folds, folds without a partner, damaged and missing files
+
+
+def test_fewer_than_five_folds_are_never_significant_and_that_is_said(tmp_path: Path) -> None:
+    for method in ("camal", "vanilla"):
+        write_cell(tmp_path, "shapes", "resnet18", method, [1, 2, 3], folds=3)
+    printed, files = make(tmp_path)
+    assert paired_with(files, "vanilla", "iou")["p"] == 1 / 8
+    assert paired_with(files, "vanilla", "iou")["verdict"] == "higher"
+    markdown = files["report.md"].decode()
+    assert "**" not in markdown
+    assert "With fewer than 5 folds nothing can be significant." in markdown
+    assert warned(tmp_path) == (
+        "Too few folds for significance: the smallest p of n paired folds is 2^-n, so fewer than 5 can't "
+        "give p < 0.05, whatever the scores. That holds for 3 folds, p at least 0.125, of shapes/resnet18 "
+        "beside Vanilla."
+    )
+    assert printed[0].startswith(
+        "CAMAL's attention is not significantly better aligned than Vanilla's: a mean IoU of 55.0 %"
+    )
+    write_cell(tmp_path, "shapes", "resnet18", "camal", [4, 5])
+    write_cell(tmp_path, "shapes", "resnet18", "vanilla", [4, 5])
+    assert "Too few" not in warned(tmp_path)
+
+
+def test_one_fold_has_a_mean_and_no_deviation(tmp_path: Path) -> None:
+    write_cell(tmp_path, "shapes", "resnet18", "camal", [1])
+    write_cell(tmp_path, "shapes", "resnet18", "vanilla", [1])
+    assert (
+        "| ResNet-18 | <ins>90.0 ± \N{EN DASH}</ins> | 80.0 ± \N{EN DASH} |"
+        in make(tmp_path)[1]["tables.md"].decode()
+    )
+
+
+def test_folds_without_a_partner_are_named_and_left_out(runs: Path) -> None:
+    for title in ("camal/fold1", "vanilla/fold4", "vanilla/fold5"):
+        (runs / "busi/resnet18" / title / "scores.json").unlink()
+        (runs / "busi/resnet18" / title).rmdir()
+    sentences = warned(runs)
+    assert (
+        "busi/resnet18, CAMAL beside Vanilla: folds without a partner are left out, 4, 5 of CAMAL; 1 of "
+        "Vanilla." in sentences
+    )
+    assert "busi/resnet18, CAMAL beside Prior: folds without a partner are left out, 1 of Prior." in sentences
+    assert "busi/resnet18/vanilla has scores of 3 of 5 folds: 4, 5 are not there." in sentences
+    accuracy = paired_with(make(runs)[1], "vanilla", "accuracy")
+    assert accuracy["folds"] == [2, 3]
+    assert accuracy["camal"]["mean"] == pytest.approx(0.9)
+    assert accuracy["rival"]["mean"] == pytest.approx(0.8)
+
+
+def test_a_missing_file_is_one_line_and_the_rest_goes_on(runs: Path) -> None:
+    (runs / "busi/resnet18/vanilla/fold2/scores.json").unlink()
+    sentences = warned(runs)
+    assert (
+        "busi/resnet18/vanilla/fold2 has no scores.json and is left out: finish it, python -m "
+        "camal_rl.vision.train --data busi --model resnet18 --method vanilla." in sentences
+    )
+    assert "not there" not in sentences
+
+
+def test_nothing_at_all_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="train and evaluate first"):
+        make(tmp_path)
+    (tmp_path / "busi/resnet18/camal/fold1").mkdir(parents=True)
+    assert report.main(report.Args(tmp_path)) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "busi/resnet18/camal/fold1 has no scores.json" in told
+    assert not (tmp_path / "report").exists()
+
+
+def test_folds_that_should_differ_by_method_only_are_warned_of(runs: Path) -> None:
+    write_cell(runs, "busi", "resnet18", "camal", [2], epochs=100, samples=7, fold=3)
+    sentences = warned(runs)
+    assert (
+        "The folder busi/resnet18/camal/fold2 holds scores of busi/resnet18/camal/fold3; the folder's name "
+        "is used." in sentences
+    )
+    assert "Compare with care: epochs differs within busi/resnet18, 500 (camal/fold1, " in sentences
+    assert " and 100 (camal/fold2)." in sentences
+    assert (
+        "Compare with care: samples differs within fold 2 of busi/resnet18, 7 (camal/fold2) and 120 "
+        "(prior/fold2, suppress/fold2, vanilla/fold2)." in sentences
+    )
+
+
+def test_a_fold_without_iou_counts_for_accuracy_only(runs: Path) -> None:
+    write_cell(runs, "busi", "resnet18", "camal", [2], iou=None, iou_ceiling=None)
+    assert "busi/resnet18/camal/fold2: there is no IoU, and it is left out where IoU is compared." in warned(
+        runs
+    )
+    _, files = make(runs)
+    assert paired_with(files, "vanilla", "iou")["folds"] == [1, 3, 4, 5]
+    assert paired_with(files, "vanilla", "accuracy")["folds"] == [1, 2, 3, 4, 5]
+
+
+# In words
+
+
+def test_findings_are_said_whichever_way_they_point(runs: Path) -> None:
+    vanilla, suppress, prior = make(runs)[0][:3]
+    assert vanilla == (
+        "CAMAL's attention is significantly better aligned than Vanilla's: a mean IoU of 55.0 % against "
+        "12.0 % (ceiling 75.0 %, dead maps 0.0 % and 12.5 %), higher in 1 (1 significantly) of 1 combination "
+        "of data set and model. CAMAL's accuracy is significantly higher than Vanilla's: a mean of 90.0 % "
+        "against 79.0 %, higher in 1 (1 significantly) of 1 combination of data set and model. CAMAL's "
+        "attention is more faithful by removal and not clearly more or less by insertion than Vanilla's: the "
+        "area under the curve (AUC) of confidence is 0.438 against 0.562 under removal (low is faithful) and "
+        "0.625 against 0.625 under insertion (high is faithful)."
+    )
+    assert suppress.startswith(
+        "CAMAL's attention is significantly worse aligned than Suppress's: a mean IoU of 55.0 % against "
+        "58.0 % (ceiling 75.0 %, dead maps 0.0 % and 0.0 %), higher in 0 and lower in 1 (1 significantly) of "
+        "1 combination of data set and model. CAMAL's accuracy is not significantly lower than Suppress's: "
+    )
+    assert prior.startswith("CAMAL's attention is not significantly better aligned than Prior's: ")
+
+
+def test_a_mixed_result_is_not_called_better(runs: Path) -> None:
+    write_cell(runs, "pet", "resnet18", "camal", iou=0.1)
+    write_cell(runs, "pet", "resnet18", "vanilla", iou=0.2)
+    printed, _ = make(runs)
+    assert printed[0].startswith("CAMAL's attention is not consistently better aligned than Vanilla's: ")
+    assert "higher in 1 (1 significantly) and lower in 1 (1 significantly) of 2 combinations" in printed[0]
+
+
+@pytest.mark.parametrize(
+    ("iou", "phrase"), [((0.5, 0.1), "partly better aligned than"), ((0.5, 0.5), "as well aligned as")]
+)
+def test_a_tie_is_called_one(tmp_path: Path, iou: tuple[float, float], phrase: str) -> None:
+    for data, vanilla in zip(("busi", "pet"), iou, strict=True):
+        write_cell(tmp_path, data, "resnet18", "camal", iou=0.5)
+        write_cell(tmp_path, data, "resnet18", "vanilla", iou=vanilla)
+    assert make(tmp_path)[0][0].startswith(f"CAMAL's attention is {phrase} Vanilla's: a mean IoU of 50.0 %")
+
+
+@pytest.mark.parametrize("methods", [("camal",), ("vanilla", "prior")])
+def test_without_a_pair_scores_are_shown_and_not_compared(tmp_path: Path, methods: tuple[str, ...]) -> None:
+    for method in methods:
+        write_cell(tmp_path, "shapes", "resnet18", method)
+    printed, files = make(tmp_path)
+    assert "nothing is compared with CAMAL" in printed[0]
+    assert statistics_of(files)["paired"] == []
+    assert "### All methods, unshifted test set" in files["report.md"].decode()
+
+
+def test_a_method_that_shares_no_fold_is_said_to_be_incomparable(tmp_path: Path) -> None:
+    write_cell(tmp_path, "shapes", "resnet18", "camal", [1])
+    write_cell(tmp_path, "shapes", "resnet18", "vanilla", [2])
+    assert make(tmp_path)[0][0] == "No fold of Vanilla can be compared with one of CAMAL."
+
+
+def test_methods_and_models_of_any_name_are_compared(tmp_path: Path) -> None:
+    write_cell(tmp_path, "mine", "resnet50", "camal")
+    for fold in range(1, 6):
+        one = scores_of("mine", "resnet50", "other_way", fold, 0.5, 0.1)
+        write(tmp_path, f"mine/resnet50/other_way/fold{fold}", one)
+    _, files = make(tmp_path)
+    assert {"iou-other_way.csv", "accuracy-other_way.csv", "attention-other_way.png"} <= set(files)
+    assert "| resnet50 | **90.0 ± 7.1** | 50.0 ± 0.0 |" in files["report.md"].decode()
+
+
+# The command line
+
+
+@pytest.mark.slow
+def test_the_command_needs_no_torch(runs: Path) -> None:
+    code = (
+        "import sys; import camal_rl.vision.report as report; "
+        f"code = report.main(report.parse_args([{str(runs)!r}])); "
+        "print({'torch', 'torchvision', 'vizdoom', 'matplotlib.pyplot'} & {*sys.modules}); sys.exit(code)"
+    )
+    done = run("-c", code, folder=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "CAMAL's attention is significantly better aligned than Vanilla's" in done.stdout
+    assert str(runs / "report" / "report.html") in done.stdout
+    assert done.stdout.endswith("set()\n")
+    assert done.stderr == ""
+
+
+def test_an_output_that_is_no_folder_is_refused(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="Choose another --output"):
+        make(runs, "--output", str(tmp_path / "file"))
+
+
+def test_ctrl_c_leaves_an_earlier_report(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, before = make(runs)
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "compare", interrupted)
+    assert report.main(report.Args(runs)) == 130
+    assert "Nothing was written" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (runs / "report").iterdir()} == before
