@@ -12,6 +12,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal, NamedTuple, cast
 
 import matplotlib as mpl
@@ -330,6 +331,24 @@ def fixed(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
+# Private-use characters, which pass through the escapes of all formats and then become each one's own.
+BOLD, UNDERLINED = ("\ue000", "\ue001"), ("\ue002", "\ue003")
+"""What is put before and behind a cell's text."""
+BREAK = "\ue004"
+"""In a column's title: what stands before it is shared with its neighbours."""
+
+
+def plain(text: str) -> str:
+    """A cell's text without emphasis."""
+    return _marked(text, ("", ""), ("", ""), " ")
+
+
+def _marked(text: str, bold: tuple[str, str], underlined: tuple[str, str], line: str) -> str:
+    for sign, shown in zip((*BOLD, *UNDERLINED, BREAK), (*bold, *underlined, line), strict=True):
+        text = text.replace(sign, shown)
+    return text
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows of text under a heading; the first `labels` columns are names, the others are numbers."""
@@ -342,14 +361,15 @@ class Table:
 
 
 def markdown(table: Table) -> str:
-    """As GitHub reads it."""
+    """As GitHub reads it; it shows `ins` underlined."""
 
     def row(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
     places = ["---" if i < table.labels else "---:" for i in range(len(table.columns))]
     lines = [f"### {table.title}", "", row(table.columns), row(places), *map(row, table.rows)]
-    return "\n".join([*lines, *(["", table.note] if table.note else [])]) + "\n"
+    text = "\n".join([*lines, *(["", table.note] if table.note else [])]) + "\n"
+    return _marked(text, ("**", "**"), ("<ins>", "</ins>"), "<br>")
 
 
 _LATEX = str.maketrans(
@@ -362,12 +382,14 @@ _LATEX = str.maketrans(
         ">": r"\textgreater{}",
         "|": r"\textbar{}",
         NOTHING: "--",
+        "\N{EM DASH}": "---",
+        "\N{PLUS-MINUS SIGN}": r"$\pm$",
     }
 )
 
 
 def latex(table: Table) -> str:
-    """A floating table with booktabs' rules."""
+    """A floating table with booktabs' rules; shared titles of columns are a row of their own."""
 
     def row(cells: Sequence[str]) -> str:
         # A row that opens with a bracket would be taken for an argument of the \\ before it.
@@ -376,15 +398,25 @@ def latex(table: Table) -> str:
 
     note = [r"\par\smallskip\footnotesize " + table.note.translate(_LATEX)] if table.note else []
     numbers = len(table.columns) - table.labels
+    head = [row(table.columns)]
+    if any(BREAK in cell for cell in table.columns):
+        split = [cell.translate(_LATEX).rpartition(BREAK) for cell in table.columns]
+        over, rules, column = [], "", 1
+        for title, group in groupby(above for above, _, _ in split):
+            width = len(list(group))
+            over += [rf"\multicolumn{{{width}}}{{c}}{{{title}}}"] if title else [""] * width
+            rules += rf"\cmidrule(lr){{{column}-{column + width - 1}}}" if title else ""
+            column += width
+        head = [" & ".join(over) + r" \\", rules, " & ".join(below for _, _, below in split) + r" \\"]
     lines = [
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{table.title.translate(_LATEX)}}}",
         rf"\begin{{tabular}}{{{'l' * table.labels}{'r' * numbers}}}",
-        *(r"\toprule", row(table.columns), r"\midrule", *map(row, table.rows), r"\bottomrule"),
+        *(r"\toprule", *head, r"\midrule", *map(row, table.rows), r"\bottomrule"),
         *(r"\end{tabular}", *note, r"\end{table}"),
     ]
-    return "\n".join(lines) + "\n"
+    return _marked("\n".join(lines) + "\n", (r"\textbf{", "}"), (r"\underline{", "}"), " ")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -440,12 +472,13 @@ def table_block(table: Table) -> str:
         for row in table.rows
     )
     label = html.escape(table.title, quote=True)
-    return (
+    text = (
         f'<div class="table"><h3>{html.escape(table.title)}</h3>'
         f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table aria-label="{label}">'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
         f"{paragraph(table.note, 'note') if table.note else ''}</div>"
     )
+    return _marked(text, ("<strong>", "</strong>"), ("<u>", "</u>"), "<br>")
 
 
 def _number_class(table: Table, column: int) -> str:

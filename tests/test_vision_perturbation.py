@@ -257,7 +257,7 @@ def test_the_table_in_markdown() -> None:
 def test_bold_in_markdown_and_latex(study: Study) -> None:
     table = perturbation.table([study], 4)
     assert re.search(rf"\| Erode \| \*\*1.00 ± 0.00\*\* \| {EM_DASH} \|", page.markdown(table))
-    text = perturbation.latex(table)
+    text = page.latex(table)
     assert r" & Erode & \textbf{1.00 $\pm$ 0.00} & --- & \textbf{" in text
     assert "**" not in text
     assert text.isascii()

@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import signal
 import sys
 from collections import Counter
@@ -378,7 +377,7 @@ def game_masks(env: str | Path | Definition, seed: int) -> Masks:
 
 
 def table(studies: Sequence[Study], steps: int) -> page.Table:
-    """Mean and standard deviation of correlations over masks; bold, as in Markdown, where CAMAL is better."""
+    """Mean and standard deviation of correlations over masks; bold where CAMAL is better."""
     rows, silent = [], []
     for one in studies:
         name = one.name
@@ -424,13 +423,7 @@ def _cells(comparison: Comparison) -> list[str]:
         else f"{page.fixed(mean, 2)} \N{PLUS-MINUS SIGN} {page.fixed(deviation, 2)}"
         for mean, deviation in zip(comparison.means, comparison.deviations, strict=True)
     ]
-    return [f"**{cells[0]}**", cells[1]] if comparison.better else cells
-
-
-def latex(one: page.Table) -> str:
-    """The table for LaTeX, with its bold cells."""
-    text = re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", page.latex(one))
-    return text.replace("\N{PLUS-MINUS SIGN}", r"$\pm$").replace(NO_RESPONSE, "---")
+    return [cells[0].join(page.BOLD), cells[1]] if comparison.better else cells
 
 
 def results(studies: Sequence[Study], args: Args) -> dict[str, Any]:
@@ -640,7 +633,7 @@ def make(args: Args) -> list[str]:
     made = table(studies, args.steps)
     files = {
         "table.md": page.markdown(made).encode(),
-        "table.tex": latex(made).encode(),
+        "table.tex": page.latex(made).encode(),
         "results.json": (json.dumps(results(studies, args), indent=2, allow_nan=False) + "\n").encode(),
         **figure(studies, args.steps),
     }

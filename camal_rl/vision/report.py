@@ -15,7 +15,6 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -264,54 +263,14 @@ LIMITS = (
 # ------------------------------------------------------------------------------------------------------------
 # Tables
 
-# Private-use characters pass through page's escapes, and then become each format's own.
-_BOLD, _UNDERLINED = ("\ue000", "\ue001"), ("\ue002", "\ue003")
-_BREAK = "\ue004"
-"""In a column's title: what stands before it is shared with its neighbours."""
-
-
-def markdown(table: Table) -> str:
-    """As GitHub reads it; it shows `ins` underlined."""
-    return _marked(page.markdown(table), ("**", "**"), ("<ins>", "</ins>"), "<br>")
-
-
-def html(table: Table) -> str:
-    """A part of the page."""
-    return _marked(page.table_block(table), ("<strong>", "</strong>"), ("<u>", "</u>"), "<br>")
-
-
-def latex(table: Table) -> str:
-    """A floating table; shared titles of columns are a row of their own, as in the paper."""
-    lines = page.latex(table).splitlines(keepends=True)
-    place = lines.index("\\toprule\n") + 1
-    if _BREAK in lines[place]:
-        cells = lines[place].removesuffix(" \\\\\n").split(" & ")
-        split = [cell.rpartition(_BREAK) for cell in cells]
-        over, rules, column = [], "", 1
-        for title, group in groupby(above for above, _, _ in split):
-            width = len(list(group))
-            over += [rf"\multicolumn{{{width}}}{{c}}{{{title}}}"] if title else [""] * width
-            rules += rf"\cmidrule(lr){{{column}-{column + width - 1}}}" if title else ""
-            column += width
-        under = " & ".join(below for _, _, below in split)
-        lines[place] = f"{' & '.join(over)} \\\\\n{rules}\n{under} \\\\\n"
-    text = _marked("".join(lines), (r"\textbf{", "}"), (r"\underline{", "}"), " ")
-    return text.replace("±", r"$\pm$")
-
 
 def table_csv(table: Table) -> bytes:
     """The table's text as it is, without emphasis."""
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
     for row in (table.columns, *table.rows):
-        writer.writerow([_marked(cell, ("", ""), ("", ""), " ") for cell in row])
+        writer.writerow(map(page.plain, row))
     return content.getvalue().encode()
-
-
-def _marked(text: str, bold: tuple[str, str], underlined: tuple[str, str], line: str) -> str:
-    for sign, shown in zip((*_BOLD, *_UNDERLINED, _BREAK), (*bold, *underlined, line), strict=True):
-        text = text.replace(sign, shown)
-    return text
 
 
 def tables(folds: Folds, results: Results) -> dict[str, Table]:
@@ -363,7 +322,7 @@ def _paper_table(folds: Folds, results: Results, other: str, measure: str, name:
     return Table(
         f"Test {MEASURES[measure]} of CAMAL and {prose(other)}"
         + (f" (the paper's {_number(name)})" if _number(name) else ""),
-        ["Model", *(f"{prose(data)}{_BREAK}{prose(m)}" for data in data_sets for m in ("camal", other))],
+        ["Model", *(f"{prose(data)}{page.BREAK}{prose(m)}" for data in data_sets for m in ("camal", other))],
         rows,
         note,
     )
@@ -378,9 +337,9 @@ def _number(name: str) -> str:
 def _pair_of_cells(one: Paired, measure: str) -> list[str]:
     own = _shown(spread(one.camal))
     if one.verdict == "significantly higher":
-        own = own.join(_BOLD)
+        own = own.join(page.BOLD)
     elif one.verdict == "higher" and measure == "accuracy":
-        own = own.join(_UNDERLINED)
+        own = own.join(page.UNDERLINED)
     return [own, _shown(spread(one.rival))]
 
 
@@ -398,7 +357,10 @@ def _ceilings(folds: Folds, results: Results, other: str) -> Table:
             rows.append(row)
     return Table(
         f"Ceiling of IoU and dead maps of CAMAL and {prose(other)}",
-        ["Model", *(f"{prose(data)}{_BREAK}{title}" for data in data_sets for title in ("ceiling", "dead"))],
+        [
+            "Model",
+            *(f"{prose(data)}{page.BREAK}{title}" for data in data_sets for title in ("ceiling", "dead")),
+        ],
         rows,
         f"In percent, means over the same folds; dead maps are CAMAL's / {prose(other)}'s. {CEILING}",
     )
@@ -877,7 +839,7 @@ def markdown_page(
 
 def _in_markdown(part: Part) -> str:
     if isinstance(part, Table):
-        return markdown(part).rstrip("\n")
+        return page.markdown(part).rstrip("\n")
     if isinstance(part, Drawing):
         return f"![{part.name}]({part.name}.png)\n\n*{part.caption}*"
     return part if isinstance(part, str) else _bullets(part)
@@ -914,7 +876,8 @@ def html_page(
 
 def _in_html(part: Part) -> str:
     if isinstance(part, Table):
-        return html(part) if len(part.rows) <= LONG else page.folded(f"{len(part.rows)} rows", html(part))
+        table = page.table_block(part)
+        return table if len(part.rows) <= LONG else page.folded(f"{len(part.rows)} rows", table)
     if isinstance(part, Drawing):
         return page.figure_block(part.name, part.files[f"{part.name}.svg"], part.caption)
     return page.paragraph(part) if isinstance(part, str) else page.bullets(part)
@@ -947,8 +910,8 @@ def make(args: Args) -> list[str]:
         **{f"{name}.csv": table_csv(table) for name, table in every_table.items()},
         "scores.csv": scores_csv(folds),
         "statistics.json": statistics_json(folds, results, found, warned),
-        "tables.md": "\n".join(map(markdown, every_table.values())).encode(),
-        "tables.tex": "\n".join(map(latex, every_table.values())).encode(),
+        "tables.md": "\n".join(map(page.markdown, every_table.values())).encode(),
+        "tables.tex": "\n".join(map(page.latex, every_table.values())).encode(),
         "report.md": markdown_page(folds, found, warned, content),
         "report.html": html_page(folds, found, warned, content, command),
     }
