@@ -59,7 +59,8 @@ def test_a_hundred_kills_and_twenty_hangs_change_no_bit(
 
 
 def test_a_trainer_killed_fifty_times_comes_to_the_end_as_if_it_never_had_been(tmp_path: Path) -> None:
-    options = ("--num-envs", "4", "--num-steps", "32", "--total-timesteps", "38400", "--torch-threads", "1")
+    options = ("--num-envs", "4", "--num-steps", "32", "--total-timesteps", "76800", "--torch-threads", "1")
+    options = (*options, "--measure-every", "1")
     ppo.train(args_of(tmp_path / "calm", *options))
     # A checkpoint after every iteration, so that kills meet the writing of one as well.
     options = (*options, "--checkpoint-every", "1")
@@ -91,12 +92,12 @@ def test_a_trainer_killed_fifty_times_comes_to_the_end_as_if_it_never_had_been(t
     assert_same(weights_of(tmp_path / "calm"), weights_of(tmp_path / "killed"))
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    steps = list(range(128, 38400 + 1, 128))
+    steps = list(range(128, 76800 + 1, 128))
     for tag in ("losses/value_loss", "charts/learning_rate", "camal/iou"):
         found = events.Scalars(tag)
         assert [event.step for event in found] == steps
     rates = [event.value for event in events.Scalars("charts/learning_rate")]
-    np.testing.assert_allclose(rates, 2.5e-4 * (1 - np.arange(300) / 300), rtol=1e-6)
+    np.testing.assert_allclose(rates, 2.5e-4 * (1 - np.arange(600) / 600), rtol=1e-6)
 
 
 def test_memory_threads_descriptors_and_shared_memory_stay_flat(
