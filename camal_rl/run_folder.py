@@ -234,9 +234,13 @@ def write_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) ->
     write_whole(folder / "args.json", (json.dumps(content, indent=2) + "\n").encode())
 
 
-def remove_remains(folder: Path) -> None:
-    """Remove files that a trainer was killed in the middle of writing. Only under the lock on training."""
-    written = ("checkpoint.pt", "args.json", "scores.json", "media/attention.png", "media/overlay.png")
+def remove_remains(
+    folder: Path, written: Sequence[str] = ("checkpoint.pt", "args.json", "media/attention.png")
+) -> None:
+    """Remove what is left of files that a trainer, which writes these, was killed in the middle of writing.
+
+    Only under the lock on training.
+    """
     for name in written:
         path = folder / name
         for temporary in path.parent.glob(f".{path.name}.*"):

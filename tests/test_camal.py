@@ -203,6 +203,24 @@ def test_projection_of_a_batch_is_the_projection_of_each_mask() -> None:
     assert not weights[2, 1].any()
 
 
+def test_soft_masks_give_alpha_and_beta_of_plain_upsampling() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(3, 12, 17, dtype=torch.float64, generator=generator)
+    masks[1] = 0
+    masks[2, :, :8] = 0
+    heat = torch.rand(3, 3, 4, dtype=torch.float64, generator=generator)
+    weights = torch.from_numpy(mask_weights(masks.numpy(), (3, 4), dtype=np.float64))
+    alpha, beta = (heat[:, None] * weights).sum(dim=(2, 3)).unbind(dim=1)
+    expected = alpha_beta(upsample(heat, (12, 17)), masks)
+    torch.testing.assert_close(torch.stack([alpha, beta]), torch.stack(expected), rtol=1e-12, atol=1e-12)
+
+
+def test_a_soft_mask_of_zeros_and_ones_is_projected_as_the_mask_is() -> None:
+    masks = np.random.default_rng(0).integers(0, 2, (2, 9, 11), dtype=np.uint8)
+    soft = mask_weights(masks.astype(np.float32), (3, 4), dtype=np.float64)
+    np.testing.assert_allclose(soft, mask_weights(masks, (3, 4), dtype=np.float64), rtol=1e-12, atol=1e-15)
+
+
 def test_projection_writes_to_the_array_given() -> None:
     mask = (np.random.default_rng(0).random((2, 12, 15)) < 0.2).astype(np.uint8)
     for masks, out in ((mask, np.full((2, 2, 3, 4), np.nan)), (mask[0], np.full((2, 3, 4), np.nan))):
@@ -253,7 +271,10 @@ def test_costs_add_up_to_the_loss(empty_mask: str, method: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mask": np.zeros((2, 2), np.float32)}, r"uint8 or bool .* got float32 of shape \(2, 2\)"),
+        ({"mask": np.zeros((2, 2), np.int64)}, r"uint8, bool or floating .* got int64 of shape \(2, 2\)"),
+        ({"mask": np.zeros(2, np.float32)}, r"got float32 of shape \(2,\)"),
+        ({"mask": np.full((2, 2), 1.5)}, r"a soft mask must lie in \[0, 1\]"),
+        ({"mask": np.full((2, 2), np.nan)}, r"a soft mask must lie in \[0, 1\]"),
         ({"mask": np.zeros(2, np.uint8)}, r"got uint8 of shape \(2,\)"),
         ({"mask": np.full((2, 2), 255, np.uint8)}, "0 and 1 only, got values up to 255: pass mask != 0"),
         ({"mask": np.eye(2, dtype=np.uint8) * 2}, "0 and 1 only, got values up to 2"),

@@ -104,6 +104,8 @@ def test_what_a_killed_trainer_left_half_written_is_removed_and_nothing_else(tmp
     run_folder.remove_remains(tmp_path)
     assert all((tmp_path / name).exists() for name in others)
     assert not any((tmp_path / name).exists() for name in remains)
+    run_folder.remove_remains(tmp_path, ["scores.json"])
+    assert not (tmp_path / ".scores.json.123").exists()
 
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path):

@@ -383,7 +383,9 @@ def _train_fold(
         writer = None
         if first:
             run_folder.write_args_file(folder, described)
-            run_folder.remove_remains(folder)
+            run_folder.remove_remains(
+                folder, ("checkpoint.pt", "args.json", "scores.json", "media/overlay.png")
+            )
             writer = SummaryWriter(str(folder), purge_step=began_at + 1)
             cleanup.callback(writer.close)
         bar = cleanup.enter_context(
