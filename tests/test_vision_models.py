@@ -14,6 +14,8 @@ pytest.importorskip("torchvision")
 from camal_rl.vision import models
 from camal_rl.vision.models import ARCHITECTURES, Classifier, Output, cam
 
+pytestmark = pytest.mark.slow
+
 MAPS = {
     "resnet18": (512, 7, 7),
     "convnext_t": (768, 7, 7),

@@ -23,6 +23,8 @@ from camal_rl import UserError, page, vision
 from camal_rl.vision import perturbation
 from camal_rl.vision.perturbation import Args, Comparison, Study
 
+pytestmark = pytest.mark.slow
+
 NAN = float("nan")
 EM_DASH = "\N{EM DASH}"
 

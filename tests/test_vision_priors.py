@@ -15,7 +15,6 @@ from typing import Any, get_args, get_type_hints
 
 import cv2
 import numpy as np
-import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,9 +23,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from camal_rl import UserError, metrics
+
+pytest.importorskip("open_clip")
+
+import open_clip
+
 from camal_rl.vision import datasets, priors, shapes
 from camal_rl.vision.datasets import Samples
 from camal_rl.vision.priors import Args, Clip
+
+pytestmark = pytest.mark.slow
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -20,6 +20,8 @@ from camal_rl.stats import Interval
 from camal_rl.vision import report
 from camal_rl.vision.scores import Curves, read_folds
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def drawn() -> None:
