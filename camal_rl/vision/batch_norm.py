@@ -160,6 +160,7 @@ def table(rows: list[dict[str, Any]], args: Args) -> page.Table:
         f"Largest differences over the largest value: of dy/dA from one backward pass for {args.batch_size} "
         "samples and from one for each, and of normalised maps of a sample in two batches. float64, weights "
         f"{args.weights}, without dropout.",
+        labels=3,
     )
 
 
