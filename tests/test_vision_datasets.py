@@ -326,7 +326,7 @@ def test_a_damaged_file_is_named(
     path = request.getfixturevalue(data) / name
     path.write_bytes(damage(path.read_bytes()))
     message = refusal(data, path.parents[len(Path(name).parts) - 1])
-    assert f"{path} is damaged" in message
+    assert f"{path} can't be read" in message
 
 
 def test_torchvision_is_asked_for_where_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -506,21 +506,11 @@ def test_the_contact_sheet_shows_as_many_classes_as_it_can() -> None:
     labels = np.repeat(np.arange(20), 3)
     images = np.zeros((60, 3, 160, 160), np.uint8)
     images[:] = 10 * labels[:, None, None, None]
-    names = tuple(map(str, labels))
-    sheet = datasets.contact_sheet(
-        some_samples(
-            60,
-            160,
-            images=images,
-            labels=labels,
-            classes=tuple(map(str, range(20))),
-            names=tuple(map(str, range(60))),
-        )
-    )
-    assert len(names) == 60
-    greys, counts = np.unique(sheet[(sheet == sheet[..., :1]).all(axis=2)][:, 0], return_counts=True)
-    shown = greys[(counts > 150 * 150) & (greys > 0)]
-    assert shown.tolist() == [10 * label for label in range(1, 16)]
+    classes = tuple(map(str, range(20)))
+    sheet = datasets.contact_sheet(some_samples(60, 160, images=images, labels=labels, classes=classes))
+    grey = sheet[(sheet == sheet[..., :1]).all(axis=2)][:, 0]
+    shown = [level for level in range(10, 200, 10) if (grey == level).sum() > 150 * 150]
+    assert shown == list(range(10, 160, 10))
 
 
 def test_the_command_says_and_draws_what_a_data_set_holds(
@@ -530,8 +520,8 @@ def test_the_command_says_and_draws_what_a_data_set_holds(
     args = datasets.parse_args(["--data", "busi", "--data-dir", str(busi), "--image-size", "32"])
     assert datasets.main(args) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"benign +10 +100.0 % +25.\d %|benign +10", shown)
-    assert re.search(r"normal +2 +0.0 % +-", shown)
+    assert re.search(r"benign +10 +100\.0 % +\d\d\.\d %", shown)
+    assert re.search(r"normal +2 +0\.0 % +-", shown)
     picture = tmp_path / "runs" / "vision" / "busi" / "samples.png"
     assert str(picture.relative_to(tmp_path)) in shown
     with Image.open(picture) as image:

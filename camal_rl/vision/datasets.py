@@ -342,7 +342,7 @@ def _decode(path: Path, content: Callable[[Image.Image], T]) -> T:
             return content(image)
     except Exception as error:  # a damaged file makes Pillow raise all kinds
         raise UserError(
-            f"{path} is damaged ({_line(error)}): unpack it again, or download the archive again."
+            f"{path} can't be read ({_line(error)}): unpack it again, or download its archive again."
         ) from error
 
 

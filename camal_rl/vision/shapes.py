@@ -1,10 +1,10 @@
 """A generated fine-grained task with exact masks, whose backgrounds give the classes away, or lie about them.
 
-A picture shows one regular polygon or star in front of stripes. Its class is the number of corners or points
-and nothing else: area, place, rotation and colour have the same distribution in every class. The stripes are
-a decoy: their orientation names the class of most samples, so that a classifier can be nearly always right
-without having seen the shape. The same shapes before other stripes then tell whether it was right for the
-right reasons.
+A picture shows one regular polygon or star and, at some distance all around it, stripes. Its class is the
+number of corners or points and nothing else: area, place, rotation and colour have the same distribution in
+every class. The stripes are a decoy: their orientation names the class of most samples, so that a classifier
+can be nearly always right without having seen the shape, and learns that first. The same shapes before other
+stripes then tell whether it was right for the right reasons.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import numpy as np
 from camal_rl import UserError, machine
 from camal_rl.vision.datasets import SHAPES, SMALLEST_IMAGE, Samples
 
-CORNERS = (5, 6, 7)
+CORNERS = (3, 4, 6)
 CLASSES = (
-    *("pentagon", "hexagon", "heptagon"),
-    *("five-pointed star", "six-pointed star", "seven-pointed star"),
+    *("triangle", "square", "hexagon"),
+    *("three-pointed star", "four-pointed star", "six-pointed star"),
 )
 """First the polygons, then the stars, in the order of `CORNERS`."""
 SHIFTS = ("decorrelated", "reversed")
@@ -30,15 +30,23 @@ SHIFTS = ("decorrelated", "reversed")
 DECOY_SHARE = 0.95
 """Probability that the decoy of a sample names its class; else it names one of the others."""
 
-STAR_WAIST = 0.5
+STAR_WAIST = 0.4
 """Distance of a star's notches from its centre, where that of its points is 1."""
-AREAS = (0.10, 0.22)
+AREAS = (0.06, 0.12)
 """Least and greatest area of a shape, as a share of the picture."""
+INNERMOST = 0.42
+"""A shape's centre is closer than this to two sides of the picture, as a share of its side: that leaves room
+for stripes at the others."""
+GAP = (0.10, 0.25)
+"""Distances from the shape at which stripes begin and have their full contrast, as shares of the side. Were
+there no gap, a network that attends to the shape's outline would see the decoy just as well."""
 WAVELENGTHS = (0.035, 0.07)
 """Least and greatest distance between two stripes, as a share of the picture's side."""
 FINEST_WAVELENGTH = 4.0
 """In pixels: finer stripes have no orientation that could be seen."""
-TILT = 5.0
+CONTRASTS = (20.0, 40.0)
+"""Least and greatest deviation of stripes from their mean, in grey levels of 255."""
+TILT = 8.0
 """Degrees by which stripes lean to either side at most; decoys of two classes are 180 / 6 degrees apart."""
 NOISE = 24.0
 """Greatest deviation of a background's pixel from the stripes, in grey levels of 255."""
@@ -94,20 +102,24 @@ def _draw(images: np.ndarray, label: int, rng: np.random.Generator) -> np.ndarra
     size = images.shape[-1]
     # Whatever the size, the same numbers are drawn up to the noise, which comes last.
     area = rng.uniform(*AREAS)
-    place = rng.random(2)
-    turn = rng.random()
+    # The same for every class, or the place would tell the class: the one that reaches farthest decides.
+    reach = np.sqrt(area / min(_UNIT_AREAS))
+    centre = rng.uniform(reach, INNERMOST, 2)
+    centre = np.where(rng.random(2) < 0.5, centre, 1 - centre)
+    turn = rng.uniform(0, 2 * np.pi)
     colour = 255 * np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.75, 1), rng.uniform(0.75, 1)))
     others = [other for other in range(len(CLASSES)) if other != label]
     true, wrong = rng.random() < DECOY_SHARE, others[rng.integers(len(others))]
     decoys = (label if true else wrong, int(rng.integers(len(CLASSES))), wrong_class(label))
     grounds = [_choose_ground(decoy, rng) for decoy in decoys]
 
-    mask = _mask(label, area, place, turn, size)
+    mask = _mask(label, area, centre, turn, size)
+    fading = _fading(centre, reach, size)
     drawn = _bytes(size, rng)
     inside = mask.astype(bool)
     shape = [cv2.LUT(drawn, _levels(channel + SHAPE_NOISE * _SPREAD)) for channel in colour]
     for image, ground in zip(images, grounds, strict=True):
-        grey = _ground_levels(ground, _bytes(size, rng))
+        grey = _ground_levels(ground, fading, _bytes(size, rng))
         for channel, factor, own in zip(image, ground.tint, shape, strict=True):
             channel[:] = cv2.LUT(grey, _levels(factor * np.arange(256)))
             np.copyto(channel, own, where=inside)
@@ -144,14 +156,11 @@ _OUTLINES = [_unit_outline(label) for label in range(len(CLASSES))]
 _UNIT_AREAS = [_area(outline) for outline in _OUTLINES]
 
 
-def _mask(label: int, area: float, place: np.ndarray, turn: float, size: int) -> np.ndarray:
-    """The pixels of a shape that lies wholly in the picture, uint8 {0, 1} (S, S)."""
-    radius = np.sqrt(area / _UNIT_AREAS[label])
-    # The same for every class, or the place would tell the class: the one that reaches farthest decides.
-    margin = np.sqrt(area / min(_UNIT_AREAS))
-    centre = margin + (1 - 2 * margin) * place
-    cosine, sine = np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn)
-    corners = centre + radius * _OUTLINES[label] @ np.array([[cosine, sine], [-sine, cosine]])
+def _mask(label: int, area: float, centre: np.ndarray, turn: float, size: int) -> np.ndarray:
+    """The pixels of a shape, uint8 {0, 1} (S, S)."""
+    cosine, sine = np.cos(turn), np.sin(turn)
+    turned = _OUTLINES[label] @ np.array([[cosine, sine], [-sine, cosine]])
+    corners = centre + np.sqrt(area / _UNIT_AREAS[label]) * turned
     fine = np.zeros((_FINENESS * size, _FINENESS * size), np.uint8)
     # To OpenCV, pixel 0 has its centre, not its edge, at 0.
     coordinates = np.rint((len(fine) * corners - 0.5) * 2**_FRACTION).astype(np.int32)
@@ -181,12 +190,22 @@ def _choose_ground(decoy: int, rng: np.random.Generator) -> _Ground:
         wavelength=rng.uniform(*WAVELENGTHS),
         phase=rng.uniform(0, 2 * np.pi),
         level=rng.uniform(100, 155),
-        contrast=rng.uniform(35, 60),
+        contrast=rng.uniform(*CONTRASTS),
         tint=rng.uniform(0.9, 1.1, 3),
     )
 
 
-def _ground_levels(ground: _Ground, drawn: np.ndarray) -> np.ndarray:
+def _fading(centre: np.ndarray, reach: float, size: int) -> np.ndarray:
+    """What share of their contrast stripes have at each place, float32 (S, S): none close to the shape."""
+    places = (np.arange(size) + 0.5) / size
+    across, down = ((places - middle).astype(np.float32) for middle in centre)
+    distances = np.sqrt(across**2 + (down**2)[:, None]) - np.float32(reach)
+    risen = np.clip((distances - np.float32(GAP[0])) * np.float32(1 / (GAP[1] - GAP[0])), 0, 1)
+    smooth: np.ndarray = risen * risen * (3 - 2 * risen)
+    return smooth
+
+
+def _ground_levels(ground: _Ground, fading: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """Stripes and noise, grey: uint8 (S, S)."""
     steps = np.arange(len(drawn)) * (2 * np.pi / max(ground.wavelength * len(drawn), FINEST_WAVELENGTH))
     down, across = np.sin(ground.angle) * steps, np.cos(ground.angle) * steps + ground.phase
@@ -195,6 +214,7 @@ def _ground_levels(ground: _Ground, drawn: np.ndarray) -> np.ndarray:
     rows = np.stack([np.cos(down), np.sin(down)]).astype(np.float32)
     grey = rows[0, :, None] * columns[0]
     grey += rows[1, :, None] * columns[1]
+    grey *= fading
     grey += (ground.level + NOISE * _SPREAD).astype(np.float32)[drawn]
     # Nothing is to be clipped: level, contrast and noise stay between 0 and 255.
     levels: np.ndarray = np.rint(grey).astype(np.uint8)
