@@ -10,7 +10,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,8 +98,9 @@ def read_study(folder: Path) -> Study:
             "python -m camal_rl.experiment."
         )
     planned = [Path(env).stem if env.endswith(".toml") else env for env in experiment.get("envs", ())]
-    envs = _in_order(planned, (run.env for run in runs))
-    methods = _in_order(experiment.get("methods", ()), (run.method for run in runs))
+    envs = in_order(planned, [*planned, *(run.env for run in runs)])
+    asked = experiment.get("methods", ())
+    methods = in_order(asked, [*asked, *(run.method for run in runs)])
     seeds = sorted({run.seed for run in runs} | set(experiment.get("seeds", ())))
     rank = {(env, method): (i, j) for i, env in enumerate(envs) for j, method in enumerate(methods)}
     runs.sort(key=lambda run: (rank[run.env, run.method], run.seed))
@@ -127,8 +128,11 @@ def read_study(folder: Path) -> Study:
     return Study(runs, envs, methods, missing, unevaluated, experiment)
 
 
-def _in_order(first: Sequence[str], found: Iterator[str]) -> list[str]:
-    return list(dict.fromkeys([*first, *sorted(set(found) - set(first))]))
+def in_order(known: Iterable[str], found: Iterable[str]) -> list[str]:
+    """Each name that was found, once: the known ones first, in their order, then the others by alphabet."""
+    there = set(found)
+    first = [name for name in dict.fromkeys(known) if name in there]
+    return [*first, *sorted(there.difference(first))]
 
 
 def _at(content: Any, path: str) -> Any:
@@ -140,7 +144,7 @@ def _at(content: Any, path: str) -> Any:
 def _read_json(file: Path, hint: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last of brackets nested without end
         problem = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"can't read {file}: {problem}. {hint}") from error
     if not isinstance(content, dict):
@@ -247,21 +251,32 @@ def versions(run: Run) -> dict[str, Any]:
 
 
 def _differences(runs: Sequence[Run], values: Callable[[Run], Mapping[str, Any]], sentence: str) -> list[str]:
-    every = [values(run) for run in runs]
-    parts = []
-    for name in dict.fromkeys(name for one in every for name in one):
-        groups: dict[str, list[Run]] = {}
-        for run, one in zip(runs, every, strict=True):
-            groups.setdefault(json.dumps(one.get(name)), []).append(run)
-        if len(groups) > 1:
-            common, *others = sorted(groups.items(), key=lambda group: -len(group[1]))
-            told = [f"{common[0]} ({len(common[1])} runs)"]
-            told += [f"{value} ({some([run.title for run in group])})" for value, group in others]
-            parts.append(f"{name} is {' and '.join(told)}")
+    parts = differences({run.title: values(run) for run in runs}, "runs")
     return [f"{sentence} {'; '.join(parts)}."] if parts else []
 
 
+def differences(options: Mapping[str, Mapping[str, Any]], unit: str) -> list[str]:
+    """In which options runs differ, and which of them: "seed is 1 (7 runs) and 2 (A/camal/seed3)".
+
+    Args:
+        options: by name, of each run by its title; one that a run lacks counts as null.
+        unit: what runs are called.
+    """
+    parts = []
+    for name in dict.fromkeys(name for one in options.values() for name in one):
+        groups: dict[str, list[str]] = {}
+        for title, one in options.items():
+            groups.setdefault(json.dumps(one.get(name)), []).append(title)
+        if len(groups) > 1:
+            common, *others = sorted(groups.items(), key=lambda group: -len(group[1]))
+            told = [f"{common[0]} ({len(common[1])} {unit})"]
+            told += [f"{value} ({some(titles)})" for value, titles in others]
+            parts.append(f"{name} is {' and '.join(told)}")
+    return parts
+
+
 def some(names: Sequence[str], most: int = 4) -> str:
+    """The first names, and how many more there are."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 

@@ -57,6 +57,7 @@ def test_runs_that_are_not_comparable_are_reported_with_a_warning(
     ("content", "problem"),
     [
         ('{"format": 1', "can't read"),
+        ("[" * 10**5, "can't read"),
         ("[]", "not an object"),
         ({"steps": 0}, "steps is 0, so nothing was trained"),
         ({"return__mean": 10**400}, "not a number"),

@@ -460,6 +460,7 @@ def test_one_fold_has_a_mean_and_no_deviation(tmp_path: Path) -> None:
 def test_folds_without_a_partner_are_named_and_left_out(runs: Path) -> None:
     for title in ("camal/fold1", "vanilla/fold4", "vanilla/fold5"):
         (runs / "busi/resnet18" / title / "scores.json").unlink()
+        (runs / "busi/resnet18" / title / "args.json").unlink()
         (runs / "busi/resnet18" / title).rmdir()
     sentences = warned(runs)
     assert (
@@ -479,7 +480,8 @@ def test_a_missing_file_is_one_line_and_the_rest_goes_on(runs: Path) -> None:
     sentences = warned(runs)
     assert (
         "busi/resnet18/vanilla/fold2 has no scores.json and is left out: finish it, python -m "
-        "camal_rl.vision.train --data busi --model resnet18 --method vanilla." in sentences
+        f"camal_rl.vision.train --runs-dir {runs} --data busi --model resnet18 --method vanilla --fold 2 "
+        "--folds 5 --seed 1 " in sentences
     )
     assert "not there" not in sentences
 
@@ -502,11 +504,9 @@ def test_folds_that_should_differ_by_method_only_are_warned_of(runs: Path) -> No
         "The folder busi/resnet18/camal/fold2 holds scores of busi/resnet18/camal/fold3; the folder's name "
         "is used." in sentences
     )
-    assert "Compare with care: epochs differs within busi/resnet18, 500 (camal/fold1, " in sentences
-    assert " and 100 (camal/fold2)." in sentences
     assert (
-        "Compare with care: samples differs within fold 2 of busi/resnet18, 7 (camal/fold2) and 120 "
-        "(prior/fold2, suppress/fold2, vanilla/fold2)." in sentences
+        "Compare with care: folds of busi/resnet18 differ. epochs is 500 (19 folds) and 100 (camal/fold2); "
+        "test images of fold 2 is 120 (3 folds) and 7 (camal/fold2)." in sentences
     )
 
 

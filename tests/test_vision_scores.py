@@ -1,6 +1,7 @@
 """Folds that the tests write, read and paired: a line on what is wrong with them, and numbers by hand."""
 
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "shifted": (lambda one: one.update(shifted=[1]), "shifted is not an object"),
     "shift": (lambda one: one.update(shifted={"a": 1}), "shifted.a is not an object with a name of"),
     "shift's name": (lambda one: one.update(shifted={"../a": {}}), "shifted.../a is not an object with"),
+    "shift without a name": (lambda one: one.update(shifted={"": 5}), "shifted. is not an object with"),
     "shift's iou": (
         lambda one: one.update(shifted={"a": {"accuracy": 0.5}}),
         "it has no shifted.a.iou",
@@ -49,6 +51,14 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "curves": (
         lambda one: one["faithfulness"].update(removal=[[1, 0]]),
         "faithfulness.removal has not a number for each share",
+    ),
+    "strings": (
+        lambda one: one["faithfulness"].update(removal=[["1.0", "0.5", "0.0"]]),
+        "faithfulness.removal is no array of numbers",
+    ),
+    "one string": (
+        lambda one: one.update(mask_variance=[[0.1, "0.2"]]),
+        "mask_variance is no array of numbers",
     ),
     "ragged": (
         lambda one: one["faithfulness"].update(insertion=[[1, 0], [1]]),
@@ -77,7 +87,7 @@ def test_a_damaged_file_is_one_line_and_the_rest_goes_on(runs: Path, damage: str
     assert told.endswith(f": make it anew, python -m camal_rl.vision.evaluate {folder}.")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"accuracy": 1}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"accuracy": 1}', b"[" * 10**5])
 def test_what_is_no_scores_file_is_one_line_and_the_rest_goes_on(runs: Path, content: bytes) -> None:
     (runs / "busi/resnet18/vanilla/fold2/scores.json").write_bytes(content)
     folds = read_folds(runs)
@@ -95,7 +105,7 @@ def test_confidence_a_rounding_above_one_is_no_damage(runs: Path) -> None:
 
 def test_folders_that_are_no_folds_are_passed_by(runs: Path) -> None:
     write(runs, "busi/resnet18/camal/fold01", {})
-    write(runs, "busi/resnet18/camal/folder", {})
+    (runs / "busi/resnet18/camal/folder").mkdir()
     assert len(read_folds(runs).folds) == 20
     assert read_folds(runs).problems == []
 
@@ -122,6 +132,123 @@ def test_data_sets_models_and_methods_have_an_order(runs: Path) -> None:
 
 def test_folds_of_the_same_kind_are_comparable(runs: Path) -> None:
     assert comparability(read_folds(runs)) == gaps(read_folds(runs)) == []
+
+
+CAMAL_2, VANILLA_2, PRIOR_2 = (f"busi/resnet18/{method}/fold2" for method in ("camal", "vanilla", "prior"))
+
+
+def write_fold(runs: Path, title: str, options: dict[str, Any], **changes: Any) -> None:
+    """Fold 2 of a method, trained with other options."""
+    data, model, method, _ = title.split("/")
+    write(runs, title, scores_of(data, model, method, 2, 0.8, 0.5) | changes, **options)
+
+
+@pytest.mark.parametrize(
+    ("title", "options", "told"),
+    [
+        (VANILLA_2, {"image_size": 64}, "image_size is 224 (19 folds) and 64 (vanilla/fold2)"),
+        (VANILLA_2, {"freeze_batch_norm": True}, "freeze_batch_norm is false (19 folds) and true (van"),
+        (VANILLA_2, {"precision": "bf16"}, 'precision is "fp32" (19 folds) and "bf16" (vanilla/fold2)'),
+        (VANILLA_2, {"samples": 60}, "samples is 1200 (19 folds) and 60 (vanilla/fold2)"),
+        # Vanilla's attention is measured as the others'.
+        (VANILLA_2, {"attention": "layercam"}, 'attention is "gradcam" (19 folds) and "layercam" (vanilla'),
+        (VANILLA_2, {"camal_coef": 10.0, "empty_mask": "suppress"}, ""),
+        (CAMAL_2, {"camal_coef": 10.0}, "camal_coef is 1.0 (14 folds) and 10.0 (camal/fold2)"),
+        (CAMAL_2, {"empty_mask": "suppress"}, 'empty_mask is "ignore" (14 folds) and "suppress" (camal'),
+        (CAMAL_2, {"prior": "maps"}, ""),
+        (PRIOR_2, {"prior": "maps"}, 'prior is null (4 folds) and "maps" (prior/fold2)'),
+    ],
+)
+def test_folds_trained_with_other_options_are_told_of_where_these_matter(
+    runs: Path, title: str, options: dict[str, Any], told: str
+) -> None:
+    write_fold(runs, title, options)
+    found = comparability(read_folds(runs))
+    if told:
+        (sentence,) = found
+        assert sentence.startswith(f"Compare with care: folds of busi/resnet18 differ. {told}")
+    else:
+        assert found == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"epochs": 9}, "epochs is 500 (19 folds) and 9 (camal/fold2)."),
+        ({"weights": "imagenet"}, 'weights is "none" (19 folds) and "imagenet" (camal/fold2).'),
+        ({"version": "9"}, 'version is "0.1.0" (19 folds) and "9" (camal/fold2).'),
+        ({"samples": 7}, "test images of fold 2 is 120 (3 folds) and 7 (camal/fold2)."),
+    ],
+)
+@pytest.mark.parametrize("with_args", [True, False])
+def test_scores_say_how_a_fold_was_trained_too(
+    runs: Path, changes: dict[str, Any], told: str, with_args: bool
+) -> None:
+    write_fold(runs, CAMAL_2, {}, **changes)
+    if not with_args:
+        for file in runs.rglob("args.json"):
+            file.unlink()
+    *unknown, sentence = comparability(read_folds(runs))
+    assert sentence == f"Compare with care: folds of busi/resnet18 differ. {told}"
+    assert len(unknown) == (0 if with_args else 1)
+
+
+@pytest.mark.parametrize("changes", [{"seed": 2}, {"folds": 10}])
+def test_folds_of_several_partitions_are_no_cross_validation(runs: Path, changes: dict[str, Any]) -> None:
+    """Also where the second fold of every method is of the same one."""
+    for method in ACCURACY:
+        write_fold(runs, f"busi/resnet18/{method}/fold2", changes, **changes)
+    compared, partitions = comparability(read_folds(runs))
+    (name, value), *_ = changes.items()
+    assert f"differ. {name} is {scores_of('', '', '', 1, 1, 1)[name]} (16 folds) and {value} (cam" in compared
+    assert "test sets overlap: together they are no cross-validation." in partitions
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"[" * 10**5, b"[]", b"{}", b'{"run": 1}', b"\xff"])
+def test_a_fold_whose_arguments_can_not_be_read_is_compared_and_told_of(
+    runs: Path, content: bytes | None
+) -> None:
+    file = runs / CAMAL_2 / "args.json"
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    (told,) = comparability(read_folds(runs))
+    assert told.endswith("they have no args.json that can be read: busi/resnet18/camal/fold2.")
+
+
+def test_an_unfinished_fold_comes_with_the_command_that_finishes_it(tmp_path: Path) -> None:
+    train = pytest.importorskip("camal_rl.vision.train")
+    folder = tmp_path / "other runs"
+    options = {
+        "folds": 6,
+        "epochs": 3,
+        "image_size": 64,
+        "freeze_batch_norm": True,
+        "weights": "my weights.pt",
+        "attention": "layercam",
+        "camal_coef": 0.5,
+        "empty_mask": "suppress",
+        "prior": "sha256=1f",
+    }
+    place = write(folder, "pet/vit_b_16/prior/fold4", {}, **options)
+    (place / "scores.json").unlink()
+    write_cell(folder, "pet", "vit_b_16", "camal")
+    (told,) = read_folds(folder).problems
+    start = "pet/vit_b_16/prior/fold4 has no scores.json and is left out: finish it, "
+    words = shlex.split(told.removeprefix(start).removesuffix("."))
+    assert words[:3] == ["python", "-m", "camal_rl.vision.train"]
+    args = train.parse_args(words[3:])
+    found = {name: value for group in vars(args).values() for name, value in vars(group).items()}
+    wanted = {**options, "data": "pet", "model": "vit_b_16", "method": "prior", "fold": 4, "seed": 1}
+    assert {name: found[name] for name in wanted} == wanted | {"prior": Path("FILE")}
+    assert (found["runs_dir"], found["precision"]) == (folder, "fp32")
+    write(folder, "pet/vit_b_16/prior/fold4", {}, processes=4)
+    (place / "scores.json").unlink()
+    (told,) = read_folds(folder).problems
+    assert ": finish it, torchrun --nproc-per-node 4 -m camal_rl.vision.train --runs-dir " in told
+    (place / "args.json").unlink()
+    (told,) = read_folds(folder).problems
+    assert told.endswith(" --data pet --model vit_b_16 --method prior --fold 4.")
 
 
 # Numbers

@@ -62,10 +62,37 @@ def scores_of(
     }
 
 
-def write(runs: Path, title: str, scores: dict[str, Any]) -> Path:
+def args_of(data: str, model: str, method: str, fold: int, **changes: Any) -> dict[str, Any]:
+    """What a fold's args.json holds; changes are of options by name, in whatever group."""
+    groups = {
+        "run": {
+            "data": data,
+            "model": model,
+            "method": method,
+            "fold": fold,
+            "folds": 5,
+            "seed": 1,
+            "samples": 1200,
+        },
+        "training": {"epochs": 500, "weights": "none", "image_size": 224, "freeze_batch_norm": False},
+        "attention": {"camal_coef": 1.0, "attention": "gradcam", "empty_mask": "ignore", "prior": None},
+        "machine": {"precision": "fp32", "processes": 1},
+    }
+    assert changes.keys() <= {name for group in groups.values() for name in group}
+    return {"version": "0.1.0"} | {
+        title: {name: changes.get(name, value) for name, value in group.items()}
+        for title, group in groups.items()
+    }
+
+
+def write(runs: Path, title: str, scores: dict[str, Any], **options: Any) -> Path:
+    """A fold's folder with scores.json and, of these options, args.json."""
     folder = runs / title
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scores.json").write_text(json.dumps(scores))
+    data, model, method, fold = title.split("/")
+    described = args_of(data, model, method, int(fold.removeprefix("fold") or 0), **options)
+    (folder / "args.json").write_text(json.dumps(described))
     return folder
 
 

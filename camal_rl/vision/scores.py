@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 
 from camal_rl import UserError, comparison, metrics, stats
 from camal_rl.stats import Band, Interval
-from camal_rl.study import some
+from camal_rl.study import differences, in_order, some
 
 SIGNIFICANT = 0.05
 """A p below this is (paper, Tables 1 to 3 and 5)."""
@@ -63,6 +64,7 @@ class Fold(NamedTuple):
     method: str
     number: int
     scores: dict[str, Any]  # scores.json
+    options: dict[str, Any]  # args.json's, by name; empty where it can't be read
 
     @property
     def title(self) -> str:
@@ -85,17 +87,17 @@ class Folds(NamedTuple):
     @property
     def data(self) -> list[str]:
         """Data sets in the report's order."""
-        return _in_order(DATA, (fold.data for fold in self.folds))
+        return in_order(DATA, (fold.data for fold in self.folds))
 
     @property
     def models(self) -> list[str]:
         """Models in the report's order."""
-        return _in_order(MODELS, (fold.model for fold in self.folds))
+        return in_order(MODELS, (fold.model for fold in self.folds))
 
     @property
     def methods(self) -> list[str]:
         """Methods in the report's order."""
-        return _in_order(METHODS, (fold.method for fold in self.folds))
+        return in_order(METHODS, (fold.method for fold in self.folds))
 
     @property
     def others(self) -> list[str]:
@@ -132,11 +134,6 @@ class Folds(NamedTuple):
         )
 
 
-def _in_order(known: Mapping[str, str], found: Iterator[str]) -> list[str]:
-    there = set(found)
-    return [*(name for name in known if name in there), *sorted(there - set(known))]
-
-
 def read_folds(folder: Path) -> Folds:
     """Find and read the folds below a folder; what is missing or damaged becomes a sentence.
 
@@ -150,13 +147,14 @@ def read_folds(folder: Path) -> Folds:
             continue
         data, model, method = place.parts[-4:-1]
         number = int(place.name.removeprefix("fold"))
-        fold = Fold(place, data, model, method, number, {})
-        train = f"python -m camal_rl.vision.train --data {data} --model {model} --method {method}"
+        fold = Fold(place, data, model, method, number, {}, _read_options(place / "args.json"))
         try:
             fold.scores.update(_read_scores(place / "scores.json"))
         except FileNotFoundError:
-            problems.append((fold, f"{fold.title} has no scores.json and is left out: finish it, {train}."))
-        except (OSError, ValueError) as error:
+            problems.append(
+                (fold, f"{fold.title} has no scores.json and is left out: finish it, {_training(fold)}.")
+            )
+        except (OSError, ValueError, RecursionError) as error:  # the last of brackets nested without end
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             problems.append(
                 (
@@ -177,6 +175,36 @@ def read_folds(folder: Path) -> Folds:
     return Folds(folds, sentences)
 
 
+def _read_options(file: Path) -> dict[str, Any]:
+    """What a fold was trained with, by the names of options; empty where that can't be read."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return {
+            name: value
+            for group in ("run", "training", "attention", "machine")
+            for name, value in content[group].items()
+        }
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def _training(fold: Fold) -> str:
+    """The command that trains a fold to its end, with all options that it was begun with.
+
+    Defaults are written out, too: what they are only the trainer knows, which needs torch.
+    """
+    options = fold.options | {name: getattr(fold, name) for name in IN_FOLDER} | {"fold": fold.number}
+    processes = options.pop("processes", 1)
+    start = ["python"] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes)]
+    words = [*start, "-m", "camal_rl.vision.train", "--runs-dir", str(fold.folder.parents[3])]
+    for name, value in options.items():
+        if value is not None and value is not False:
+            words.append(f"--{name.replace('_', '-')}")
+            # Of a file there is only a checksum.
+            words += [] if value is True else ["FILE" if str(value).startswith("sha256=") else str(value)]
+    return shlex.join(words)
+
+
 def _read_scores(file: Path) -> dict[str, Any]:
     """The content of a scores.json, all that is used of it checked; ValueError says what is wrong."""
     scores = json.loads(file.read_text(encoding="utf-8"))
@@ -185,9 +213,9 @@ def _read_scores(file: Path) -> dict[str, Any]:
     scores["shifted"] = scores.get("shifted") or {}
     if not isinstance(scores["shifted"], dict):
         raise ValueError("shifted is not an object")
-    for shift, found in (("", scores), *scores["shifted"].items()):
-        where = f"shifted.{shift}" if shift else ""
-        if shift and not (isinstance(found, dict) and re.fullmatch(r"[\w-]+", shift)):
+    for shift, found in ((None, scores), *scores["shifted"].items()):
+        where = "" if shift is None else f"shifted.{shift}"
+        if shift is not None and not (isinstance(found, dict) and re.fullmatch(r"[\w-]+", shift)):
             raise ValueError(f"{where} is not an object with a name of letters, digits, _ and -")
         for name in NUMBERS:
             path = f"{where}.{name}" if where else name
@@ -231,16 +259,17 @@ def _is_number(value: object, low: float, high: float) -> bool:
 
 def _array(content: Mapping[str, Any], path: str, dimensions: int) -> np.ndarray:
     try:
-        array = np.array(content.get(path.split(".")[-1]), np.float64)
-    except (TypeError, ValueError):
+        array = np.array(content.get(path.split(".")[-1]))
+    except ValueError:  # rows of several lengths
         raise ValueError(f"{path} is no array of numbers") from None
     if (
-        array.ndim != dimensions
+        array.dtype.kind not in "iuf"  # given a dtype, NumPy would read strings as well
+        or array.ndim != dimensions
         or not array.size
         or not ((array >= -ROUNDING) & (array <= 1 + ROUNDING)).all()
     ):
         raise ValueError(f"{path} is no array of numbers between 0 and 1 with {dimensions} dimensions")
-    return array
+    return array.astype(np.float64)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -521,18 +550,54 @@ def comparability(folds: Folds) -> list[str]:
         said = f"{known('data')}/{known('model')}/{known('method')}/fold{known('fold')}"
         if said != fold.title:
             sentences.append(f"The folder {fold.title} holds scores of {said}; the folder's name is used.")
+    if unknown := [fold.title for fold in folds.folds if not fold.options]:
+        sentences.append(
+            "How these folds were trained is known as far as scores.json says it, for they have no args.json "
+            f"that can be read: {some(unknown)}."
+        )
     for data, model in folds.cells():
         cell = [fold for fold in folds.folds if (fold.data, fold.model) == (data, model)]
-        groups = [(name, f"{data}/{model}", cell) for name in ("epochs", "weights", "folds", "version")]
-        for number in sorted({fold.number for fold in cell}):
-            one = [fold for fold in cell if fold.number == number]
-            groups += [(name, f"fold {number} of {data}/{model}", one) for name in ("seed", "samples")]
-        for name, where, members in groups:
-            values: dict[str, list[str]] = {}
-            for fold in members:
-                value = json.dumps(fold.scores.get(name))
-                values.setdefault(value, []).append(f"{fold.method}/fold{fold.number}")
-            if len(values) > 1:
-                told = " and ".join(f"{value} ({some(titles)})" for value, titles in values.items())
-                sentences.append(f"Compare with care: {name} differs within {where}, {told}.")
+        if parts := _differences(cell):
+            sentences.append(f"Compare with care: folds of {data}/{model} differ. {'; '.join(parts)}.")
+        if len({json.dumps([fold.scores.get(name) for name in ("seed", "folds")]) for fold in cell}) > 1:
+            sentences.append(
+                f"Folds of {data}/{model} with another seed, or of another number of folds, are of another "
+                "partition of the images, so test sets overlap: together they are no cross-validation."
+            )
     return sentences
+
+
+IN_FOLDER = ("data", "model", "method")
+"""Options that name a fold's folder."""
+IN_SCORES = ("epochs", "weights", "folds", "seed", "version")
+"""What scores.json has of a training, for folds without args.json."""
+SUPERVISION = ("camal_coef", "empty_mask")
+"""Options without a meaning for Vanilla. `attention` has one: it is measured that way, too."""
+
+
+def _differences(cell: Sequence[Fold]) -> list[str]:
+    """In what the folds of a data set and model differ, but for their method and number."""
+    parts = []
+    for name in dict.fromkeys((*IN_SCORES, *(name for fold in cell for name in fold.options))):
+        values = {}
+        for fold in cell:
+            known = fold.scores if name in IN_SCORES else fold.options
+            if name in known and _matters(name, fold.method):
+                values[f"{fold.method}/fold{fold.number}"] = {name: known[name]}
+        parts += differences(values, "folds")
+    for number in sorted({fold.number for fold in cell}):
+        tested = {
+            f"{fold.method}/fold{number}": {f"test images of fold {number}": fold.scores.get("samples")}
+            for fold in cell
+            if fold.number == number
+        }
+        parts += differences(tested, "folds")
+    return parts
+
+
+def _matters(option: str, method: str) -> bool:
+    if option == "prior":
+        return method == "prior"
+    if option in SUPERVISION:
+        return method != "vanilla"
+    return option not in (*IN_FOLDER, "fold")
