@@ -184,7 +184,7 @@ def profiles_figure(
     def paint(figure: Figure) -> None:
         every = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (label, (x, bands)) in zip(every, panels.items(), strict=True):
-            _lines(axes, x, bands)
+            lines(axes, x, bands)
             axes.set_title(label)
             axes.set_xlabel("Threshold")
             axes.set_ylim(-0.03, 1.03)
@@ -213,7 +213,7 @@ def curves_figure(
         grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
         for panels, line in zip(rows, grid, strict=True):
             for panel, axes in zip(panels, line, strict=True):
-                _lines(axes, panel.steps, panel.bands)
+                lines(axes, panel.steps, panel.bands)
                 for label, value in panel.levels.items():
                     axes.axhline(value, color=MUTED, linestyle=":", linewidth=1, zorder=0.5)
                     axes.annotate(
@@ -295,13 +295,18 @@ def _probability_axis(axes: Axes, label: str) -> None:
     axes.set_xlabel(label)
 
 
-def _lines(axes: Axes, x: np.ndarray, bands: Mapping[int, Band]) -> None:
+def lines(
+    axes: Axes, x: np.ndarray, bands: Mapping[int, Band], tint: Callable[[int], str] = colour
+) -> list[Line2D]:
     """A line for each band's estimate and, where there is one, its interval as a shade."""
+    drawn = []
     for place, band in bands.items():
         if band.low is not None and band.high is not None:
-            axes.fill_between(x, band.low, band.high, color=colour(place), alpha=0.22, linewidth=0)
-        axes.plot(x, band.estimate, color=colour(place), linestyle=DASHES[place % len(DASHES)], linewidth=1.5)
+            axes.fill_between(x, band.low, band.high, color=tint(place), alpha=0.22, linewidth=0)
+        dashes = DASHES[place % len(DASHES)]
+        drawn += axes.plot(x, band.estimate, color=tint(place), linestyle=dashes, linewidth=1.5)
     axes.margins(x=0.02)
+    return drawn
 
 
 def _short(steps: float, _: int) -> str:
@@ -329,6 +334,11 @@ def shown(interval: Interval, digits: int) -> str:
 def fixed(value: float, digits: int) -> str:
     """A number with so many decimals; zero has no sign."""
     return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def percent(fraction: float, unit: str = "") -> str:
+    """A fraction in percent; the unit stands behind a number only."""
+    return NOTHING if np.isnan(fraction) else fixed(100 * fraction, 1) + unit
 
 
 # Private-use characters, which pass through the escapes of all formats and then become each one's own.

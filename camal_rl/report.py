@@ -315,7 +315,7 @@ def _by_environment(study: Study, results: Results) -> Table:
                     str(len(runs)),
                     shown(means["iou"], 3),
                     _number(_mean([run.number("iou_ceiling") for run in runs]), 3),
-                    _percent(_mean([run.number("dead_map_fraction") for run in runs])),
+                    page.percent(_mean([run.number("dead_map_fraction") for run in runs]), " %"),
                     shown(means["return"], 2),
                     shown(raw(means["return"], scale), 1),
                 ]
@@ -328,7 +328,7 @@ def _by_environment(study: Study, results: Results) -> Table:
             [
                 "Means over runs. A normalised return is 0 for a random policy and 1 for the reference. The "
                 "ceiling is the IoU that the target's mask itself has when it is shown at the resolution of "
-                "attention. A dead map is all zero and counts as IoU 0.",
+                "attention; attention can have more. A dead map is all zero and counts as IoU 0.",
                 *_reasons(used),
             ]
         ),
@@ -350,7 +350,7 @@ def _every_run(study: Study) -> Table:
                 str(run.seed),
                 _number(run.score("iou"), 3),
                 _number(run.number("iou_ceiling"), 3),
-                _percent(run.number("dead_map_fraction")),
+                page.percent(run.number("dead_map_fraction"), " %"),
                 _number(run.score("return"), 3),
                 _number(run.number("return.mean"), 2),
                 f"{run.scores['steps']:,}",
@@ -364,10 +364,6 @@ def _every_run(study: Study) -> Table:
 
 def _number(value: float, digits: int) -> str:
     return NOTHING if math.isnan(value) else page.fixed(value, digits)
-
-
-def _percent(value: float) -> str:
-    return NOTHING if math.isnan(value) else f"{100 * value:.1f} %"
 
 
 COLUMNS: dict[str, Callable[[Run], float]] = {

@@ -235,14 +235,20 @@ def wilcoxon(x: np.ndarray, y: np.ndarray) -> float:
         raise ValueError(f"paired trials are two vectors of one length, not {x.shape} and {y.shape}")
     if not (np.isfinite(x) & np.isfinite(y)).all():
         raise ValueError("a trial without a finite score has no pair: leave it out of both vectors")
-    scale = max(abs(x).max(), abs(y).max()) or 1.0
-    differences = np.round(x / scale - y / scale, 12)
-    differences = differences[differences != 0]
+    differences = paired_differences(x, y)
     if not differences.size:
         return 1.0
     from scipy import stats  # slow to import
 
     return float(stats.wilcoxon(differences, alternative="greater").pvalue)
+
+
+def paired_differences(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """What `wilcoxon` ranks of float64 (k,) and (k,): x - y of the trials that differ, up to a common factor."""
+    scale = max(abs(x).max(), abs(y).max()) or 1.0
+    differences = np.round(x / scale - y / scale, 12)
+    found: np.ndarray = differences[differences != 0]
+    return found
 
 
 def _checked(scores: np.ndarray, name: str) -> np.ndarray:

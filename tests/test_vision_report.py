@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,10 @@ def test_iou_stands_beside_ceiling_and_dead_maps(runs: Path) -> None:
         "Model,BUSI ceiling,BUSI dead",
         "ResNet-18,75.0,0.0 / 12.5",
     ]
-    assert "IoU of 55.0 % against 12.0 % (ceiling 75.0 %, dead maps 0.0 % and 12.5 %)" in printed[0]
+    assert (
+        "IoU of 55.0 % against 12.0 % (the mask itself, at that resolution, 75.0 %; dead maps 0.0 % and "
+        "12.5 %)" in printed[0]
+    )
     assert (
         "| BUSI | ResNet-18 | Vanilla | 5 | 79.0 ± 8.9 | 12.0 ± 4.5 | 75.0 | 12.5 | 80.0 | 50.0 | 90.0 |"
         in files["report.md"].decode()
@@ -181,6 +185,28 @@ def test_iou_stands_beside_ceiling_and_dead_maps(runs: Path) -> None:
     for method in ("vanilla",):
         write_cell(runs, "busi", "resnet18", method, dead_map_fraction=0.5)
     assert "50.0 % of the maps of busi/resnet18/vanilla are dead" in warned(runs)
+
+
+def test_p_values_are_told_both_ways(runs: Path) -> None:
+    rows = csv.reader(io.StringIO(make(runs)[1]["p-values.csv"].decode()))
+    title, *found = ([*row[2:3], *row[4:]] for row in rows)
+    assert title == ["Beside", "Measure", "Folds", "Difference", "p, higher", "p, lower", "CAMAL is"]
+    assert found[:4] == [
+        ["Vanilla", "IoU", "5", "43.0", "0.031", "1.000", "significantly higher"],
+        ["Vanilla", "accuracy", "5", "11.0", "0.031", "1.000", "significantly higher"],
+        ["Suppress", "IoU", "5", "-3.0", "1.000", "0.031", "significantly lower"],
+        ["Suppress", "accuracy", "5", "-3.4", "1.000", "0.062", "lower"],
+    ]
+
+
+def test_a_p_that_rounds_to_zero_is_told_as_small(tmp_path: Path) -> None:
+    for fold in range(1, 12):
+        for method, accuracy in (("camal", 0.9), ("vanilla", 0.8 - 0.01 * fold)):
+            one = scores_of("busi", "resnet18", method, fold, accuracy, 0.5) | {"folds": 11}
+            write(tmp_path, f"busi/resnet18/{method}/fold{fold}", one, folds=11)
+    iou, accuracy = csv.reader(io.StringIO(make(tmp_path)[1]["p-values.csv"].decode().split("\n", 1)[1]))
+    assert accuracy[7:] == ["< 0.001", "1.000", "significantly higher"]  # 2**-11
+    assert iou[7:] == ["1.000", "1.000", "equal"]
 
 
 def test_every_fold_is_a_row_of_scores_csv(runs: Path) -> None:
@@ -382,6 +408,7 @@ def test_the_first_fold_that_both_have_a_picture_of_is_shown(runs: Path) -> None
 
 
 def test_pictures_that_cannot_be_used_are_named_and_the_next_is_taken(runs: Path) -> None:
+    shutil.rmtree(runs / "busi/resnet18/suppress")
     for fold in (1, 2, 3, 4):
         for method in ("camal", "vanilla"):
             write_overlay(runs, f"busi/resnet18/{method}/fold{fold}", picture(100, 1.0))
@@ -434,11 +461,11 @@ def test_fewer_than_five_folds_are_never_significant_and_that_is_said(tmp_path: 
     assert paired_with(files, "vanilla", "iou")["verdict"] == "higher"
     markdown = files["report.md"].decode()
     assert "**" not in markdown
-    assert "With fewer than 5 folds nothing can be significant." in markdown
+    assert "With fewer than 5 folds that differ nothing can be significant." in markdown
     assert warned(tmp_path) == (
-        "Too few folds for significance: the smallest p of n paired folds is 2^-n, so fewer than 5 can't "
-        "give p < 0.05, whatever the scores. That holds for 3 folds, p at least 0.125, of shapes/resnet18 "
-        "beside Vanilla."
+        "Too few folds for significance: the smallest p of n paired folds is 2^-n, without those that are "
+        "tied, so fewer than 5 can't give p < 0.05, whatever the scores. That holds for 3 folds, p at least "
+        "0.125, of shapes/resnet18 beside Vanilla."
     )
     assert printed[0].startswith(
         "CAMAL's attention is not significantly better aligned than Vanilla's: a mean IoU of 55.0 %"
@@ -446,6 +473,26 @@ def test_fewer_than_five_folds_are_never_significant_and_that_is_said(tmp_path: 
     write_cell(tmp_path, "shapes", "resnet18", "camal", [4, 5])
     write_cell(tmp_path, "shapes", "resnet18", "vanilla", [4, 5])
     assert "Too few" not in warned(tmp_path)
+
+
+def test_tied_folds_do_not_count_for_significance_and_that_is_said(runs: Path) -> None:
+    # Accuracy is the same as Suppress's in one fold of five.
+    told = (
+        "That holds for 4 folds, p at least 0.0625, of busi/resnet18 beside Suppress (accuracy, 1 of 5 tied)."
+    )
+    assert warned(runs).endswith(told)
+    notes = re.findall(
+        r"### Test (\w+) of CAMAL and (\w+)(?:(?!###).)*that differ nothing can be",
+        *(make(runs)[1]["tables.md"].decode(), re.DOTALL),
+    )
+    assert notes == [("accuracy", "Suppress")]
+    write_cell(runs, "busi", "resnet18", "vanilla", accuracy=0.9, shifted={"easy": shift(0.9, 0.1)})
+    write_cell(runs, "busi", "resnet18", "camal", [1, 2], shifted={"easy": shift(0.9, 0.1)})
+    # Three ties in the unshifted test set; nothing but ties in the shifted one, which is not told of.
+    assert "0 folds" not in warned(runs)
+    assert "for 2 folds, p at least 0.25, of busi/resnet18 beside Vanilla (accuracy, 3 of 5 tied);" in warned(
+        runs
+    )
 
 
 def test_one_fold_has_a_mean_and_no_deviation(tmp_path: Path) -> None:
@@ -527,7 +574,8 @@ def test_findings_are_said_whichever_way_they_point(runs: Path) -> None:
     vanilla, suppress, prior = make(runs)[0][:3]
     assert vanilla == (
         "CAMAL's attention is significantly better aligned than Vanilla's: a mean IoU of 55.0 % against "
-        "12.0 % (ceiling 75.0 %, dead maps 0.0 % and 12.5 %), higher in 1 (1 significantly) of 1 combination "
+        "12.0 % (the mask itself, at that resolution, 75.0 %; dead maps 0.0 % and 12.5 %), higher in 1 (1 "
+        "significantly) of 1 combination "
         "of data set and model. CAMAL's accuracy is significantly higher than Vanilla's: a mean of 90.0 % "
         "against 79.0 %, higher in 1 (1 significantly) of 1 combination of data set and model. CAMAL's "
         "attention is more faithful by removal and not clearly more or less by insertion than Vanilla's: the "
@@ -536,7 +584,8 @@ def test_findings_are_said_whichever_way_they_point(runs: Path) -> None:
     )
     assert suppress.startswith(
         "CAMAL's attention is significantly worse aligned than Suppress's: a mean IoU of 55.0 % against "
-        "58.0 % (ceiling 75.0 %, dead maps 0.0 % and 0.0 %), higher in 0 and lower in 1 (1 significantly) of "
+        "58.0 % (the mask itself, at that resolution, 75.0 %; dead maps 0.0 % and 0.0 %), higher in 0 and "
+        "lower in 1 (1 significantly) of "
         "1 combination of data set and model. CAMAL's accuracy is not significantly lower than Suppress's: "
     )
     assert prior.startswith("CAMAL's attention is not significantly better aligned than Prior's: ")
@@ -602,6 +651,33 @@ def test_the_command_needs_no_torch(runs: Path) -> None:
     assert str(runs / "report" / "report.html") in done.stdout
     assert done.stdout.endswith("set()\n")
     assert done.stderr == ""
+
+
+def test_an_earlier_report_leaves_nothing_that_is_not_in_this_one(runs: Path, tmp_path: Path) -> None:
+    write_cell(runs, "busi", "resnet18", "camal", shifted={"reversed": shift(0.5, 0.25)})
+    _, before = make(runs)
+    shutil.rmtree(runs / "busi/resnet18/prior")
+    for method in ("camal", "suppress"):
+        write_cell(runs, "busi", "resnet18", method)
+    for name in ("figure4.png", "notes.txt", "my-figure3.png", "scores-old.csv"):
+        (runs / "report" / name).write_text("another's")
+    fresh = make(runs, "--output", str(tmp_path / "fresh"))[1]
+    assert {
+        "table1.csv",
+        "figure3.png",
+        "figure5.svg",
+        "shifted-busi-reversed.csv",
+    } <= before.keys() - fresh.keys()
+    another = {"figure4.png", "notes.txt", "my-figure3.png", "scores-old.csv"}
+    assert make(runs)[1].keys() == fresh.keys() | another
+
+
+def test_files_in_a_folder_without_a_report_are_left_alone(runs: Path, tmp_path: Path) -> None:
+    shutil.rmtree(runs / "busi/resnet18/prior")
+    folder = tmp_path / "paper"
+    folder.mkdir()
+    (folder / "figure3.png").write_bytes(b"another's")
+    assert make(runs, "--output", str(folder))[1]["figure3.png"] == b"another's"
 
 
 def test_an_output_that_is_no_folder_is_refused(runs: Path, tmp_path: Path) -> None:

@@ -316,3 +316,9 @@ def test_variances_are_means_of_folds_by_size_of_map(runs: Path) -> None:
     assert camal == pytest.approx(np.array([[0.1, 0.6 / 5]]))
     assert np.array_equal(camal, vanilla)
     assert column.maps[1].tolist() == [[0.2], [0.0]]
+
+
+def test_maps_of_two_sizes_have_no_common_variance(runs: Path) -> None:
+    write_cell(runs, "busi", "resnet18", "vanilla", [2], attention_variance=[[0.5]], mask_variance=[[0.5]])
+    (one,) = compare(read_folds(runs)).variances["vanilla"]
+    assert (one.folds, one.maps[0].shape) == (4, (1, 2))

@@ -554,15 +554,14 @@ def _example(every: Sequence[Axes], one: Study, place: int, steps: int, shown: i
 def _curves(axes: Axes, response_MRS: np.ndarray) -> None:
     """Each regulariser's mean response, and a standard deviation to both sides, against severity."""
     mean_RS, std_RS = response_MRS.mean(axis=0), response_MRS.std(axis=0)
-    severity_S = severities(mean_RS.shape[1] - 1)
-    for place, (mean_S, std_S) in enumerate(zip(mean_RS, std_RS, strict=True)):
-        colour, dashes = LINE_COLOURS[place], page.DASHES[place]
-        axes.fill_between(severity_S, mean_S - std_S, mean_S + std_S, color=colour, alpha=0.2, linewidth=0)
-        axes.plot(severity_S, mean_S, color=colour, linestyle=dashes, linewidth=1.5)
+    bands = {
+        place: stats.Band(mean_S, mean_S - std_S, mean_S + std_S)
+        for place, (mean_S, std_S) in enumerate(zip(mean_RS, std_RS, strict=True))
+    }
+    page.lines(axes, severities(mean_RS.shape[1] - 1), bands, LINE_COLOURS.__getitem__)
     axes.set_ylim(-1.1, 1.1)
     axes.set_yticks([-1, 0, 1])
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-    axes.margins(x=0.02)
 
 
 def _marks() -> list[Any]:

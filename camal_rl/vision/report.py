@@ -54,7 +54,7 @@ LONG = 30
 FORMAT = 1
 """Of the report's statistics.json."""
 FEWEST = 5
-"""Paired folds with which a p below `SIGNIFICANT` is possible: the smallest p of n folds is 2**-n."""
+"""Paired folds that differ with which a p below `SIGNIFICANT` is possible: the smallest p of n is 2**-n."""
 
 
 @dataclass
@@ -90,8 +90,11 @@ def warnings(folds: Folds, results: Results) -> list[str]:
 def _too_few(results: Results) -> list[str]:
     few: dict[int, list[str]] = {}
     for one in results.paired.values():
-        if len(one.folds) < FEWEST and not one.shift:
-            few.setdefault(len(one.folds), []).append(f"{one.data}/{one.model} beside {prose(one.other)}")
+        if one.differing < FEWEST and not one.shift:
+            ties = len(one.folds) - one.differing
+            tied = f" ({MEASURES[one.measure]}, {ties} of {len(one.folds)} tied)" if ties else ""
+            where = f"{one.data}/{one.model} beside {prose(one.other)}{tied}"
+            few.setdefault(one.differing, []).append(where)
     told = [
         f"{count} {'fold' if count == 1 else 'folds'}, p at least {2.0**-count:g}, of "
         f"{some(list(dict.fromkeys(few[count])))}"
@@ -100,8 +103,9 @@ def _too_few(results: Results) -> list[str]:
     if not told:
         return []
     return [
-        f"Too few folds for significance: the smallest p of n paired folds is 2^-n, so fewer than {FEWEST} "
-        f"can't give p < {SIGNIFICANT}, whatever the scores. That holds for {'; '.join(told)}."
+        "Too few folds for significance: the smallest p of n paired folds is 2^-n, without those that are "
+        f"tied, so fewer than {FEWEST} can't give p < {SIGNIFICANT}, whatever the scores. That holds for "
+        f"{'; '.join(told)}."
     ]
 
 
@@ -112,8 +116,8 @@ def _dead(folds: Folds) -> list[str]:
             dead = folds.spread(data, model, method, "dead_map_fraction").mean
             if dead >= 0.5:
                 sentences.append(
-                    f"{_percent(dead)} % of the maps of {data}/{model}/{method} are dead: each counts as IoU "
-                    "0, because there is no attention to measure, not because it is in a wrong place."
+                    f"{page.percent(dead)} % of the maps of {data}/{model}/{method} are dead: each counts as "
+                    "IoU 0, because there is no attention to measure, not because it is in a wrong place."
                 )
     return sentences
 
@@ -204,14 +208,14 @@ def _against(pairs: Sequence[Paired]) -> str:
         statistics.fmean(map(statistics.fmean, sides))
         for sides in ([one.camal for one in pairs], [one.rival for one in pairs])
     )
-    return f"{_percent(camal)} % against {_percent(rival)} %"
+    return f"{page.percent(camal)} % against {page.percent(rival)} %"
 
 
 def _beside(folds: Folds, pairs: Sequence[Paired]) -> str:
-    """Ceiling and dead maps of the folds that were compared."""
+    """The ceiling, which attention can exceed, and dead maps of the folds that were compared."""
     means = (spread(values).mean for values in zip(*(companions(folds, one) for one in pairs), strict=True))
-    ceiling, camal, rival = map(_percent, means)
-    return f"ceiling {ceiling} %, dead maps {camal} % and {rival} %"
+    ceiling, camal, rival = map(page.percent, means)
+    return f"the mask itself, at that resolution, {ceiling} %; dead maps {camal} % and {rival} %"
 
 
 def _faithful(other: str, curves: Curves) -> str:
@@ -243,7 +247,7 @@ def _shifted(folds: Folds, results: Results, data: str, shift: str, other: str) 
         cells = ((folds.of(data, one.model, method), one.folds) for one in pairs)
         chosen = [cell[number] for cell, numbers in cells for number in numbers]
         drop = spread([fold.value("accuracy") - fold.value("accuracy", shift) for fold in chosen]).mean
-        drops.append(_percent(drop))
+        drops.append(page.percent(drop))
     return (
         f"On {prose(data)} {_shift(shift)} accuracy drops by {drops[0]} and {drops[1]} points, to "
         f"{_against(pairs)}, {_counted([one.verdict for one in pairs], 'model')}."
@@ -299,6 +303,11 @@ PLACES = {
     "faithfulness": {"prior": "figure5", "vanilla": "figure12"},
 }
 """Names of files after the paper's tables and figures; methods that it has no such table of have none."""
+WRITTEN = re.compile(
+    rf"({'|'.join(name for by_method in PLACES.values() for name in by_method.values())}|p-values|"
+    rf"({'|'.join([*MEASURES, *PLACES])}|shifted)-[\w-]+)(-ceilings)?\.(csv|png|svg)"
+)
+"""Names of the files that some reports have and others don't."""
 
 
 def _paper_table(folds: Folds, results: Results, other: str, measure: str, name: str) -> Table:
@@ -317,8 +326,8 @@ def _paper_table(folds: Folds, results: Results, other: str, measure: str, name:
         f"the higher one, and significantly so (one-tailed Wilcoxon signed-rank test, p < {SIGNIFICANT})."
         + (" Underlined: its mean is higher, but not significantly." if measure == "accuracy" else "")
     )
-    if any(len(one.folds) < FEWEST for one in pairs):
-        note += f" With fewer than {FEWEST} folds nothing can be significant."
+    if any(one.differing < FEWEST for one in pairs):
+        note += f" With fewer than {FEWEST} folds that differ nothing can be significant."
     return Table(
         f"Test {MEASURES[measure]} of CAMAL and {prose(other)}"
         + (f" (the paper's {_number(name)})" if _number(name) else ""),
@@ -351,7 +360,7 @@ def _ceilings(folds: Folds, results: Results, other: str) -> Table:
         row = [prose(model)]
         for data in data_sets:
             one = results.paired.get((data, model, other, "iou", ""))
-            ceiling, *dead = map(_percent, companions(folds, one)) if one else [NOTHING] * 3
+            ceiling, *dead = map(page.percent, companions(folds, one)) if one else [NOTHING] * 3
             row += [ceiling, " / ".join(dead)]
         if any(one.model == model for one in pairs):
             rows.append(row)
@@ -367,8 +376,8 @@ def _ceilings(folds: Folds, results: Results, other: str) -> Table:
 
 
 CEILING = (
-    "The ceiling is the IoU that the mask itself has when it is shown at the resolution of attention. A dead "
-    "map is all zero and counts as IoU 0."
+    "The ceiling is the IoU that the mask itself has when it is shown at the resolution of attention: a "
+    "yardstick, no bound, for attention can have more. A dead map is all zero and counts as IoU 0."
 )
 
 
@@ -389,11 +398,11 @@ def _shift_table(folds: Folds, results: Results, data: str, shift: str) -> Table
                 lost = spread([fold.value(measure) - fold.value(measure, shift) for fold in cell])
                 row += [
                     _shown(spread([fold.value(measure, shift) for fold in cell])),
-                    _percent(lost.mean),
+                    page.percent(lost.mean),
                     _p(one.p) if one else NOTHING,
                 ]
             for measure in ("iou_ceiling", "dead_map_fraction"):
-                row.append(_percent(spread([fold.value(measure, shift) for fold in cell]).mean))
+                row.append(page.percent(spread([fold.value(measure, shift) for fold in cell]).mean))
             rows.append(row)
     return Table(
         f"{prose(data)} {_shift(shift)}",
@@ -417,12 +426,13 @@ def _p_values(results: Results) -> Table:
             [
                 *(prose(one.data), prose(one.model), prose(one.other)),
                 *(one.shift or "unshifted", MEASURES[one.measure], str(len(one.folds))),
-                *(_percent(one.difference), _p(one.p), _p(one.p_lower), one.verdict),
+                *(page.percent(one.difference), _p(one.p), _p(one.p_lower), one.verdict),
             ]
             for one in results.paired.values()
         ],
         "Difference: CAMAL's mean less the other's, in points. One-tailed Wilcoxon signed-rank tests over "
-        "paired folds that CAMAL is higher, and that it is lower. The smallest p of n folds is 2^-n.",
+        "paired folds that CAMAL is higher, and that it is lower. The smallest p of n folds that differ is "
+        "2^-n.",
         labels=5,
     )
 
@@ -437,8 +447,8 @@ def _all_methods(folds: Folds) -> Table:
                     [
                         *(prose(data), prose(model), prose(method), str(len(cell))),
                         *(_shown(found[name]) for name in ("accuracy", "iou")),
-                        *(_percent(found[name].mean) for name in ("iou_ceiling", "dead_map_fraction")),
-                        *(_percent(found[name].mean) for name in OPTIONAL),
+                        *(page.percent(found[name].mean) for name in ("iou_ceiling", "dead_map_fraction")),
+                        *(page.percent(found[name].mean) for name in OPTIONAL),
                     ]
                 )
     return Table(
@@ -456,11 +466,7 @@ def _all_methods(folds: Folds) -> Table:
 
 
 def _shown(one: Spread) -> str:
-    return f"{_percent(one.mean)} ± {_percent(one.deviation)}" if one.folds else NOTHING
-
-
-def _percent(fraction: float) -> str:
-    return NOTHING if math.isnan(fraction) else fixed(100 * fraction, 1)
+    return f"{page.percent(one.mean)} ± {page.percent(one.deviation)}" if one.folds else NOTHING
 
 
 def _p(value: float) -> str:
@@ -753,32 +759,18 @@ def curves_figure(name: str, other: str, curves: Curves) -> dict[str, bytes]:
     def paint(figure: Figure) -> None:
         panels = figure.subplots(1, len(KINDS), sharey=True)
         for axes, kind in zip(panels, KINDS, strict=True):
-            for place, method in enumerate(("camal", other)):
-                band, area = curves.bands[kind][place], curves.areas[kind][place]
-                if band.low is not None and band.high is not None:
-                    axes.fill_between(
-                        100 * curves.shares,
-                        band.low,
-                        band.high,
-                        color=page.colour(place),
-                        alpha=0.22,
-                        linewidth=0,
-                    )
-                axes.plot(
-                    100 * curves.shares,
-                    band.estimate,
-                    color=page.colour(place),
-                    linestyle=page.DASHES[place],
-                    linewidth=1.5,
-                    label=f"{prose(method)}, AUC {area:.3f}",
-                )
+            lines = page.lines(axes, 100 * curves.shares, curves.bands[kind])
             axes.set_title(kind.capitalize())
             axes.set_xlabel(f"Pixels {'removed' if kind == 'removal' else 'inserted'}, %")
             # Curves go up to 1, the legend has what is above.
             axes.set_ylim(-0.03, 1.42)
             axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
             axes.set_xticks([0, 25, 50, 75, 100])
-            axes.legend(loc="upper left", borderaxespad=0.2, handlelength=1.8)
+            labels = [
+                f"{prose(method)}, AUC {area:.3f}"
+                for method, area in zip(("camal", other), curves.areas[kind], strict=True)
+            ]
+            axes.legend(lines, labels, loc="upper left", borderaxespad=0.2, handlelength=1.8)
         panels[0].set_ylabel("Confidence")
 
     return page.draw(name, 2.5, paint)
@@ -915,7 +907,11 @@ def make(args: Args) -> list[str]:
         "report.md": markdown_page(folds, found, warned, content),
         "report.html": html_page(folds, found, warned, content, command),
     }
+    earlier = [path for path in folder.iterdir() if WRITTEN.fullmatch(path.name) and path.name not in files]
+    had_report = (folder / "statistics.json").exists()
     write_together({folder / name: data for name, data in files.items()})
+    for path in earlier if had_report else ():  # of other folds: they would be taken for this report's
+        path.unlink()
     return [
         *found,
         *(f"Warning: {sentence}" for sentence in warned),
