@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
@@ -48,6 +48,8 @@ SMALLEST_TEXT = 9
 """In pixels; below this, text is cut instead."""
 GAP = 8
 """Pixels around the parts of a video frame; even, so that the game's colours stay sharp in yuv420p."""
+SMALLEST_PANEL = 160
+"""Pixels: a narrower picture is enlarged by a whole factor, or there would be no room to say what it is."""
 SMALLEST_COLUMN = 320
 """Pixels: a narrower screen is enlarged by a whole factor, or a video's text would not fit."""
 GUTTER = 48
@@ -108,8 +110,19 @@ def overlay(frame: np.ndarray, heat: np.ndarray, mask: np.ndarray | None) -> np.
     return image
 
 
+def enlarged(image: np.ndarray, smallest: int = SMALLEST_PANEL) -> np.ndarray:
+    """The image, (H, W) or (H, W, 3), with each pixel repeated until it is not narrower than this."""
+    factor = -(-smallest // image.shape[1])
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
 def attention_strip(
-    frame: np.ndarray, mask: np.ndarray, heats: Mapping[str, np.ndarray], caption: str = ""
+    frame: np.ndarray,
+    mask: np.ndarray,
+    heats: Mapping[str, np.ndarray],
+    caption: str = "",
+    subject: Literal["frame", "image"] = "frame",
+    smallest: int = SMALLEST_PANEL,
 ) -> np.ndarray:
     """One row of titled panels: frame, target mask and, for each heat map, itself and itself over the frame.
 
@@ -118,20 +131,25 @@ def attention_strip(
         mask: uint8 {0, 1} (H, W) of the targets.
         heats: name -> float (h, w) in [0, 1]; a single heat map needs no name ("").
         caption: one line above all panels.
+        subject: what the titles call the frame.
+        smallest: width of a panel, at least.
     """
     height, width = (max(sizes) for sizes in zip(frame.shape[:2], mask.shape, strict=True))
     frame = cv2.resize(_as_rgb(frame), (width, height), interpolation=cv2.INTER_NEAREST)
     targets = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+    frame, targets = enlarged(frame, smallest), enlarged(targets, smallest)
+    height, width = targets.shape
+    title = "target mask" if subject == "frame" else "mask"
     panels = [
-        ("frame", frame),
-        ("target mask" if mask.any() else "target mask (none in view)", _as_rgb(255 * targets)),
+        (subject, frame),
+        (title if mask.any() else f"{title} (none in view)", _as_rgb(255 * targets)),
     ]
     for name, heat in heats.items():
         state = "" if heat.max() > 0 else " (dead map)"
         smooth = cv2.resize(heat.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
         panels += [
             ((f"{name}: attention" if name else "attention") + state, heat_colours(smooth)),
-            (f"{name}: over frame" if name else "attention over frame", overlay(frame, heat, mask)),
+            (f"{name}: over {subject}" if name else f"attention over {subject}", overlay(frame, heat, mask)),
         ]
     text_size = min(max(round(height / 18), 10), 14)
     bar, gap = 2 * round(0.8 * text_size), 4

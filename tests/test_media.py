@@ -170,6 +170,30 @@ def test_a_caption_is_one_more_bar_and_a_frame_larger_than_the_mask_keeps_its_si
     assert not pixels_of(captioned[4 : 4 + extra], media.BAR).any()
 
 
+@pytest.mark.parametrize(("side", "factor"), [(32, 5), (100, 2), (159, 2), (160, 1)])
+def test_a_small_picture_is_enlarged_by_a_whole_factor(side: int, factor: int) -> None:
+    frame, mask, heat = noise(side, side, 3), rectangle(side, side, slice(5, 20), slice(5, 20)), np.eye(3)
+    strip = media.attention_strip(frame, mask, {"": heat})
+    shown = factor * side
+    assert strip.shape[1] == 4 + 4 * (shown + 4)
+    panels = [strip[-4 - shown : -4, 4 + place * (shown + 4) :][:, :shown] for place in range(4)]
+    large = frame.repeat(factor, axis=0).repeat(factor, axis=1)
+    np.testing.assert_array_equal(panels[0], large)
+    np.testing.assert_array_equal(panels[1][..., 0], 255 * mask.repeat(factor, axis=0).repeat(factor, axis=1))
+    # The outline is drawn afterwards, so that it stays thin.
+    np.testing.assert_array_equal(panels[3], media.overlay(large, heat, mask))
+
+
+def test_titles_speak_of_frames_or_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(media, "_write", lambda image, text, *_, **__: written.append(text))
+    frame, heat = noise(160, 160, 3), np.eye(2)
+    for subject, words in (("frame", ("frame", "target mask")), ("image", ("image", "mask"))):
+        written.clear()
+        media.attention_strip(frame, frame[..., 0] // 255, {"": heat}, subject=subject)  # type: ignore[arg-type]
+        assert written == [*words, "attention", f"attention over {subject}"]
+
+
 def test_a_mask_without_a_target_says_so() -> None:
     heats = {"": np.zeros((7, 7))}
     strips = [

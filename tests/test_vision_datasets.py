@@ -216,6 +216,20 @@ def test_the_middle_of_a_square_is_kept(busi: Path) -> None:
     assert np.argwhere(samples.masks[11]).tolist() == [[50 - 16, 100 - 16], [51 - 16, 100 - 16]]
 
 
+def test_images_are_interpolated_and_masks_take_the_nearest_pixel(busi: Path) -> None:
+    image = busi / "Dataset_BUSI_with_GT" / "malignant" / "malignant (2).png"
+    stripes = np.tile(np.array([[0, 0, 255]], np.uint8), (60, 20))
+    save(image, Image.fromarray(np.stack([stripes] * 3, axis=2)))
+    # All that is not black is the lesion.
+    lesion = np.where(stripes > 0, 1, 0).astype(np.uint8)
+    save(image.with_name("malignant (2)_mask.png"), Image.fromarray(lesion))
+    samples = load("busi", busi, 32)
+    wanted = np.asarray(Image.fromarray(lesion).resize((37, 37), Image.Resampling.NEAREST))[2:34, 2:34]
+    np.testing.assert_array_equal(samples.masks[11], wanted)
+    assert 0 < samples.masks[11].mean() < 1
+    assert ((samples.images[11] > 0) & (samples.images[11] < 255)).mean() > 0.9
+
+
 @pytest.mark.parametrize(("size", "whole"), [(224, 256), (112, 128), (96, 110), (33, 38)])
 @pytest.mark.parametrize("shape", [(61, 45), (700, 300), (256, 256)])
 def test_sizes_are_torchvisions(size: int, whole: int, shape: tuple[int, int]) -> None:
@@ -254,6 +268,7 @@ def test_what_is_missing_is_told_with_its_address_and_its_place(data: str, tmp_p
     message = refusal(data, tmp_path)
     assert ADVICE[data] in message
     assert f"into {tmp_path}" in message
+    assert "download=True" not in message  # torchvision's, which nobody can give here
 
 
 @pytest.mark.parametrize(
@@ -337,8 +352,19 @@ def test_torchvision_is_asked_for_where_it_is_needed(tmp_path: Path, monkeypatch
 
 def test_an_unknown_data_set_and_a_tiny_image_are_refused(tmp_path: Path) -> None:
     assert "choose one of shapes, busi, pet, flower" in refusal("cifar", tmp_path)
-    with pytest.raises(UserError, match="images of 8 pixels are too small: give 16 or more"):
+    with pytest.raises(UserError, match="images can't have 8 pixels along a side: give 16 to 4096"):
         load("busi", tmp_path, 8)
+
+
+@pytest.mark.parametrize("data", ["shapes", "busi"])
+def test_an_image_that_no_memory_holds_is_refused_in_one_line(
+    data: str, busi: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--data", data, "--data-dir", str(busi), "--image-size", "100000000"]
+    assert datasets.main(datasets.parse_args(options)) == 2
+    assert capsys.readouterr().err == (
+        "camal_rl: images can't have 100000000 pixels along a side: give 16 to 4096.\n"
+    )
 
 
 def test_progress_is_shown_unless_it_is_not_wanted(busi: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -379,19 +379,24 @@ def write_overlay(runs: Path, title: str, content: np.ndarray) -> None:
     (folder / "overlay.png").write_bytes(media.encode_png(content))
 
 
-@pytest.mark.parametrize("side", [16, 64, 224])
+@pytest.mark.parametrize("side", [16, 64, 128, 224])
 @pytest.mark.parametrize("samples", [1, 2, 4])
-def test_panels_of_the_first_sample_are_found(tmp_path: Path, side: int, samples: int) -> None:
+@pytest.mark.parametrize("smallest", [media.SMALLEST_PANEL, 1])
+def test_panels_of_the_first_sample_are_found(tmp_path: Path, side: int, samples: int, smallest: int) -> None:
+    """Also in pictures that earlier versions drew, which did not enlarge small images."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (samples, side, side, 3), np.uint8)
     mask, heat = np.eye(side, dtype=np.uint8), np.eye(2)
-    strips = [media.attention_strip(image, mask, {"": heat}, "class: name") for image in images]
+    strips = [
+        media.attention_strip(image, mask, {"": heat}, "class: name", "image", smallest) for image in images
+    ]
     file = tmp_path / "overlay.png"
     file.write_bytes(media.encode_png(media.stack_strips(strips)))
-    frame, shown_mask, _, over = report.first_panels(file)
-    assert np.array_equal(frame, images[0])
-    assert np.array_equal(shown_mask[..., 0], 255 * mask)
-    assert np.array_equal(over, media.overlay(images[0], heat, mask))
+    shown, shown_mask, _, over = report.first_panels(file)
+    assert np.array_equal(shown, media.enlarged(images[0]))
+    assert np.array_equal(shown_mask[..., 0], 255 * media.enlarged(mask))
+    drawn_at = media.enlarged(images[0], smallest)
+    assert np.array_equal(over, media.enlarged(media.overlay(drawn_at, heat, mask)))
 
 
 def test_the_first_fold_that_both_have_a_picture_of_is_shown(runs: Path) -> None:
@@ -403,7 +408,7 @@ def test_the_first_fold_that_both_have_a_picture_of_is_shown(runs: Path) -> None
     assert (shown, problems) == (["BUSI: ResNet-18, fold 2"], [])
     frame, mask, camal, prior = strips["busi"]
     assert (frame == 102).all()
-    assert np.array_equal(mask[0, :, 0] > 0, np.arange(64) < 32)
+    assert np.array_equal(mask[0, :, 0] > 0, np.arange(192) < 96)
     assert not np.array_equal(camal, prior)
 
 

@@ -28,8 +28,8 @@ from camal_rl import UserError, machine, media, print_mistake, write_whole
 DATA = ("shapes", "busi", "pet", "flower")
 SHAPES = 1200
 """Generated samples, if no number is given."""
-SMALLEST_IMAGE = 16
-"""Side of an image in pixels, at least."""
+SMALLEST_IMAGE, LARGEST_IMAGE = 16, 4096
+"""Side of an image in pixels, at least and at most: nobody means to look at greater ones."""
 
 EXPECTED: dict[str, dict[str, int]] = {
     "busi": {"benign": 437, "malignant": 210, "normal": 133},
@@ -116,21 +116,23 @@ def load(
     Args:
         data: one of `DATA`.
         folder: what holds `Dataset_BUSI_with_GT`, `oxford-iiit-pet` or `flowers-102`; not used for `shapes`.
-        image_size: side S of the images in pixels, at least `SMALLEST_IMAGE`.
+        image_size: side S of the images in pixels, from `SMALLEST_IMAGE` to `LARGEST_IMAGE`.
         count: how many samples `shapes` has; the others are read as a whole.
         progress: whether to show on stderr how far reading has come.
 
     Raises:
-        UserError: no such data set, or it is missing, incomplete or damaged.
+        UserError: no such data set or size, or it is missing, incomplete or damaged.
     """
+    if not SMALLEST_IMAGE <= image_size <= LARGEST_IMAGE:
+        raise UserError(
+            f"images can't have {image_size} pixels along a side: give {SMALLEST_IMAGE} to {LARGEST_IMAGE}."
+        )
     if data == "shapes":
         from camal_rl.vision import shapes
 
         return shapes.generate(count, image_size)
     if data not in _LISTINGS:
         raise UserError(f"there is no data set {data}: choose one of {', '.join(DATA)}.")
-    if image_size < SMALLEST_IMAGE:
-        raise UserError(f"images of {image_size} pixels are too small: give {SMALLEST_IMAGE} or more.")
     listing = _LISTINGS[data](folder)
     return _read(listing, image_size, data if progress else None)
 
@@ -262,7 +264,8 @@ def _open(loader: Any, folder: Path, split: str, base: Path, advice: str) -> Any
     try:
         return loader(folder, split, download=False)
     except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"{base} is missing, incomplete or damaged ({_line(error)}). {advice}") from error
+        reason = _line(error).split(" You can use download=True")[0]  # which no option here does
+        raise UserError(f"{base} is missing, incomplete or damaged ({reason}). {advice}") from error
 
 
 def _check_count(found: int, expected: int, what: str, advice: str) -> None:
@@ -359,8 +362,6 @@ def _fitted(image: Image.Image, size: int, resampling: Image.Resampling) -> np.n
 SHOWN = 16
 """Samples on a contact sheet."""
 COLUMNS = 4
-SMALLEST_SHOWN = 160
-"""Pixels: smaller images are enlarged by a whole factor, or there would be no room to say what they are."""
 
 
 def summary(samples: Samples) -> str:
@@ -408,11 +409,10 @@ def contact_sheet(samples: Samples) -> np.ndarray:
 
 def _panel(samples: Samples, images: np.ndarray, index: int, remark: str) -> np.ndarray:
     image, mask = images[index].transpose(1, 2, 0), samples.masks[index]
-    factor = -(-SMALLEST_SHOWN // len(mask))
-    image, mask = (one.repeat(factor, axis=0).repeat(factor, axis=1) for one in (image, mask))
+    image, mask = media.enlarged(image), media.enlarged(mask)  # before the outline, which stays thin so
     outlined = media.overlay(image, np.zeros((1, 1)), mask)
     caption = f"{samples.classes[samples.labels[index]]}{remark} ({samples.names[index]})"
-    return media.attention_strip(outlined, mask, {}, caption)
+    return media.attention_strip(outlined, mask, {}, caption, "image")
 
 
 @dataclass

@@ -195,6 +195,7 @@ def evaluate(
             masks[index],
             {"": seen.heat[index]},
             caption=f"{samples.classes[labels[index]]}: {samples.names[tested[index]]}",
+            subject="image",
         )
         for index in shown
     ]

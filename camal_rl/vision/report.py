@@ -609,14 +609,14 @@ def overlays(folds: Folds, other: str) -> tuple[Strips, list[str], list[str]]:
         if camal.data in strips or not all(file.is_file() for file in files):
             continue
         try:
-            (frame, mask, _, own), (same_frame, _, _, others) = map(first_panels, files)
+            (image, mask, _, own), (same_image, _, _, others) = map(first_panels, files)
         except ValueError as error:
             problems.append(f"No picture of {camal.title} and {prose(other)}: {error}.")
             continue
-        if not np.array_equal(frame, same_frame):
+        if not np.array_equal(image, same_image):
             problems.append(f"No picture of {camal.title} and {prose(other)}: they show different samples.")
             continue
-        strips[camal.data] = [frame, mask, own, others]
+        strips[camal.data] = [image, mask, own, others]
         shown.append(f"{prose(camal.data)}: {prose(camal.model)}, fold {camal.number}")
     return {data: strips[data] for data in folds.data if data in strips}, shown, problems
 
@@ -624,7 +624,8 @@ def overlays(folds: Folds, other: str) -> tuple[Strips, list[str], list[str]]:
 def first_panels(file: Path) -> list[np.ndarray]:
     """Panels of the first sample in a picture of `camal_rl.vision.evaluate`, each uint8 (S, S, 3).
 
-    They are those of `media.attention_strip`: frame, mask, attention, attention over the frame.
+    They are those of `media.attention_strip`, image, mask, attention, attention over the image, and at least
+    as large: earlier versions did not enlarge small ones.
 
     Raises:
         ValueError: the file can't be read, or is another picture.
@@ -638,7 +639,7 @@ def first_panels(file: Path) -> list[np.ndarray]:
 
     def size(side: int) -> tuple[int, int]:
         blank = np.zeros((side, side), np.uint8)
-        height, width, _ = media.attention_strip(blank, blank, {"": np.zeros((1, 1))}, " ").shape
+        height, width, _ = media.attention_strip(blank, blank, {"": np.zeros((1, 1))}, " ", smallest=1).shape
         return height, width
 
     # Strips know how they are laid out: two of them tell the number of panels and what is between.
@@ -651,7 +652,8 @@ def first_panels(file: Path) -> list[np.ndarray]:
     if not height or picture.shape[0] % height:
         raise ValueError(f"{where} is not laid out as strips of attention are")
     rows = slice(height - gap - side, height - gap)
-    return [picture[rows, left : left + side] for left in range(gap, picture.shape[1], side + gap)]
+    columns = (slice(left, left + side) for left in range(gap, picture.shape[1], side + gap))
+    return [media.enlarged(picture[rows, column]) for column in columns]
 
 
 def _attention_caption(other: str, shown: Sequence[str], maps: Sequence[Variance]) -> str:

@@ -2,9 +2,11 @@
 
 A picture shows one regular polygon or star and, at some distance all around it, stripes. Its class is the
 number of corners or points and nothing else: area, place, rotation and colour have the same distribution in
-every class. The stripes are a decoy: their orientation names the class of most samples, so that a classifier
-can be nearly always right without having seen the shape, and learns that first. The same shapes before other
-stripes then tell whether it was right for the right reasons.
+every class, but for what pixels add to an area where pictures are small (to that of a six-pointed star 7 % on
+average at 32 pixels and 1 % at 224, of a hexagon 4 % and 0.5 %). The stripes are a decoy: their orientation
+names the class of most samples, so that a classifier can be nearly always right without having seen the
+shape, and learns that first. The same shapes before other stripes then tell whether it was right for the
+right reasons.
 """
 
 from __future__ import annotations
