@@ -244,11 +244,11 @@ def test_images_are_prepared_as_clip_prepares_its_own() -> None:
     for one, image in zip(small.pixels(images), images, strict=True):
         expected = transform(Image.fromarray(image.transpose(1, 2, 0)))
         # PIL rounds to whole grey levels twice, once for rows and once for columns.
-        np.testing.assert_allclose(one, expected, atol=1.25 / 255 / min(small.training.std))
+        np.testing.assert_allclose(one, expected, atol=1.25 / 255 / min(small.conventions.std))
     black_and_white = 255 * (noise(1, 48) // 128)
     assert small.pixels(black_and_white).amax() == small.pixels(np.full_like(black_and_white, 255)).amax()
     same = noise(1, 32)
-    mean, std = (np.array(one)[:, None, None] for one in small.training[1:])
+    mean, std = (np.array(one)[:, None, None] for one in small.conventions[1:])
     np.testing.assert_allclose(small.pixels(same)[0], (same[0] / 255 - mean) / std, atol=1e-5)
 
 
@@ -422,9 +422,9 @@ def test_activation_and_colours_are_those_of_the_published_weights(
     assert activation(priors.load_clip("tiny-vit", None)) == "GELU"
     quick = priors.load_clip("tiny-vit", file, tag="openai")
     assert activation(quick) == "QuickGELU"
-    assert quick.training.mean == open_clip.OPENAI_DATASET_MEAN
+    assert quick.conventions.mean == open_clip.OPENAI_DATASET_MEAN
     other = priors.load_clip("tiny-vit", file, tag="other")
-    assert (activation(other), other.training.mean) == ("GELU", (0.5, 0.5, 0.5))
+    assert (activation(other), other.conventions.mean) == ("GELU", (0.5, 0.5, 0.5))
     with pytest.raises(UserError, match=r"--clip-tag mine: .* no such weights.* Valid: openai, other"):
         priors.load_clip("tiny-vit", file, tag="mine")
     with pytest.raises(UserError, match="It has none, so leave --clip-tag out"):
@@ -434,9 +434,9 @@ def test_activation_and_colours_are_those_of_the_published_weights(
 
 
 def test_what_is_taken_for_granted_is_what_openai_did() -> None:
-    assert priors.Training() == (False, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    assert priors.Conventions() == (False, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     cfg = open_clip.get_pretrained_cfg("RN50", "openai")
-    assert priors._training(open_clip, "RN50", None) == (True, cfg["mean"], cfg["std"])
+    assert priors._conventions(open_clip, "RN50", None) == (True, cfg["mean"], cfg["std"])
 
 
 def test_without_open_clip_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -643,9 +643,9 @@ def test_the_study_s_picture_goes_from_the_best_to_the_worst(monkeypatch: pytest
     captions: list[str] = []
     draw = priors.media.attention_strip
 
-    def noted(frame: np.ndarray, mask: np.ndarray, heats: Any, caption: str) -> np.ndarray:
+    def noted(frame: np.ndarray, mask: np.ndarray, heats: Any, caption: str, *more: Any) -> np.ndarray:
         captions.append(caption)
-        return draw(frame, mask, heats, caption)
+        return draw(frame, mask, heats, caption, *more)
 
     monkeypatch.setattr(priors.media, "attention_strip", noted)
     data = samples(9)
@@ -661,7 +661,7 @@ def test_the_study_s_picture_goes_from_the_best_to_the_worst(monkeypatch: pytest
     shown = [float(caption.split("IoU ")[1].split(",")[0]) for caption in captions]
     assert shown == sorted(shown, reverse=True)
     picture = cv2.imdecode(np.frombuffer(files["regions.png"], np.uint8), cv2.IMREAD_COLOR)
-    assert picture.shape[0] > 6 * 32
+    assert picture.shape[0] > 6 * 160  # enlarged: at 32 pixels no caption could be read
 
 
 def test_one_sample_has_no_spread_and_none_can_not_be_compared() -> None:
@@ -716,6 +716,16 @@ def test_the_command_makes_regions_and_the_study(
     assert same["by_sample"] == content["by_sample"]
     assert same["source"] == str(output)
     assert (again / "regions.png").read_bytes() == (folder / "regions.png").read_bytes()
+
+
+def test_regions_are_of_as_many_shapes_as_asked_for(tmp_path: Path, registered: None) -> None:
+    options = ["--clip-model", "tiny-vit", "--clip-weights", "none", "--output", str(tmp_path / "a.npz")]
+    assert command(*options, "--samples", "7") == 0
+    names = shapes.generate(count=8, image_size=32).names
+    assert len(priors.load_regions(tmp_path / "a.npz", names[:7])) == 7
+    with pytest.raises(UserError, match="lacks the regions of 1 of 8"):
+        priors.load_regions(tmp_path / "a.npz", names)
+    assert Args().samples == datasets.SHAPES
 
 
 def test_random_weights_are_called_what_they_are(
@@ -795,4 +805,8 @@ def test_help_needs_no_torch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for option in ("--data", "--clip-model", "--clip-weights", "--regions", "--output", "--study"):
         assert option in done.stdout
+    told = " ".join(done.stdout.replace("│", " ").split())
+    assert (
+        "--clip-weights FILE|none its trained weights; none: random ones, to try out the command --" in told
+    )
     assert str(ROOT) not in done.stdout

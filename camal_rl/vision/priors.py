@@ -37,11 +37,13 @@ class Args:
     """shapes, busi, pet, flower"""
     data_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("data")
     """holds the data sets, as for training"""
+    samples: Count = 1200
+    """of shapes, as for training"""
     image_size: Count = 224
     """pixels along each side of the images; CLIP sees them at its own size"""
     clip_model: Annotated[str, tyro.conf.arg(metavar="NAME")] = "RN50"
     """open_clip's name of a CLIP with a ResNet or ViT, such as RN50, ViT-B-16"""
-    clip_weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    clip_weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE|none", help_behavior_hint="")] = None
     """its trained weights; none: random ones, to try out the command"""
     clip_tag: Annotated[str | None, tyro.conf.arg(metavar="TAG")] = None
     """open_clip's name of these weights, such as openai; asked for where it matters"""
@@ -100,7 +102,7 @@ PICTURED = 6
 # CLIP
 
 
-class Training(NamedTuple):
+class Conventions(NamedTuple):
     """What trained weights take for granted and don't say: the activation, and how pixels are normalised."""
 
     quick_gelu: bool = False
@@ -115,7 +117,7 @@ class Clip:
     name: str
     model: Any  # open_clip.CLIP
     tokenize: Callable[[list[str]], Tensor]  # n texts -> int64 (n, length)
-    training: Training
+    conventions: Conventions
 
     @property
     def device(self) -> torch.device:
@@ -136,7 +138,9 @@ class Clip:
         if pixels.shape[2:] != self.size:
             # As CLIP's own preparation of images does; it clips what bicubic interpolation overshoots, too.
             pixels = F.interpolate(pixels, self.size, mode="bicubic", antialias=True).clamp(0, 255)
-        mean, std = (torch.tensor(one, device=self.device)[:, None, None] * 255 for one in self.training[1:])
+        mean, std = (
+            torch.tensor(one, device=self.device)[:, None, None] * 255 for one in self.conventions[1:]
+        )
         return (pixels - mean) / std
 
     def texts(self, prompts: Sequence[str]) -> Tensor:
@@ -196,21 +200,21 @@ def load_clip(
     open_clip = _open_clip()
     model = model.replace("/", "-")  # as OpenAI writes ViT-B/32
     _check_model(open_clip, model)
-    training = Training() if weights is None else _training(open_clip, model, tag)
+    conventions = Conventions() if weights is None else _conventions(open_clip, model, tag)
     source = _source(open_clip, model, tag)
     if weights is not None and not weights.is_file():
         raise UserError(f"there are no CLIP weights in {weights}: {source}, and give its path.")
     config = open_clip.get_model_config(model)
-    config["quick_gelu"] = training.quick_gelu or config.get("quick_gelu", False)
+    config["quick_gelu"] = conventions.quick_gelu or config.get("quick_gelu", False)
     network = open_clip.CLIP(**config)
     if weights is not None:
         _load_weights(open_clip, network, weights, model, source)
     tokenize = partial(open_clip.tokenize, context_length=network.context_length)
-    return prepare(network.to(device), model, tokenize, training)
+    return prepare(network.to(device), model, tokenize, conventions)
 
 
 def prepare(
-    model: Any, name: str, tokenize: Callable[[list[str]], Tensor], training: Training | None = None
+    model: Any, name: str, tokenize: Callable[[list[str]], Tensor], conventions: Conventions | None = None
 ) -> Clip:
     """Make one of open_clip's CLIPs ready for `regions`, and see whether its image encoder can be split.
 
@@ -218,14 +222,14 @@ def prepare(
         model: an `open_clip.CLIP`; it is put into evaluation mode, and its parameters need no gradient then.
         name: to call it in messages.
         tokenize: texts -> int64 (n, length), such as open_clip's `get_tokenizer` makes.
-        training: how its weights were trained; as OpenAI's, but without QuickGELU, if not given.
+        conventions: how its weights were trained; as OpenAI's, but without QuickGELU, if not given.
 
     Raises:
         UserError: an image encoder of another kind, or one that this version of open_clip builds otherwise.
     """
     _check_encoder(model.visual, name)
     model.eval().requires_grad_(False)
-    clip = Clip(name, model, tokenize, training or Training())
+    clip = Clip(name, model, tokenize, conventions or Conventions())
     # Two different images, so that samples and tokens which change places are noticed.
     noise = np.random.default_rng(0).integers(256, size=(2, 3, *clip.size), dtype=np.uint8)
     with torch.no_grad():
@@ -235,7 +239,7 @@ def prepare(
     if whole.shape != parts.shape or (whole - parts).abs().max() > 1e-3 * whole.abs().max():
         raise UserError(
             f"the image encoder of {name} in open_clip {_open_clip().__version__} is not the one that is "
-            "known here: install open_clip_torch 3.3, or choose another --clip-model."
+            "known here: install open_clip_torch 3.0, or choose another --clip-model."
         )
     return clip
 
@@ -329,24 +333,22 @@ def _check_encoder(encoder: Any, name: str) -> None:
         )
 
 
-def _training(open_clip: Any, model: str, tag: str | None) -> Training:
+def _conventions(open_clip: Any, model: str, tag: str | None) -> Conventions:
     """How weights of this tag were trained, or all that are listed for the model."""
     tags = open_clip.list_pretrained_tags_by_model(model)
     if tag is not None and tag not in tags:
         valid = f"Valid: {', '.join(tags)}" if tags else "It has none, so leave --clip-tag out"
         raise UserError(f"--clip-tag {tag}: open_clip lists no such weights of {model}. {valid}.")
-    trainings = {}
+    found = {}
     for one in tags if tag is None else [tag]:
         listed = open_clip.get_pretrained_cfg(model, one)
-        trainings[one] = Training(
-            listed.get("quick_gelu", False), tuple(listed["mean"]), tuple(listed["std"])
-        )
-    if len(set(trainings.values())) > 1:
+        found[one] = Conventions(listed.get("quick_gelu", False), tuple(listed["mean"]), tuple(listed["std"]))
+    if len(set(found.values())) > 1:
         raise UserError(
             f"the published weights of {model} differ in their activation or their colours, and a file does "
             f"not say which it holds: give --clip-tag, one of {', '.join(tags)}."
         )
-    return next(iter(trainings.values()), Training())
+    return next(iter(found.values()), Conventions())
 
 
 def _load_weights(open_clip: Any, network: Any, weights: Path, model: str, source: str) -> None:
@@ -479,7 +481,9 @@ def load_regions(path: Path, names: Sequence[str]) -> np.ndarray:
 
     Args:
         path: a file of `save_regions`; or a folder of grey PNG files of 8 or 16 bits, black for 0 and white
-            for 1, all of one size, whichever: `<folder>/<name>.png` is the map of a sample.
+            for 1, all of one size, whichever: `<folder>/<name>.png` is the map of a sample. It is of the
+            image after `datasets.load` has resized and cropped it, and the name includes the folder in
+            the data set: `<folder>/images/Abyssinian_1.png`.
         names: of the samples. There may be regions of others as well.
 
     Raises:
@@ -700,6 +704,7 @@ def _picture(
                 f"{samples.names[index]} ({samples.classes[samples.labels[index]]}): "
                 f"IoU {numbers['iou']:.2f}, {100 * numbers['covered']:.0f} % of the mask covered{outside}, "
                 f"connected parts: {numbers['parts']:.0f}",
+                "image",
             )
         )
     return media.stack_strips(strips)
@@ -754,7 +759,7 @@ def make(args: Args) -> list[str]:
         clip = load_clip(args.clip_model, weights, choose_device(args.device), args.clip_tag)
         trained = f"weights {weights.name}" if weights else "random weights, so the regions mean nothing"
         about |= {"source": f"CLIP {clip.name}, {trained}", "prompt": args.prompt}
-    samples = datasets.load(args.data, args.data_dir, args.image_size)
+    samples = datasets.load(args.data, args.data_dir, args.image_size, args.samples)
     said = []
     if clip is None:
         assert args.regions is not None
