@@ -244,7 +244,7 @@ def wilcoxon(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def paired_differences(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """What `wilcoxon` ranks of float64 (k,) and (k,): x - y of the trials that differ, up to a common factor."""
+    """What `wilcoxon` ranks: x - y, both float64 (k,), of the trials that differ, up to a common factor."""
     scale = max(abs(x).max(), abs(y).max()) or 1.0
     differences = np.round(x / scale - y / scale, 12)
     found: np.ndarray = differences[differences != 0]

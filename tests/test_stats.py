@@ -384,6 +384,12 @@ def test_wilcoxon_with_ties_is_the_count_over_all_signs(differences: list[int]) 
     assert stats.wilcoxon(x, y) == pytest.approx(signed_rank_p(np.array(differences)), abs=1e-12)
 
 
+def test_trials_that_differ_by_rounding_do_not_differ() -> None:
+    found = stats.paired_differences(np.array([0.1 + 0.2, 0.5, 0.4, 0.0]), np.array([0.3, 0.4, 0.5, 0.0]))
+    assert found == pytest.approx([0.2, -0.2])  # by the greatest score
+    assert stats.paired_differences(np.zeros(3), np.zeros(3)).size == 0
+
+
 def test_wilcoxon_does_not_depend_on_the_unit() -> None:
     x, y = RNG.random(10) + 0.1, RNG.random(10)
     assert stats.wilcoxon(1e9 * x, 1e9 * y) == stats.wilcoxon(1e-9 * x, 1e-9 * y) == stats.wilcoxon(x, y)
