@@ -93,6 +93,21 @@ def write_together(files: Mapping[Path, bytes | memoryview]) -> None:
         raise UserError(f"can't write {path}: {error.strerror}. {space} choose another folder.") from error
 
 
+def make_folder(folder: Path, option: str = "--output") -> None:
+    """Make a folder, and those above it, where they are missing.
+
+    Args:
+        option: that chose it, for the message.
+
+    Raises:
+        UserError: it can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"can't make {folder}: {error.strerror}. Choose another {option}.") from error
+
+
 def register_envs() -> None:
     """Register every `envs/*.toml` with Gymnasium as `camal_rl/<name>-v0`; safe to call again."""
     for path in sorted(ENVS_DIR.glob("*.toml")):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import tyro
 
-from camal_rl import UserError, print_mistake, refuse_options, split_arguments, write_together
+from camal_rl import UserError, make_folder, print_mistake, refuse_options, split_arguments, write_together
 
 if TYPE_CHECKING:
     from camal_rl.benchmark_parts import Settings
@@ -189,10 +189,7 @@ def run(args: Args, train: Sequence[str]) -> None:
             raise UserError(f"peers: name at least one with --peers. To install them: {'; or '.join(how)}.")
         for peer, words in zip(missing, how, strict=True):
             print(f"{peer} is not measured. To install it: {words}", flush=True)
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"can't make {args.output}: {error.strerror}. Choose another --output.") from error
+    make_folder(args.output)
     results = earlier_results(args.output)
     machine = benchmark_parts.machine(settings)
     files = save(args.output, results)

@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from camal_rl import UserError, __version__, print_mistake, write_together
+from camal_rl import UserError, __version__, write_together
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 
@@ -100,6 +100,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 from camal_rl import attention, media, metrics, run_folder
+from camal_rl.command_line import run_at_once
 from camal_rl.device import choose_device
 from camal_rl.doom import Definition, replay
 from camal_rl.engine import ENGINE_ERRORS
@@ -536,28 +537,18 @@ def summary(scores: Mapping[str, Any], files: Sequence[Path]) -> str:
 
 def main(args: Args) -> int:
     """Evaluate, and return the exit code: 0, 2 after a user's mistake, 130 or 143 after a signal."""
-    received: list[int] = []
 
-    def stop(number: int, frame: Any) -> None:
-        received.append(number)
-        raise KeyboardInterrupt
+    def run() -> None:
+        try:
+            scores, files = evaluate(args)
+        except ENGINE_ERRORS as error:
+            problem = " ".join(str(error).split())
+            raise UserError(
+                f"a ViZDoom engine ended unexpectedly ({problem}). Run the command again."
+            ) from error
+        print(summary(scores, files))
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    try:
-        scores, files = evaluate(args)
-    except UserError as mistake:
-        return print_mistake(mistake)
-    except ENGINE_ERRORS as error:
-        problem = " ".join(str(error).split())
-        return print_mistake(
-            UserError(f"a ViZDoom engine ended unexpectedly ({problem}). Run the command again.")
-        )
-    except KeyboardInterrupt:
-        print("\nStopped. Nothing was written.", file=sys.stderr)
-        return 128 + received[0]
-    print(summary(scores, files))
-    return 0
+    return run_at_once(run)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from camal_rl import (
     UserError,
     __version__,
     machine,
+    make_folder,
     print_mistake,
     refuse_options,
     split_arguments,
@@ -585,12 +586,7 @@ def run(
 
 def _write_matrix(matrix: Matrix) -> None:
     """Leave on record what was to be done, so that a report can say what is missing."""
-    try:
-        matrix.runs_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"can't make {matrix.runs_dir}: {error.strerror}. Choose another --runs-dir."
-        ) from error
+    make_folder(matrix.runs_dir, "--runs-dir")
     content = {"version": __version__, **matrix._asdict()}
     del content["runs_dir"]  # it is where the file lies, wherever that is moved to
     write_whole(matrix.runs_dir / "experiment.json", (json.dumps(content, indent=1) + "\n").encode())

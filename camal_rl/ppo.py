@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast
 
 import tyro
 
-from camal_rl import UserError, __version__, print_mistake, write_whole
+from camal_rl import UserError, __version__, write_whole
 
 if TYPE_CHECKING:
     from camal_rl.camal import Projection
@@ -171,6 +170,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from camal_rl import media, run_folder
+from camal_rl.command_line import run_to_checkpoint
 from camal_rl.device import Precision, choose_device, choose_precision, keep_freed_memory
 from camal_rl.doom import RENDER_RESOLUTIONS, Definition, DoomVectorEnv, load_definition
 from camal_rl.engine import EngineError
@@ -1175,42 +1175,7 @@ def _crossed(step: int, batch_size: int, every: int) -> bool:
 
 def main(args: Args) -> int:
     """Train, and return the exit code: 0, 2 after a user's mistake, 130 or 143 after a signal."""
-    received: list[int] = []
-
-    def stop(number: int, frame: Any) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-        # Not print: it may have been interrupted in the middle of a write of its own.
-        os.write(2, b"\nStopping after this iteration; once more to stop at once and lose it.\n")
-
-    def fail(failure: threading.ExceptHookArgs) -> None:
-        if not isinstance(failure.exc_value, OSError):  # TensorBoard's thread, whose error comes here as well
-            threading.__excepthook__(failure)
-
-    threading.excepthook = fail
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    try:
-        train(args, lambda: bool(received))
-    except UserError as mistake:
-        return print_mistake(mistake)
-    except OSError as error:  # of TensorBoard's files
-        return print_mistake(
-            UserError(f"{error.strerror or error}. Mend that, then run the same command again.")
-        )
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) and "alloc" not in str(error):
-            raise
-        return print_mistake(
-            UserError("out of memory: choose a smaller --num-envs, --num-steps or --frame-size.")
-        )
-    except KeyboardInterrupt:
-        pass
-    if received:
-        print("Stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
-        return 128 + received[0]
-    return 0
+    return run_to_checkpoint(partial(train, args), "iteration", "--num-envs, --num-steps or --frame-size")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from camal_rl import UserError, __version__, page, print_mistake, stats, write_together
+from camal_rl import UserError, __version__, make_folder, page, print_mistake, stats, write_together
 from camal_rl.comparison import METRICS, TAGS, WINDOWS, Comparison, Results, compute, jobs, matrix, name
 from camal_rl.page import NOTHING, Table, shown
 from camal_rl.stats import Band, Interval
@@ -743,10 +743,7 @@ def make(args: Args) -> list[str]:
             raise UserError(f"--{option} {value}: give a number of at least {least} and below 2^32.")
     study = read_study(args.runs)
     folder = args.output or args.runs / "report"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"can't make {folder}: {error.strerror}. Choose another --output.") from error
+    make_folder(folder)
     with tqdm(total=jobs(study) + 1, desc="report", mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
         results = compute(study, args.repetitions, args.seed, bar.update)
         sentences = warnings(study, results)

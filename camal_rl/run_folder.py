@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import torch
 import vizdoom
 
-from camal_rl import UserError, __version__, write_whole
+from camal_rl import UserError, __version__, make_folder, write_whole
 from camal_rl.doom import Definition
 
 try:
@@ -31,11 +31,12 @@ except ImportError:  # not a POSIX system
 CHECKPOINT_VERSION = 3
 FREE_OPTIONS = frozenset(
     (
-        *("runs_dir", "checkpoint_every", "image_every", "measure_every"),
+        *("runs_dir", "data_dir", "checkpoint_every", "image_every", "measure_every", "test_every"),
         *("device", "torch_threads", "detect_anomaly"),
     )
 )
-"""Options that change where and how fast a run is done, or what is kept of it, but not what is learned."""
+"""Options, of agents and of classifiers, that change where and how fast a run is done, or what is kept of it,
+but not what is learned."""
 
 
 def describe(options: Mapping[str, Mapping[str, Any]], definition: Definition) -> dict[str, dict[str, Any]]:
@@ -43,18 +44,28 @@ def describe(options: Mapping[str, Mapping[str, Any]], definition: Definition) -
 
     The environment counts by what it says, not by where its file lies.
     """
-    described = {
-        group: {name: value for name, value in one.items() if name not in FREE_OPTIONS}
-        for group, one in options.items()
-    }
+    described = without_free_options(options)
     described["run"]["env"] = definition.name
     described["definition"] = dataclasses.asdict(definition) | {
         "path": definition.path.name,
         "scenario": definition.scenario.name,
         "vizdoom": vizdoom.__version__,  # another one may not replay the same
     }
-    plain: dict[str, dict[str, Any]] = json.loads(json.dumps(described, default=str))
-    return plain
+    return plain(described)
+
+
+def without_free_options(options: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Options by group, but for `FREE_OPTIONS`."""
+    return {
+        group: {name: value for name, value in one.items() if name not in FREE_OPTIONS}
+        for group, one in options.items()
+    }
+
+
+def plain(described: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The same as it is read from JSON."""
+    found: dict[str, dict[str, Any]] = json.loads(json.dumps(described, default=str))
+    return found
 
 
 AGENTS_GROUPS = ("run", "environment", "ppo", "attention", "machine", "definition")
@@ -226,10 +237,7 @@ def write_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) ->
     Raises:
         UserError: the folder can't be made or written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"can't make {folder}: {error.strerror}. Choose another --runs-dir.") from error
+    make_folder(folder, "--runs-dir")
     content = {"version": __version__, **described}
     write_whole(folder / "args.json", (json.dumps(content, indent=2) + "\n").encode())
 

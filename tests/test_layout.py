@@ -14,6 +14,7 @@ PACKAGE = ROOT / "camal_rl"
 MAY_IMPORT = {
     "attention": set(),
     "camal": {"attention"},
+    "command_line": set(),
     "device": set(),
     "doctor": {"device", "doom", "engine", "experiment", "machine", "media", "ppo"},
     "doom": {"engine", "frames"},
@@ -27,13 +28,15 @@ MAY_IMPORT = {
     "comparison": {"stats", "study"},
     "shift": set(),
     "ppo": {
-        *("attention", "camal", "device", "doom", "engine", "frames", "machine", "media", "metrics"),
+        *("attention", "camal", "command_line", "device", "doom", "engine", "frames", "machine", "media"),
+        "metrics",
         *("run_folder", "workers"),
     },
     "play": {"attention", "camal", "doom", "metrics", "ppo", "run_folder", "shift"},
     "faithfulness": {"metrics", "ppo", "play"},
     "evaluate": {
-        *("attention", "device", "doom", "engine", "faithfulness", "media", "metrics", "play", "ppo"),
+        *("attention", "command_line", "device", "doom", "engine", "faithfulness", "media", "metrics"),
+        *("play", "ppo"),
         *("run_folder", "shift"),
     },
     "experiment": {"cluster", "evaluate", "experiment", "machine", "ppo"},
@@ -52,25 +55,29 @@ MAY_IMPORT = {
     "workers": set(),
     "vision.models": {"attention"},
     "vision.shapes": {"machine", "vision.datasets"},
-    "vision.datasets": {"machine", "media", "vision.shapes"},
+    "vision.datasets": {"command_line", "machine", "media", "vision.shapes"},
     "vision.priors": {
-        *("attention", "camal", "device", "media", "metrics", "page", "study", "vision.datasets"),
+        *("attention", "camal", "command_line", "device", "media", "metrics", "page", "study"),
+        "vision.datasets",
     },
     "vision.evaluate": {
-        *("attention", "camal", "device", "media", "metrics", "run_folder"),
+        *("attention", "camal", "command_line", "device", "media", "metrics", "run_folder"),
         *("vision.datasets", "vision.models"),
     },
     "vision.train": {
-        *("attention", "camal", "device", "machine", "run_folder"),
+        *("attention", "camal", "command_line", "device", "machine", "metrics", "run_folder"),
         *("vision.datasets", "vision.evaluate", "vision.models", "vision.priors"),
     },
     "vision.scores": {"comparison", "metrics", "stats", "study"},
     "vision.report": {"media", "page", "report", "stats", "study", "vision.scores"},
-    "vision.perturbation": {"camal", "doom", "engine", "metrics", "page", "stats", "vision.datasets"},
-    "vision.batch_norm": {"attention", "page", "vision.models", "vision.shapes"},
+    "vision.perturbation": {
+        *("camal", "command_line", "doom", "engine", "metrics", "page", "stats", "vision.datasets"),
+    },
+    "vision.batch_norm": {"attention", "command_line", "page", "vision.models", "vision.shapes"},
     "vision.overhead": {"benchmark_training", "camal", "vision.models", "vision.train"},
 }
 WITHOUT_TORCH = {
+    "command_line",
     "comparison",
     "doom",
     "engine",

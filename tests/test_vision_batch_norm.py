@@ -40,6 +40,13 @@ def test_a_sample_depends_on_its_company_only_with_the_batchs_statistics(
     assert rows["running", "supervised"]["company"] < 1e-9
 
 
+def test_what_is_compared_is_not_zero(rows: dict[tuple[str, str], dict[str, float]]) -> None:
+    """As it would be behind the last layer that torchvision's ViT begins with."""
+    args = batch_norm.Args(weights="none", batch_size=4)
+    for one in (*rows.values(), *batch_norm.compare("vit_b_16", args)):
+        assert one["largest"] > 1e-5
+
+
 def test_the_command_writes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = batch_norm.Args(tmp_path / "study", ("resnet18",), "none", 4)
     assert batch_norm.main(args) == 0

@@ -1,5 +1,7 @@
 """What is measured of a classifier: by hand where that is possible."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -52,7 +54,8 @@ def test_attention_is_where_the_class_is_and_scores_say_so(samples: Samples) -> 
     # Upsampled bilinearly from 2 x 2 to 8 x 8, nine pixels exceed 0.7 of the sixteen in the mask.
     assert scores["iou"] == pytest.approx(9 / 16)
     assert scores["pointing_game"] == 1
-    assert scores["accuracy"] == pytest.approx(float((seen.probabilities.argmax(1) == samples.labels).mean()))
+    # A quarter of the picture is not enough to make it bright: two of four are told right.
+    assert scores["accuracy"] == 0.5
 
 
 def test_without_any_mask_there_is_no_alignment(samples: Samples) -> None:
@@ -102,6 +105,26 @@ def test_an_evaluation_holds_shifted_sets_and_spatial_variance(samples: Samples)
     assert len(scores["faithfulness"]["removal"]) == 2
     assert picture.dtype == np.uint8
     assert picture.shape[2] == 3
+
+
+def test_an_unfinished_fold_is_left_out_and_the_others_are_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = []
+
+    def evaluate_fold(folder: Path, *_: object) -> None:
+        if folder.name == "fold1":
+            raise UserError("fold1 has not been trained to the end.")
+        done.append(folder.name)
+
+    for fold in ("fold1", "fold2"):
+        (tmp_path / fold).mkdir()
+        (tmp_path / fold / "args.json").write_text("{}")
+    monkeypatch.setattr(evaluate, "evaluate_fold", evaluate_fold)
+    assert evaluate.main(evaluate.Args((tmp_path,), device="cpu")) == 0
+    assert done == ["fold2"]
+    assert "left out: fold1 has not been trained" in capsys.readouterr().err
+    assert evaluate.main(evaluate.Args((tmp_path / "fold1",), device="cpu")) == 2
 
 
 def test_a_folder_without_folds_is_refused(tmp_path: object) -> None:

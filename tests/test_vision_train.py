@@ -3,9 +3,14 @@
 import dataclasses
 import json
 import os
+import resource
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -20,6 +25,7 @@ pytest.importorskip("torchvision")
 import vision_processes
 
 from camal_rl.vision import datasets, evaluate, priors, train
+from camal_rl.vision.models import ARCHITECTURES, CAM_METHODS, Classifier
 
 pytestmark = pytest.mark.slow
 
@@ -92,8 +98,10 @@ def test_the_same_command_twice_gives_the_same_weights(tmp_path: Path) -> None:
     assert_same(checkpoint_of(one), checkpoint_of(other))
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    whole, parts = small_args(tmp_path / "whole", epochs=3), small_args(tmp_path / "parts", epochs=3)
+@pytest.mark.parametrize("model", ["resnet18", "efficientnet_b0"])  # without and with what is drawn in a pass
+def test_an_interrupted_run_goes_on_to_the_same_weights(model: str, tmp_path: Path) -> None:
+    whole = small_args(tmp_path / "whole", epochs=3, model=model)
+    parts = small_args(tmp_path / "parts", epochs=3, model=model)
     train.train(whole)
     asked = iter([False, True])  # before the fold, and after its first epoch
     assert not train.train(parts, lambda: next(asked))
@@ -103,6 +111,139 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     assert_same(checkpoint_of(whole), checkpoint_of(parts))
     before, after = scores_of(whole), scores_of(parts)
     assert {**before, "seconds_per_step": 0} == {**after, "seconds_per_step": 0}
+
+
+def test_nothing_is_learned_from_the_images_of_the_test_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = small_args(tmp_path / "one", epochs=1), small_args(tmp_path / "other", epochs=1)
+    train.train(one)
+    samples = datasets.load("shapes", tmp_path, 64, 36)
+    tested = datasets.folds(samples.labels, 3, 1) == 0
+    assert tested.sum() == 12
+    samples.images[tested] = 255 - samples.images[tested]
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: samples)
+    train.train(other)
+    assert_same(checkpoint_of(one)["model"], checkpoint_of(other)["model"])
+    assert scores_of(one)["attention_mean"] != scores_of(other)["attention_mean"]
+
+
+def differ(one: train.Args, other: train.Args) -> bool:
+    """Whether they end with other weights."""
+    first, second = checkpoint_of(one)["model"], checkpoint_of(other)["model"]
+    assert isinstance(first, dict)
+    assert isinstance(second, dict)
+    return any(not torch.equal(weight, second[name]) for name, weight in first.items())
+
+
+def test_without_lambda_camal_is_vanilla_and_lambda_counts(tmp_path: Path) -> None:
+    made = {
+        name: small_args(tmp_path / name, epochs=1, **options)
+        for name, options in {
+            "vanilla": {"method": "vanilla"},
+            "zero": {"camal_coef": 0.0},
+            "one": {},
+            "two": {"camal_coef": 2.0},
+        }.items()
+    }
+    for args in made.values():
+        train.train(args)
+    assert not differ(made["vanilla"], made["zero"])
+    assert differ(made["zero"], made["one"])
+    assert differ(made["one"], made["two"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "suppress"},
+        {"attention": "layercam"},
+        {"attention": "diffgradcam"},
+        {"freeze_batch_norm": True},
+        {"precision": "bf16"},
+    ],
+)
+def test_each_option_of_attention_is_heeded(options: dict[str, object], tmp_path: Path) -> None:
+    plain, args = small_args(tmp_path / "plain", epochs=1), small_args(tmp_path / "args", epochs=1, **options)
+    train.train(plain)
+    train.train(args)
+    assert differ(plain, args)
+
+
+def test_images_without_a_target_are_ignored_or_suppressed(tmp_path: Path) -> None:
+    masks = np.zeros((3, 64, 64), np.uint8)
+    masks[1:, 8:24, 8:24] = 1
+    ignored, suppressed = small_args(tmp_path), small_args(tmp_path, empty_mask="suppress")
+    _, counted = train.supervision(ignored, masks, 64, (2, 2))
+    costs, all_counted = train.supervision(suppressed, masks, 64, (2, 2))
+    assert counted is not None
+    assert counted.tolist() == [False, True, True]
+    assert all_counted is not None
+    assert all_counted.tolist() == [True, True, True]
+    assert costs is not None
+    torch.testing.assert_close(costs[0], torch.full((2, 2), 0.25))  # beta: the mean of attention
+
+
+def test_maps_coarser_than_attention_supervise_all_of_it(tmp_path: Path) -> None:
+    maps = np.zeros((1, 2, 2), np.float32)
+    maps[0, 0, 0] = 1
+    args = small_args(tmp_path, method="prior", prior=tmp_path)
+    costs, _ = train.supervision(args, maps, 64, (8, 8))
+    assert costs is not None
+    assert bool((costs != 0).all())
+    assert float(costs[0, 0, 0]) < 0 < float(costs[0, 7, 7])  # wanted where the map is, and nowhere else
+
+
+def test_a_prior_that_marks_nothing_is_refused_and_one_that_misses_images_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = datasets.load("shapes", tmp_path, 64, 36)
+    maps = np.zeros((36, 2, 2), np.float32)
+    priors.save_regions(tmp_path / "none.npz", maps, samples.names)
+    with pytest.raises(UserError, match="all maps are zero everywhere"):
+        train.train(small_args(tmp_path, method="prior", prior=tmp_path / "none.npz"))
+    maps[9:] = 0.5
+    priors.save_regions(tmp_path / "some.npz", maps, samples.names)
+    train.train(small_args(tmp_path, epochs=1, method="prior", prior=tmp_path / "some.npz"))
+    assert "25.0% of the prior's maps are zero everywhere" in capsys.readouterr().out
+
+
+def test_files_count_by_what_they_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not by their names: a copy is the same run, and other content under the same name is another."""
+    samples = datasets.load("shapes", tmp_path, 64, 36)
+    source = Classifier("resnet18", 6, image_size=64).network.state_dict()
+    torch.save(source, tmp_path / "weights.pth")
+    shutil.copy(tmp_path / "weights.pth", tmp_path / "copy.pth")
+    for name in ("regions.npz", "copy.npz"):
+        priors.save_regions(tmp_path / name, samples.masks.astype(np.float32), samples.names)
+
+    def again(weights: str, prior: str) -> train.Args:
+        return small_args(
+            tmp_path, epochs=1, method="prior", weights=str(tmp_path / weights), prior=tmp_path / prior
+        )
+
+    train.train(again("weights.pth", "regions.npz"))
+    assert "already done" not in capsys.readouterr().out
+    train.train(again("copy.pth", "copy.npz"))
+    assert "already done" in capsys.readouterr().out
+    priors.save_regions(tmp_path / "copy.npz", 1 - samples.masks.astype(np.float32), samples.names)
+    with pytest.raises(UserError, match="prior was sha256="):
+        train.train(again("weights.pth", "copy.npz"))
+    source["fc.bias"] += 1
+    torch.save(source, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="weights was sha256="):
+        train.train(again("weights.pth", "regions.npz"))
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
+    args = small_args(tmp_path, epochs=1)
+    train.train(args)
+    file = train.folder_of(args, 1) / "checkpoint.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        train.train(args)
 
 
 def test_a_finished_fold_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,6 +293,9 @@ def test_a_priors_soft_maps_take_the_place_of_masks(tmp_path: Path) -> None:
         ({"prior": Path("regions.npz")}, "go together"),
         ({"image_size": 100}, "multiple of 32"),
         ({"data": "busi"}, "Dataset_BUSI_with_GT"),
+        ({"weights": "weights.pth"}, r"--weights weights\.pth: No such file"),
+        ({"method": "prior", "prior": Path("regions.npz")}, r"--prior regions\.npz: no such file"),
+        ({"samples": 3, "batch_size": 2}, "3 folds"),
         ({"device": "tpu"}, "--device tpu"),
     ],
 )
@@ -197,8 +341,114 @@ def test_table_7_is_the_default() -> None:
     )
 
 
-def torchrun(*command: object) -> None:
-    subprocess.run(
+def test_the_command_names_what_there_is() -> None:
+    """It can't ask for it, because --help is to answer before torch is imported."""
+    types = get_type_hints(train.Run) | get_type_hints(train.Attention)
+    assert get_args(types["model"]) == tuple(ARCHITECTURES)
+    assert get_args(types["attention"]) == CAM_METHODS
+
+
+def command(folder: Path, *options: object, **more: Any) -> subprocess.Popen[str]:
+    """Training as a user starts it, on few small images."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "camal_rl.vision.train", "--runs-dir", str(folder), "--folds", "3"),
+            *(
+                "--fold",
+                "1",
+                "--samples",
+                "36",
+                "--image-size",
+                "64",
+                "--weights",
+                "none",
+                "--torch-threads",
+                "1",
+            ),
+            *map(str, options),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        **more,
+    )
+
+
+def test_a_signal_ends_after_the_epoch_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "shapes" / "resnet18" / "camal" / "fold1"
+    options = ("--epochs", 40, "--checkpoint-every", 1)
+    running = command(tmp_path, *options)
+    while not (folder / "checkpoint.pt").exists():
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 130
+    assert "Stopping after this epoch" in said
+    assert "The same command goes on" in said
+    assert "Traceback" not in said
+    stopped = run_folder.load_checkpoint(folder / "checkpoint.pt")
+    assert stopped is not None
+    assert 1 <= stopped["epoch"] < 40
+    again = command(tmp_path, *options)
+    out, said = again.communicate(timeout=300)
+    assert again.returncode == 0, said
+    assert "Done." in out
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert [one.step for one in events.Scalars("train/accuracy")] == list(range(1, 41))
+
+
+@pytest.mark.parametrize(
+    ("limit", "amount", "words"),
+    [
+        (resource.RLIMIT_FSIZE, 2000, "File too large"),
+        (resource.RLIMIT_AS, 10 * 2**30, "out of memory: choose a smaller --batch-size"),
+    ],
+)
+def test_a_full_disk_and_full_memory_are_one_line(
+    limit: int, amount: int, words: str, tmp_path: Path
+) -> None:
+    options = ("--epochs", 4, "--samples", 1000000) if limit == resource.RLIMIT_AS else ("--epochs", 4)
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(limit, (amount, amount))
+
+    running = command(tmp_path, *options, preexec_fn=limited)
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 2, said
+    assert words in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate", "batch_norm"])
+def test_a_missing_torchvision_is_one_line(module: str, tmp_path: Path) -> None:
+    """As is one that was built for another torch."""
+    for found, words in (
+        (
+            "raise ModuleNotFoundError('No module named torchvision', name='torchvision')",
+            "pip install 'camal-rl",
+        ),
+        ("raise RuntimeError('operator torchvision::nms does not exist')", "built for the torch"),
+    ):
+        (tmp_path / "torchvision.py").write_text(found)
+        done = subprocess.run(
+            [sys.executable, "-m", f"camal_rl.vision.{module}", *(["."] if module == "evaluate" else [])],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))},
+        )
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def torchrun(*command: object, status: int = 0, folder: Path = ROOT) -> str:
+    """Two processes, started in this folder: what they say on stderr."""
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(
         [
             sys.executable,
             "-m",
@@ -208,11 +458,14 @@ def torchrun(*command: object) -> None:
             "2",
             *map(str, command),
         ],
-        check=True,
         capture_output=True,
+        text=True,
         timeout=300,
+        cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
+    assert done.returncode == status, done.stderr
+    return done.stderr
 
 
 def test_two_processes_have_the_loss_and_the_gradients_of_one(tmp_path: Path) -> None:
@@ -226,19 +479,70 @@ def test_two_processes_have_the_loss_and_the_gradients_of_one(tmp_path: Path) ->
         assert float((gradient - two[name]).abs().max()) <= 1e-4 * max(scale, 1e-3), name
 
 
-def test_torchrun_trains_a_fold_to_nearly_the_same_weights(tmp_path: Path) -> None:
-    args = small_args(tmp_path / "one", epochs=1, freeze_batch_norm=True)
+SHARED = (
+    *("-m", "camal_rl.vision.train", "--folds", 3, "--fold", 1, "--samples", 36, "--image-size", 64),
+    *("--weights", "none", "--precision", "fp32", "--torch-threads", 1, "--freeze-batch-norm"),
+)
+
+
+def test_torchrun_trains_a_fold_as_one_process_does(tmp_path: Path) -> None:
+    """One step with all images, after which AdamW's first moments are its gradients."""
+    args = small_args(tmp_path / "one", epochs=1, batch_size=24, freeze_batch_norm=True)
     train.train(args)
-    torchrun(
-        *("-m", "camal_rl.vision.train", "--runs-dir", tmp_path / "two", "--folds", 3, "--fold", 1),
-        *("--samples", 36, "--epochs", 1, "--batch-size", 8, "--image-size", 64, "--weights", "none"),
-        *("--precision", "fp32", "--torch-threads", 1, "--freeze-batch-norm"),
-    )
+    torchrun(*SHARED, "--runs-dir", tmp_path / "two", "--epochs", 1, "--batch-size", 24)
     other = small_args(tmp_path / "two")
-    one, two = checkpoint_of(args)["model"], checkpoint_of(other)["model"]
-    assert isinstance(one, dict)
-    assert isinstance(two, dict)
-    moved = 1e-3 * 3  # AdamW's three steps, each of the learning rate at most
-    for name, weight in one.items():
-        assert float((weight - two[name]).abs().max()) <= 2 * moved, name
+    one, two = (checkpoint_of(which)["optimizer"]["state"] for which in (args, other))  # type: ignore[index]
+    assert one.keys() == two.keys()
+    for number, state in one.items():
+        moments = state["exp_avg"]
+        scale = float(moments.abs().max())
+        assert float((moments - two[number]["exp_avg"]).abs().max()) <= 1e-3 * max(scale, 1e-5), number
     assert scores_of(other)["samples"] == 12
+    described = run_folder.read_args_file(train.folder_of(other, 1), ("machine",))
+    assert described["machine"]["processes"] == 2
+    with pytest.raises(UserError, match="processes was 2, now 1"):
+        train.train(small_args(tmp_path / "two", epochs=1, batch_size=24, freeze_batch_norm=True))
+
+
+def test_processes_go_on_from_what_the_first_one_finds(tmp_path: Path) -> None:
+    """As on machines that share no disk: the second process has another folder, which stays as it is."""
+    (tmp_path / "start.py").write_text(
+        "import os, sys\n"
+        "from camal_rl.vision import train\n"
+        "args = train.parse_args([*sys.argv[1:], '--runs-dir', 'machine' + os.environ['RANK']])\n"
+        "sys.exit(train.main(args))\n"
+    )
+    options = (*SHARED[2:], "--batch-size", 24, "--checkpoint-every", 1)
+    whole = (tmp_path / "start.py", *options, "--epochs", 3)
+    torchrun(*whole, folder=tmp_path / "whole")
+    asks = "train.train = (lambda run: lambda args, ask: run(args, lambda: next(answers)))(train.train)\n"
+    (tmp_path / "stop.py").write_text(
+        (tmp_path / "start.py")
+        .read_text()
+        .replace("args =", f"answers = iter([False, True])\n{asks}args =", 1)
+    )
+    torchrun(tmp_path / "stop.py", *options, "--epochs", 3, folder=tmp_path / "parts")
+    place = Path("machine0", "shapes", "resnet18", "camal", "fold1")
+    stopped = run_folder.load_checkpoint(tmp_path / "parts" / place / "checkpoint.pt")
+    assert stopped is not None
+    assert stopped["epoch"] == 1
+    torchrun(*whole, folder=tmp_path / "parts")
+    assert not (tmp_path / "parts" / "machine1").exists()
+    ends = [
+        run_folder.load_checkpoint(tmp_path / name / place / "checkpoint.pt") for name in ("whole", "parts")
+    ]
+    assert_same(*({"model": one["model"], "epoch": one["epoch"]} for one in ends if one is not None))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--batch-size", 7), "--batch-size 7 can't be shared by 2 processes"),
+        (("--data", "busi"), "Dataset_BUSI_with_GT"),
+    ],
+)
+def test_mistakes_are_told_once_by_processes(options: tuple[object, ...], words: str, tmp_path: Path) -> None:
+    said = torchrun(*SHARED, "--runs-dir", tmp_path, *options, status=1)
+    lines = [line for line in said.splitlines() if line.startswith("camal_rl: ")]
+    assert len(lines) == 1
+    assert words in lines[0]

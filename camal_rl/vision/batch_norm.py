@@ -19,7 +19,8 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from camal_rl import UserError, print_mistake, write_together
+from camal_rl import UserError, make_folder, write_together
+from camal_rl.vision import need_torchvision
 
 
 @dataclass
@@ -45,13 +46,22 @@ def parse_args(arguments: list[str] | None = None) -> Args:
 
 if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported, so that --help and a typing mistake are answered at once
+    need_torchvision()
 
 import torch
 from torch import Tensor, nn
 
 from camal_rl import attention, page
+from camal_rl.command_line import run_at_once
 from camal_rl.vision import shapes
-from camal_rl.vision.models import ARCHITECTURES, Classifier, Features, load_weights, normalise
+from camal_rl.vision.models import (
+    ARCHITECTURES,
+    Classifier,
+    Features,
+    batch_norms,
+    load_weights,
+    normalise,
+)
 
 IMAGE_SIZE = 224
 
@@ -111,13 +121,16 @@ def compare(name: str, args: Args) -> list[dict[str, Any]]:
     samples = shapes.generate(2 * args.batch_size, IMAGE_SIZE, args.seed)
     model = Classifier(name, len(samples.classes))
     load_weights(model, args.weights)
+    last = model.network.get_submodule(model.architecture.last_layer)
+    # torchvision's ViT begins with zeros there, for which dy/dA would be zero, too.
+    nn.init.normal_(last.weight, std=0.02)  # type: ignore[arg-type]
     model.double()
     images = normalise(torch.from_numpy(samples.images)).double()
     classes = torch.from_numpy(samples.labels)
     half = args.batch_size // 2
     batch = torch.arange(args.batch_size)
     company = torch.cat([batch[:half], args.batch_size + batch[half:]])  # the first half in other company
-    norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+    norms = batch_norms(model)
     rows = []
     for statistics in ("batch", "running") if norms else ("none",):
         model.eval()
@@ -134,6 +147,7 @@ def compare(name: str, args: Args) -> list[dict[str, Any]]:
                     "statistics": statistics,
                     "layer": layer,
                     "shape": list(maps.shape[1:]),
+                    "largest": float(each.abs().max()),
                     "passes": difference(once, each),
                     "company": difference(here, there),
                 }
@@ -159,41 +173,41 @@ def table(rows: list[dict[str, Any]], args: Args) -> page.Table:
         ],
         f"Largest differences over the largest value: of dy/dA from one backward pass for {args.batch_size} "
         "samples and from one for each, and of normalised maps of a sample in two batches. float64, weights "
-        f"{args.weights}, without dropout.",
+        f"{args.weights}, a random last layer, without dropout.",
         labels=3,
     )
 
 
+def make(args: Args) -> str:
+    """Compare, write the results, and return them as a table in Markdown.
+
+    Raises:
+        UserError: arguments that can't be used, or a folder that can't be written.
+    """
+    unknown = [name for name in args.models if name not in ARCHITECTURES]
+    if unknown:
+        raise UserError(f"--models {' '.join(unknown)}: choose of {', '.join(ARCHITECTURES)}.")
+    if args.batch_size < 4:
+        raise UserError(f"--batch-size {args.batch_size}: give a number of at least 4.")
+    rows = []
+    for name in args.models or ARCHITECTURES:
+        rows += compare(name, args)
+        print(f"{name} done", file=sys.stderr)
+    text = page.markdown(table(rows, args))
+    make_folder(args.output)
+    results = {"weights": args.weights, "batch_size": args.batch_size, "seed": args.seed, "rows": rows}
+    write_together(
+        {
+            args.output / "table.md": text.encode(),
+            args.output / "results.json": (json.dumps(results, indent=1) + "\n").encode(),
+        }
+    )
+    return text
+
+
 def main(args: Args) -> int:
-    """Compare, and return the exit code: 0, or 2 after a user's mistake."""
-    try:
-        unknown = [name for name in args.models if name not in ARCHITECTURES]
-        if unknown:
-            raise UserError(f"--models {' '.join(unknown)}: choose of {', '.join(ARCHITECTURES)}.")
-        if args.batch_size < 4:
-            raise UserError(f"--batch-size {args.batch_size}: give a number of at least 4.")
-        rows = []
-        for name in args.models or ARCHITECTURES:
-            rows += compare(name, args)
-            print(f"{name} done", file=sys.stderr)
-        text = page.markdown(table(rows, args))
-        try:
-            args.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"can't make {args.output}: {error.strerror}. Choose another --output."
-            ) from error
-        results = {"weights": args.weights, "batch_size": args.batch_size, "seed": args.seed, "rows": rows}
-        write_together(
-            {
-                args.output / "table.md": text.encode(),
-                args.output / "results.json": (json.dumps(results, indent=1) + "\n").encode(),
-            }
-        )
-        print(text)
-    except UserError as mistake:
-        return print_mistake(mistake)
-    return 0
+    """Compare, and return the exit code: 0, 2 after a user's mistake, 130 or 143 after a signal."""
+    return run_at_once(lambda: print(make(args)))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from camal_rl import UserError, machine, media, print_mistake, write_whole
+from camal_rl import UserError, machine, make_folder, media, write_whole
+from camal_rl.command_line import run_at_once
 
 DATA = ("shapes", "busi", "pet", "flower")
 SHAPES = 1200
@@ -437,24 +438,16 @@ def parse_args(arguments: Sequence[str] | None = None) -> Args:
 
 
 def main(args: Args) -> int:
-    """Say and draw what a data set holds; the exit code is 0, 2 after a user's mistake, 130 after Ctrl-C."""
-    output = args.output or Path("runs/vision", args.data, "samples.png")
-    try:
+    """Say and draw what a data set holds; returns 0, 2 after a mistake, 130 or 143 after a signal."""
+
+    def run() -> None:
+        output = args.output or Path("runs/vision", args.data, "samples.png")
         samples = load(args.data, args.data_dir, args.image_size, args.samples)
-        try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"can't make {output.parent}: {error.strerror}. Choose another --output."
-            ) from error
+        make_folder(output.parent)
         write_whole(output, media.encode_png(contact_sheet(samples)))
-    except UserError as mistake:
-        return print_mistake(mistake)
-    except KeyboardInterrupt:
-        print("\nStopped. Nothing was written.", file=sys.stderr)
-        return 130
-    print(f"{summary(samples)}\n{output}")
-    return 0
+        print(f"{summary(samples)}\n{output}")
+
+    return run_at_once(run)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch's import
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from camal_rl import UserError, __version__, print_mistake, write_together
+from camal_rl import UserError, __version__, write_together
+from camal_rl.vision import need_torchvision
 
 
 @dataclass
@@ -42,6 +44,7 @@ def parse_args(arguments: list[str] | None = None) -> Args:
 
 if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported, so that --help and a typing mistake are answered at once
+    need_torchvision()
 
 import cv2
 import numpy as np
@@ -49,6 +52,7 @@ import torch
 from tqdm import tqdm
 
 from camal_rl import attention, camal, media, metrics, run_folder
+from camal_rl.command_line import run_at_once
 from camal_rl.device import choose_device
 from camal_rl.vision import datasets
 from camal_rl.vision.datasets import Samples
@@ -241,38 +245,60 @@ def below(folders: Sequence[Path]) -> list[Path]:
     return found
 
 
-def evaluate_fold(folder: Path, data_dir: Path, device: torch.device) -> None:
+def evaluate_fold(folder: Path, load: Callable[[str, int, int], Samples], device: torch.device) -> None:
     """Measure a trained fold on its test set again.
+
+    Args:
+        folder: of the fold.
+        load: gives a data set by its name, the side of its images and their number, if it is generated.
+        device: to compute on.
 
     Raises:
         UserError: it is not a fold, or it has not been trained to the end.
     """
-    described = run_folder.read_args_file(folder, ("run", "training", "attention", "machine"))
-    run, training, attending = (described[name] for name in ("run", "training", "attention"))
-    if attending["attention"] not in CAM_METHODS:
-        raise UserError(f"{folder}/args.json names attention {attending['attention']}, which there is not.")
-    checkpoint = run_folder.load_checkpoint(folder / "checkpoint.pt")
-    if checkpoint is None or checkpoint["epoch"] < training["epochs"]:
-        raise UserError(f"{folder} has not been trained to the end: run its training again first.")
-    samples = datasets.load(run["data"], data_dir, training["image_size"], run["samples"])
-    model = Classifier(run["model"], len(samples.classes), training["image_size"]).to(device)
-    model.load_state_dict(checkpoint["model"])
-    tested = np.flatnonzero(datasets.folds(samples.labels, run["folds"], run["seed"]) == run["fold"] - 1)
-    scores, picture = evaluate(model, samples, tested, attending["attention"], run["seed"])
-    write(folder, about(described) | scores | {"seconds_per_step": checkpoint["seconds_per_step"]}, picture)
+    with run_folder.lock(folder, "evaluate"):
+        described = run_folder.read_args_file(folder, ("run", "training", "attention", "machine"))
+        run, training, attending = (described[name] for name in ("run", "training", "attention"))
+        if attending["attention"] not in CAM_METHODS:
+            raise UserError(
+                f"{folder}/args.json names attention {attending['attention']}, which there is not."
+            )
+        checkpoint = run_folder.load_checkpoint(folder / "checkpoint.pt")
+        if checkpoint is None or checkpoint["epoch"] < training["epochs"]:
+            raise UserError(f"{folder} has not been trained to the end: run its training again first.")
+        samples = load(run["data"], training["image_size"], run["samples"])
+        model = Classifier(run["model"], len(samples.classes), training["image_size"]).to(device)
+        model.load_state_dict(checkpoint["model"])
+        tested = np.flatnonzero(datasets.folds(samples.labels, run["folds"], run["seed"]) == run["fold"] - 1)
+        scores, picture = evaluate(model, samples, tested, attending["attention"], run["seed"])
+        timing = {"seconds_per_step": checkpoint["seconds_per_step"]}
+        write(folder, about(described) | scores | timing, picture)
 
 
 def main(args: Args) -> int:
-    """Evaluate, and return the exit code: 0, or 2 after a user's mistake."""
-    try:
+    """Evaluate, and return the exit code: 0, 2 after a user's mistake, 130 or 143 after a signal."""
+
+    @lru_cache(maxsize=1)  # folds of a data set come after each other
+    def load(data: str, image_size: int, samples: int) -> Samples:
+        return datasets.load(data, args.data_dir, image_size, samples)
+
+    def run() -> None:
         device = choose_device(args.device)
+        left_out = []
         folders = below(args.folders)
         for folder in tqdm(folders, unit="fold", disable=None):
-            evaluate_fold(folder, args.data_dir, device)
+            try:
+                evaluate_fold(folder, load, device)
+            except UserError as mistake:
+                left_out.append(mistake)
+                continue
             print(folder / "scores.json")
-    except UserError as mistake:
-        return print_mistake(mistake)
-    return 0
+        if len(left_out) == len(folders):
+            raise left_out[0]
+        for reason in left_out:
+            print(f"camal_rl: left out: {reason}", file=sys.stderr)
+
+    return run_at_once(run, "Folds named above have new scores.")
 
 
 if __name__ == "__main__":

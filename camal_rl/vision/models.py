@@ -18,7 +18,9 @@ maxvit_t        output of the last block                              512, 7, 7
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision import models
+from torchvision.models.vision_transformer import interpolate_embeddings
 
 from camal_rl import UserError, attention
 
@@ -59,7 +62,7 @@ class Architecture:
     features: Callable[[Any, Tensor], Features]
     head: Callable[[Any, Features], Tensor]
     multiple: int  # sides of the images are multiples of it
-    fixed: bool = False  # the network is built for one size of images
+    size_option: str | None = None  # how it is told the size of images, where it is built for one
 
 
 def _stages(*names: str) -> Callable[[Any, Tensor], Features]:
@@ -176,7 +179,7 @@ ARCHITECTURES = {
         _vit_features,
         _vit_head,
         16,
-        fixed=True,
+        "image_size",
     ),
     "swin_v2_t": Architecture(
         models.swin_v2_t,
@@ -195,7 +198,7 @@ ARCHITECTURES = {
         _maxvit_features,
         _whole_classifier,
         224,
-        fixed=True,
+        "input_size",
     ),
 }
 """By the name that `--model` takes, in the order of the paper's tables."""
@@ -219,8 +222,10 @@ class Classifier(nn.Module):
         self.name = name
         self.architecture = ARCHITECTURES[name]
         options: dict[str, Any] = {"num_classes": num_classes}
-        if self.architecture.fixed:
-            options |= {"input_size": (image_size,) * 2} if name == "maxvit_t" else {"image_size": image_size}
+        if self.architecture.size_option == "input_size":
+            options["input_size"] = (image_size, image_size)
+        elif self.architecture.size_option:
+            options[self.architecture.size_option] = image_size
         self.network = self.architecture.build(**options)
         # Faster on a CPU, and what a GPU's tensor cores want.
         nn.utils.convert_conv2d_weight_memory_format(self, torch.channels_last)
@@ -284,20 +289,25 @@ def normalise(images: Tensor) -> Tensor:
     return (images - mean) / std
 
 
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """All its BatchNorms."""
+    return [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+
+
 def freeze_batch_norm(model: nn.Module) -> None:
     """Let every BatchNorm use its running statistics, so that no sample's features depend on another's.
 
     To be called after each `model.train()`, which undoes it. Its weight and bias are trained as before.
     """
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
+    for norm in batch_norms(model):
+        norm.eval()
 
 
 def load_weights(model: Classifier, weights: str) -> None:
     """Start from trained weights: `imagenet`, `none`, or a file of a state dictionary.
 
-    The last layer stays random where the file's has other classes.
+    The last layer stays random where the file's has other classes. Entries that torchvision has renamed since
+    the file was written are known to it, and a ViT's positions are interpolated to the size of images.
 
     Raises:
         UserError: no such file, one that doesn't fit, or ImageNet's can't be fetched.
@@ -305,18 +315,30 @@ def load_weights(model: Classifier, weights: str) -> None:
     if weights == "none":
         return
     state = _imagenet(model) if weights == "imagenet" else _from_file(Path(weights))
-    expected = model.network.state_dict()
-    last = tuple(f"{model.architecture.last_layer}.{kind}" for kind in ("weight", "bias"))
-    fits = {name: value for name, value in state.items() if name in expected}
-    fits = {name: one for name, one in fits.items() if one.shape == expected[name].shape or name not in last}
-    misfits = [name for name, one in fits.items() if one.shape != expected[name].shape]
-    misfits += sorted((expected.keys() - fits.keys() - set(last)) | (state.keys() - expected.keys()))
+    network: Any = model.network
+    expected = network.state_dict()
+    fits: Any = OrderedDict(state)
+    fits._metadata = getattr(state, "_metadata", None)  # by which torch knows entries that were renamed since
+
+    def misshapen(name: str) -> bool:
+        return name in fits and name in expected and fits[name].shape != expected[name].shape
+
+    last = {f"{model.architecture.last_layer}.{kind}" for kind in ("weight", "bias")}
+    for name in filter(misshapen, last):
+        del fits[name]
+    if model.name == "vit_b_16" and misshapen("encoder.pos_embedding"):
+        with suppress(ValueError):  # not positions, which is told below
+            fits = interpolate_embeddings(network.image_size, network.patch_size, fits)
+    misfits = list(filter(misshapen, state))
+    for name in misfits:
+        del fits[name]
+    absent, unknown = network.load_state_dict(fits, strict=False)
+    misfits += sorted({*absent, *unknown} - last - set(misfits))
     if misfits:
         raise UserError(
             f"--weights {weights} don't fit {model.name}: {len(misfits)} entries differ, such as "
             f"{misfits[0]}. Give the state dictionary of torchvision's {model.architecture.build.__name__}."
         )
-    model.network.load_state_dict(fits, strict=False)
 
 
 def _imagenet(model: Classifier) -> dict[str, Tensor]:

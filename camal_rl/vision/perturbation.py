@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import os
-import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -27,7 +26,8 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from camal_rl import UserError, __version__, metrics, page, print_mistake, stats, write_together
+from camal_rl import UserError, __version__, make_folder, metrics, page, stats, write_together
+from camal_rl.command_line import run_at_once
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -617,10 +617,7 @@ def make(args: Args) -> list[str]:
             "environments with --env, such as Basic."
         )
     sources = _sources(args)
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"can't make {args.output}: {error.strerror}. Choose another --output.") from error
+    make_folder(args.output)
     studies = []
     for name, masks in sources:
         interval = 0.5 if sys.stderr.isatty() else 30
@@ -676,27 +673,16 @@ def main(args: Args) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from camal_rl.engine import ENGINE_ERRORS
 
-    received: list[int] = []
+    def run() -> None:
+        try:
+            print("\n".join(make(args)))
+        except ENGINE_ERRORS as error:
+            problem = " ".join(str(error).split())
+            raise UserError(
+                f"a ViZDoom engine ended unexpectedly ({problem}). Run the command again."
+            ) from error
 
-    def stop(number: int, frame: Any) -> None:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    try:
-        print("\n".join(make(args)))
-    except UserError as mistake:
-        return print_mistake(mistake)
-    except ENGINE_ERRORS as error:
-        problem = " ".join(str(error).split())
-        return print_mistake(
-            UserError(f"a ViZDoom engine ended unexpectedly ({problem}). Run the command again.")
-        )
-    except KeyboardInterrupt:
-        print("\nStopped. Nothing was written.", file=sys.stderr)
-        return 128 + received[0]
-    return 0
+    return run_at_once(run)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from camal_rl import UserError, __version__, print_mistake, write_together, write_whole
+from camal_rl import UserError, __version__, make_folder, write_together, write_whole
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 PROMPT = "a photo of a {class}"
@@ -86,6 +86,7 @@ from tqdm import tqdm
 from camal_rl import media, metrics, page
 from camal_rl.attention import class_activation_map, normalize
 from camal_rl.camal import mask_weights
+from camal_rl.command_line import run_at_once
 from camal_rl.device import choose_device
 from camal_rl.study import some
 from camal_rl.vision import datasets
@@ -750,9 +751,10 @@ def make(args: Args) -> list[str]:
     """
     check_args(args)
     # Before the work, so that it is not in vain.
-    for folder in (args.output and args.output.parent, args.study):
-        if folder:
-            _make_folder(folder)
+    if args.output:
+        make_folder(args.output.parent)
+    if args.study:
+        make_folder(args.study, "--study")
     clip, about = None, {"data": args.data, "source": str(args.regions)}
     if args.regions is None:
         weights = None if args.clip_weights in (None, RANDOM) else args.clip_weights
@@ -781,27 +783,13 @@ def make(args: Args) -> list[str]:
     return said
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"can't make {folder}: {error.strerror}. Choose another folder.") from error
-
-
 def _bar(what: str, total: int) -> Any:
     return tqdm(total=total, desc=what, mininterval=0.5 if sys.stderr.isatty() else 30, unit="image")
 
 
 def main(args: Args) -> int:
-    """Make and study, and return the exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
-    try:
-        print("\n".join(make(args)))
-    except UserError as mistake:
-        return print_mistake(mistake)
-    except KeyboardInterrupt:
-        print("\nStopped. No file is half written.", file=sys.stderr)
-        return 130
-    return 0
+    """Make and study, and return the exit code: 0, 2 after a user's mistake, 130 or 143 after a signal."""
+    return run_at_once(lambda: print("\n".join(make(args))), "No file is half written.")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import tyro
 from matplotlib.figure import Figure
 from PIL import Image
 
-from camal_rl import UserError, __version__, media, page, print_mistake, write_together
+from camal_rl import UserError, __version__, make_folder, media, page, print_mistake, write_together
 from camal_rl.page import NOTHING, Table, fixed
 from camal_rl.report import to_json
 from camal_rl.study import some
@@ -889,10 +889,7 @@ def make(args: Args) -> list[str]:
     """
     folds = read_folds(args.runs)
     folder = args.output or args.runs / "report"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"can't make {folder}: {error.strerror}. Choose another --output.") from error
+    make_folder(folder)
     results = compare(folds)
     attention, faithful, unread = figures(folds, results)
     found, warned = verdicts(folds, results), [*warnings(folds, results), *unread]

@@ -12,19 +12,21 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch's import
 
 import contextlib
 import dataclasses
-import json
+import hashlib
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import tyro
 
-from camal_rl import UserError, __version__, print_mistake
+from camal_rl import UserError, __version__
+from camal_rl.vision import need_torchvision
 
+T = TypeVar("T")
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 Number = Annotated[float, tyro.conf.arg(metavar="X")]
 
@@ -122,6 +124,7 @@ if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported, so that --help and a typing mistake are answered at once
     for _number in (signal.SIGINT, signal.SIGTERM):  # until `main` takes over
         signal.signal(_number, lambda number, _: os._exit(128 + number))
+    need_torchvision()
 
 import numpy as np
 import torch
@@ -132,7 +135,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from camal_rl import attention, camal, run_folder
+from camal_rl import attention, camal, metrics, run_folder
+from camal_rl.command_line import run_to_checkpoint
 from camal_rl.device import choose_device, choose_precision, keep_freed_memory
 from camal_rl.machine import cores
 from camal_rl.vision import datasets, evaluate
@@ -140,16 +144,15 @@ from camal_rl.vision.datasets import Samples
 from camal_rl.vision.models import (
     ARCHITECTURES,
     Classifier,
+    batch_norms,
     cam,
     freeze_batch_norm,
     load_weights,
     normalise,
 )
 
-FREE_OPTIONS = frozenset(
-    ("runs_dir", "data_dir", "device", "torch_threads", "checkpoint_every", "test_every")
-)
-"""Options that change where and how fast a run is done, or what is kept of it, but not what is learned."""
+REGIONS_AT_ONCE = 64
+"""Soft maps that are brought to the size of images at the same time."""
 
 # ------------------------------------------------------------------------------------------------------------
 # Processes that share the work
@@ -175,6 +178,24 @@ class Group(NamedTuple):
         """This process's share of a batch."""
         return index[self.rank :: self.size]
 
+    def first_ones(self, find: Callable[[], T]) -> T:
+        """What a function returns in the first process, the only one that calls it, or the mistake it raises.
+
+        So processes agree also where each would find something else on its machine's disk.
+        """
+        found: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                found[0] = find()
+            except UserError as mistake:
+                found[1] = str(mistake)
+        if self.size > 1:
+            dist.broadcast_object_list(found)
+        if found[1] is not None:
+            raise UserError(found[1])
+        value: T = found[0]
+        return value
+
 
 @contextlib.contextmanager
 def processes(device: torch.device) -> Iterator[Group]:
@@ -186,6 +207,10 @@ def processes(device: torch.device) -> Iterator[Group]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Group(dist.get_rank(), dist.get_world_size())
+    except RuntimeError as error:
+        if "onnection" in str(error):  # closed or reset by the other side
+            raise UserError("another process of this training has ended: see what it says.") from error
+        raise
     finally:
         dist.destroy_process_group()
 
@@ -261,18 +286,28 @@ def update(
 
 
 def supervision(
-    args: Args, samples: Samples, map_size: tuple[int, int]
+    args: Args, masks: np.ndarray, image_size: int, map_size: tuple[int, int]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """`Batch.costs` and `Batch.counted` of all samples, from their masks or from a prior's soft maps."""
+    """`Batch.costs` and `Batch.counted` of all samples.
+
+    Args:
+        args: of the training.
+        masks: of the samples, uint8 {0, 1} (N, S, S), or a prior's soft maps, float32 [0, 1] (N, h, w).
+        image_size: S. Maps are brought to it, as attention is by Eq. 3, before they are projected: a cell of
+            attention's between the pixels of a coarser map would not be supervised.
+        map_size: of attention.
+    """
     if args.run.method == "vanilla":
         return None, None
-    masks: np.ndarray = samples.masks
-    if args.run.method == "prior":
-        from camal_rl.vision import priors
-
-        assert args.attention.prior is not None
-        masks = priors.load_regions(args.attention.prior, samples.names)
-    weights = torch.from_numpy(camal.mask_weights(masks, map_size))
+    size = (image_size, image_size)
+    weights = torch.from_numpy(
+        np.concatenate(
+            [
+                camal.mask_weights(part if part.shape[1:] == size else metrics.upsample(part, size), map_size)
+                for part in np.split(masks, range(REGIONS_AT_ONCE, len(masks), REGIONS_AT_ONCE))
+            ]
+        )
+    )
     method = "suppress" if args.run.method == "suppress" else "camal"
     return camal.costs(weights, empty_mask=args.attention.empty_mask, method=method)
 
@@ -286,23 +321,29 @@ class Work(NamedTuple):
 
     args: Args
     samples: Samples
+    targets: np.ndarray  # their masks, or the soft maps of a prior
+    contents: Mapping[str, str]  # of files that options name, for which checksums stand
     folds: np.ndarray  # int (N,), the fold in which each sample is tested
     device: torch.device
     precision: str
     group: Group
 
 
-def describe(args: Args, fold: int, precision: str) -> dict[str, dict[str, Any]]:
-    """All that defines the training of a fold, in JSON's types."""
-    described = {
-        group: {name: value for name, value in one.items() if name not in FREE_OPTIONS}
-        for group, one in dataclasses.asdict(args).items()
-    }
+def describe(work: Work, fold: int) -> dict[str, dict[str, Any]]:
+    """All that defines the training of a fold, in JSON's types. Files count by what they say."""
+    described = run_folder.without_free_options(dataclasses.asdict(work.args))
     described["run"]["fold"] = fold
-    described["training"]["learning_rate"] = learning_rate(args)
-    described["machine"]["precision"] = precision
-    plain: dict[str, dict[str, Any]] = json.loads(json.dumps(described, default=str))
-    return plain
+    described["training"]["learning_rate"] = learning_rate(work.args)
+    # BatchNorm and dropout see a process's part of a batch.
+    described["machine"] |= {"precision": work.precision, "processes": work.group.size}
+    for group in described.values():
+        group |= {name: one for name, one in work.contents.items() if name in group}
+    return run_folder.plain(described)
+
+
+def checksum(content: bytes | memoryview) -> str:
+    """What stands for a file in args.json."""
+    return f"sha256={hashlib.sha256(content).hexdigest()}"
 
 
 def learning_rate(args: Args) -> float:
@@ -339,10 +380,20 @@ def train_fold(work: Work, fold: int, interrupted: Callable[[], bool] = lambda: 
         UserError: a folder with other arguments, or one that can't be written.
     """
     folder, group = folder_of(work.args, fold), work.group
-    described = describe(work.args, fold, work.precision)
-    with run_folder.lock(folder, "train") if group.rank == 0 else contextlib.nullcontext():
-        run_folder.check_args_file(folder, described)
-        return _train_fold(work, fold, folder, described, interrupted)
+    described = describe(work, fold)
+    with contextlib.ExitStack() as cleanup:
+
+        def begin() -> tuple[dict[str, Any] | None, bool]:
+            cleanup.enter_context(run_folder.lock(folder, "train"))
+            run_folder.check_args_file(folder, described)
+            return run_folder.load_checkpoint(folder / "checkpoint.pt"), (folder / "scores.json").exists()
+
+        checkpoint, scored = group.first_ones(begin)
+        if scored and checkpoint is not None and checkpoint["epoch"] == work.args.training.epochs:
+            if group.rank == 0:
+                print(f"{folder} is already done.")
+            return True
+        return _train_fold(work, fold, folder, described, checkpoint, interrupted)
 
 
 def _train_fold(
@@ -350,18 +401,15 @@ def _train_fold(
     fold: int,
     folder: Path,
     described: Mapping[str, Mapping[str, Any]],
+    checkpoint: Mapping[str, Any] | None,
     interrupted: Callable[[], bool],
 ) -> bool:
     args, samples, device, group = work.args, work.samples, work.device, work.group
     first = group.rank == 0  # the process that writes
-    checkpoint = run_folder.load_checkpoint(folder / "checkpoint.pt")
     began_at = 0 if checkpoint is None else checkpoint["epoch"]
-    if began_at == args.training.epochs and (folder / "scores.json").exists():
-        if first:
-            print(f"{folder} is already done.")
-        return True
     model = build(work, fold)
-    costs, counted = supervision(args, samples, map_size(model, args.training.image_size))
+    size = args.training.image_size
+    costs, counted = supervision(args, work.targets, size, map_size(model, size))
     everything = Batch(torch.from_numpy(samples.images), torch.from_numpy(samples.labels), costs, counted)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=learning_rate(args), weight_decay=args.training.weight_decay
@@ -419,7 +467,7 @@ def _train_fold(
             steps = -(-len(learned) // args.training.batch_size)
             seconds_per_step.append((time.perf_counter() - started) / steps)
             last = epoch == args.training.epochs
-            stop = group.any(interrupted(), device) and not last
+            stop = not last and group.any(interrupted(), device)
             status |= {"loss": f"{means['cross_entropy']:.2f}", "accuracy": f"{means['accuracy']:.2f}"}
             if writer is not None:
                 for name, value in means.items():
@@ -459,12 +507,12 @@ def _epoch(
     fold: int,
     epoch: int,
 ) -> dict[str, float]:
-    """One pass over the training set; means over its batches.
+    """One pass over the training set; means over its samples. A last batch that is too small is left out.
 
     What is random in it depends on its number alone, so that a run goes on as if it had not stopped.
 
     Raises:
-        UserError: a loss that is NaN or infinite.
+        UserError: a loss that is NaN or infinite, or no batch is large enough.
     """
     args, group = work.args, work.group
     model.train()
@@ -474,12 +522,20 @@ def _epoch(
     order = np.random.default_rng(numbers).permutation(len(learned))
     drawn = int(np.random.SeedSequence((*numbers, group.rank)).generate_state(1)[0])
     torch.manual_seed(drawn)  # of dropout and the like, which differs between processes
-    history = []
+    # BatchNorm has no variance of one sample.
+    least = 2 if batch_norms(model) and not args.training.freeze_batch_norm else 1
+    history, sizes = [], []
     for index in torch.split(learned[torch.from_numpy(order)], args.training.batch_size):
-        if len(index) < max(2, group.size):  # BatchNorm has no variance of one sample
+        if len(index) < least * group.size:
             continue
         batch = everything.at(group.part(index)).to(work.device)
         history.append(update(model, optimizer, batch, args, group, work.precision))
+        sizes.append(len(index))
+    if not history:
+        raise UserError(
+            f"--batch-size {args.training.batch_size} and {len(learned)} images to learn from: "
+            f"{group.size} processes need a batch of at least {least * group.size}."
+        )
     names = ["cross_entropy", *(["camal_loss"] if everything.costs is not None else []), "accuracy"]
     table = torch.stack(history).cpu().numpy()  # a GPU is waited for only here
     if not np.isfinite(table).all():
@@ -488,7 +544,7 @@ def _epoch(
             f"epoch {epoch}: {names[term]} of step {step + 1} is NaN or infinite, and training has stopped. "
             "The last checkpoint is as it was. Try a lower --learning-rate, or --precision fp32."
         )
-    return dict(zip(names, table.mean(axis=0).tolist(), strict=True))
+    return dict(zip(names, np.average(table, axis=0, weights=sizes).tolist(), strict=True))
 
 
 def _test(model: Classifier, samples: Samples, tested: np.ndarray, args: Args) -> dict[str, float]:
@@ -532,7 +588,7 @@ def check_args(args: Args) -> None:
     }
     for option, (value, least) in at_least.items():
         if not least <= value < 2**31:
-            raise UserError(f"--{option} {value}: give a number of at least {least}.")
+            raise UserError(f"--{option} {value}: give a number from {least} to {2**31 - 1}.")
     if args.run.fold > args.run.folds:
         raise UserError(f"--fold {args.run.fold}: there are {args.run.folds} folds.")
     if (args.run.method == "prior") != (args.attention.prior is not None):
@@ -540,6 +596,23 @@ def check_args(args: Args) -> None:
             "--method prior and --prior PATH go together: the path is a file that python -m "
             "camal_rl.vision.priors wrote, or a folder of grey PNG files."
         )
+    if args.attention.prior is not None and not args.attention.prior.exists():
+        raise UserError(f"--prior {args.attention.prior}: no such file or folder.")
+
+
+def _targets(args: Args, samples: Samples, first: bool) -> tuple[np.ndarray, dict[str, str]]:
+    """What attention is to be pulled to, and the checksum of a prior's maps."""
+    if args.attention.prior is None:
+        return samples.masks, {}
+    from camal_rl.vision import priors
+
+    maps = priors.load_regions(args.attention.prior, samples.names)
+    dead = float((maps.max(axis=(1, 2)) == 0).mean())
+    if dead == 1:
+        raise UserError(f"--prior {args.attention.prior}: all maps are zero everywhere.")
+    if dead and first:
+        print(f"{dead:.1%} of the prior's maps are zero everywhere: those images count as without a target.")
+    return maps, {"prior": checksum(maps.data)}
 
 
 def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> bool:
@@ -555,8 +628,21 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> bool:
         torch.cuda.set_device(device)
     precision = choose_precision(args.machine.precision, device)
     Classifier.check(args.run.model, args.training.image_size)
+    contents = {}
+    if args.training.weights not in ("imagenet", "none"):
+        try:
+            contents["weights"] = checksum(Path(args.training.weights).read_bytes())
+        except OSError as error:
+            raise UserError(
+                f"--weights {args.training.weights}: {error.strerror}. Or choose imagenet or none."
+            ) from error
     keep_freed_memory()
     with processes(device) as group, contextlib.ExitStack() as cleanup:
+        if args.training.batch_size % group.size:
+            raise UserError(
+                f"--batch-size {args.training.batch_size} can't be shared by {group.size} processes: "
+                "give a multiple."
+            )
         cleanup.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(
             args.machine.torch_threads or max(1, min(torch.get_num_threads(), cores()) // group.size)
@@ -570,7 +656,8 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> bool:
             progress=group.rank == 0,
         )
         folds = datasets.folds(samples.labels, args.run.folds, args.run.seed)
-        work = Work(args, samples, folds, device, precision, group)
+        targets, checksums = _targets(args, samples, group.rank == 0)
+        work = Work(args, samples, targets, contents | checksums, folds, device, precision, group)
         if group.rank == 0:
             print(
                 f"camal_rl {__version__}: {args.run.model}, {args.run.data} ({len(samples.labels):,} images, "
@@ -591,27 +678,16 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> bool:
 
 def main(args: Args) -> int:
     """Train, and return the exit code: 0, 2 after a user's mistake, 130 or 143 after a signal."""
-    received: list[int] = []
 
-    def stop(number: int, frame: Any) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-        # Not print: it may have been interrupted in the middle of a write of its own.
-        os.write(2, b"\nStopping after this epoch; once more to stop at once and lose it.\n")
+    def run(interrupted: Callable[[], bool]) -> None:
+        try:
+            train(args, interrupted)
+        except UserError:
+            if os.environ.get("LOCAL_RANK", "0") != "0":  # the machine's first process says the same
+                sys.exit(2)
+            raise
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    try:
-        train(args, lambda: bool(received))
-    except UserError as mistake:
-        return print_mistake(mistake)
-    except KeyboardInterrupt:
-        pass
-    if received:
-        print("Stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
-        return 128 + received[0]
-    return 0
+    return run_to_checkpoint(run, "epoch", "--batch-size, --image-size or --samples")
 
 
 if __name__ == "__main__":

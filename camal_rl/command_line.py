@@ -1,0 +1,93 @@
+"""How long commands run: signals, and errors that the user can mend, as one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from camal_rl import UserError, print_mistake
+
+
+def run_to_checkpoint(run: Callable[[Callable[[], bool]], object], unit: str, smaller: str) -> int:
+    """Run what saves where it is and can go on from there.
+
+    Args:
+        run: takes a function that it is to ask after each unit whether to stop there.
+        unit: what is finished first, such as `iteration`.
+        smaller: options that make it need less memory.
+
+    Returns:
+        The exit code: 0, 2 after a user's mistake, 130 or 143 after a signal.
+    """
+    received: list[int] = []
+    stopping = False
+
+    def interrupted() -> bool:
+        nonlocal stopping
+        stopping = stopping or bool(received)
+        return stopping
+
+    def stop(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        # Not print: it may have been interrupted in the middle of a write of its own.
+        os.write(2, f"\nStopping after this {unit}; once more to stop at once and lose it.\n".encode())
+
+    def fail(failure: threading.ExceptHookArgs) -> None:
+        if not isinstance(failure.exc_value, OSError):  # TensorBoard's thread, whose error comes here as well
+            threading.__excepthook__(failure)
+
+    threading.excepthook = fail
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        run(interrupted)
+    except UserError as mistake:
+        return print_mistake(mistake)
+    except OSError as error:  # of TensorBoard's files
+        return print_mistake(
+            UserError(f"{error.strerror or error}. Mend that, then run the same command again.")
+        )
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "alloc" not in str(error):  # as torch's errors say
+            raise
+        return print_mistake(UserError(f"out of memory: choose a smaller {smaller}."))
+    except KeyboardInterrupt:
+        stopping = True
+    if stopping:
+        print("Stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
+        return 128 + (*received, signal.SIGINT)[0]
+    return 0
+
+
+def run_at_once(run: Callable[[], object], stopped: str = "Nothing was written.") -> int:
+    """Run what a signal ends at once.
+
+    Args:
+        run: does all of it.
+        stopped: what is said of the work then.
+
+    Returns:
+        The exit code: 0, 2 after a user's mistake, 130 or 143 after a signal.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        run()
+    except UserError as mistake:
+        return print_mistake(mistake)
+    except KeyboardInterrupt:
+        print(f"\nStopped. {stopped}", file=sys.stderr)
+        return 128 + (*received, signal.SIGINT)[0]
+    return 0
