@@ -328,7 +328,7 @@ def _pointing_game(pixels: np.ndarray, inside: np.ndarray) -> float:
 def _relevance_mass(pixels: np.ndarray, inside: np.ndarray) -> float:
     if not len(inside):
         return np.nan
-    total = cv2.sumElems(pixels)[0]  # in float64
+    total = cv2.sumElems(pixels)[0]  # in float64; before OpenCV 5 only to 8 digits
     # At most 1 also where the two sums, taken in a different order, are rounded differently.
     return min(cv2.sumElems(inside)[0] / total, 1.0) if total > 0 else 0.0
 
