@@ -33,7 +33,14 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from camal_rl import ENVS_DIR, UserError, print_mistake, write_whole
-from camal_rl.engine import ENGINE_ERRORS, TIME_LIMIT, EngineError, check_shared_memory, start_engine
+from camal_rl.engine import (
+    ENGINE_ERRORS,
+    TIME_LIMIT,
+    EngineError,
+    check_shared_memory,
+    engine_errors_told,
+    start_engine,
+)
 from camal_rl.frames import Stack, shrinking, zero_pixels
 
 if sys.version_info >= (3, 11):
@@ -990,12 +997,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        with engine_errors_told():
+            main()
     except UserError as mistake:
         sys.exit(print_mistake(mistake))
-    except ENGINE_ERRORS as error:
-        sys.exit(
-            print_mistake(
-                UserError(f"the ViZDoom engine ended unexpectedly ({' '.join(str(error).split())}).")
-            )
-        )

@@ -32,6 +32,17 @@ ENGINE_ERRORS = (
 )
 """What a call into a game raises when its process is no longer there or no longer sound."""
 
+
+@contextmanager
+def engine_errors_told() -> Iterator[None]:
+    """Turn `ENGINE_ERRORS` into a UserError."""
+    try:
+        yield
+    except ENGINE_ERRORS as error:
+        problem = " ".join(str(error).split())
+        raise UserError(f"a ViZDoom engine ended unexpectedly ({problem}). Run the command again.") from error
+
+
 _LAUNCHER = """#!/bin/sh
 cd {folder} || exit 1
 for word; do

@@ -103,7 +103,7 @@ from camal_rl import attention, media, metrics, run_folder
 from camal_rl.command_line import run_at_once
 from camal_rl.device import choose_device
 from camal_rl.doom import Definition, replay
-from camal_rl.engine import ENGINE_ERRORS
+from camal_rl.engine import engine_errors_told
 from camal_rl.faithfulness import SANITY_FRAMES, faithfulness, sanity
 from camal_rl.play import (
     NO_TARGET,
@@ -539,14 +539,8 @@ def main(args: Args) -> int:
     """Evaluate, and return the exit code: 0, 2 after a user's mistake, 130 or 143 after a signal."""
 
     def run() -> None:
-        try:
-            scores, files = evaluate(args)
-        except ENGINE_ERRORS as error:
-            problem = " ".join(str(error).split())
-            raise UserError(
-                f"a ViZDoom engine ended unexpectedly ({problem}). Run the command again."
-            ) from error
-        print(summary(scores, files))
+        with engine_errors_told():
+            print(summary(*evaluate(args)))
 
     return run_at_once(run)
 

@@ -16,7 +16,7 @@ import pytest
 import vizdoom
 from conftest import ROOT, left_of, own_engines, processes_of, run, wait_until
 
-from camal_rl import doom, engine
+from camal_rl import UserError, doom, engine
 
 
 @pytest.mark.engine
@@ -197,3 +197,8 @@ def test_a_folder_without_engines_ends_no_other_process(tmp_path: Path) -> None:
     assert bystander.poll() is None
     bystander.kill()
     bystander.wait()
+
+
+def test_an_engine_that_ends_is_one_line_to_the_user() -> None:
+    with pytest.raises(UserError, match=r"ended unexpectedly \(it was killed\)"), engine.engine_errors_told():
+        raise vizdoom.ViZDoomUnexpectedExitException("it was\n killed")

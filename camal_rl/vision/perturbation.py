@@ -671,16 +671,11 @@ def main(args: Args) -> int:
     """Run the study, and return the exit code: 0, 2 after a user's mistake, 130 or 143 after a signal."""
     # One mask at a time is too little work for several threads; read by torch's import.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from camal_rl.engine import ENGINE_ERRORS
+    from camal_rl.engine import engine_errors_told
 
     def run() -> None:
-        try:
+        with engine_errors_told():
             print("\n".join(make(args)))
-        except ENGINE_ERRORS as error:
-            problem = " ".join(str(error).split())
-            raise UserError(
-                f"a ViZDoom engine ended unexpectedly ({problem}). Run the command again."
-            ) from error
 
     return run_at_once(run)
 
