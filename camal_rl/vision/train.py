@@ -151,6 +151,8 @@ from camal_rl.vision.models import (
     normalise,
 )
 
+GRACE = 0.2
+"""Seconds in which threads of a group of processes can finish before it ends."""
 REGIONS_AT_ONCE = 64
 """Soft maps that are brought to the size of images at the same time."""
 
@@ -212,6 +214,9 @@ def processes(device: torch.device) -> Iterator[Group]:
             raise UserError("another process of this training has ended: see what it says.") from error
         raise
     finally:
+        # The end of the group waits for its threads and holds the interpreter's lock, which one of them may
+        # still need to free a tensor: for ever, as was seen with gloo in torch 2.7.
+        time.sleep(GRACE)
         dist.destroy_process_group()
 
 
