@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,6 +19,8 @@ BATCH_SIZE = 32
 CLASSES = 37
 """As many as Oxford-IIIT-Pet has."""
 METHODS = ("vanilla", "camal")
+LEAST_SECONDS = 8.0
+"""Of a measurement: a fast model takes more steps in it."""
 
 
 def measure(
@@ -27,7 +30,8 @@ def measure(
 
     Args:
         device, precision: as for training.
-        repetitions, iterations: measurements of each method, and steps in each of them.
+        repetitions: measurements of each method.
+        iterations: steps in each of them at least, and as many as take `LEAST_SECONDS`.
         done: called after each measurement.
     """
     seconds: dict[str, dict[str, list[float]]] = {}
@@ -45,22 +49,25 @@ def measure(
         ).to(device)
         batches = {"vanilla": batch._replace(costs=None, counted=None), "camal": batch}
         seconds[name] = {method: [] for method in METHODS}
-        for repetition in range(repetitions):
-            for method in METHODS if repetition % 2 else METHODS[::-1]:
-                steps = partial(_steps, model, optimizer, batches[method], precision)
-                if repetition == 0:
-                    steps(1)
-                seconds[name][method].append(steps(iterations) / iterations)
+        step = {method: partial(_step, model, optimizer, batches[method], precision) for method in METHODS}
+        for method in METHODS:
+            step[method]()
+        steps = max(iterations, math.ceil(LEAST_SECONDS / step["vanilla"]()))
+        for _ in range(repetitions):
+            spent = dict.fromkeys(METHODS, 0.0)
+            # In turns step by step: what else a machine does may take longer than a step, and hits both then.
+            for turn in range(steps):
+                for method in METHODS if turn % 2 else METHODS[::-1]:
+                    spent[method] += step[method]()
+            for method in METHODS:
+                seconds[name][method].append(spent[method] / steps)
                 done()
     return {"batch_size": BATCH_SIZE, "seconds": seconds}
 
 
-def _steps(
-    model: Classifier, optimizer: torch.optim.Optimizer, batch: train.Batch, precision: str, count: int
-) -> float:
-    """Seconds that so many steps take."""
+def _step(model: Classifier, optimizer: torch.optim.Optimizer, batch: train.Batch, precision: str) -> float:
+    """Seconds that it takes."""
     clock = Clock(batch.labels.device)
     clock.start()
-    for _ in range(count):
-        train.update(model, optimizer, batch, train.Args(), train.Group(), precision)
+    train.update(model, optimizer, batch, train.Args(), train.Group(), precision)
     return sum(clock.stop().values())
