@@ -128,6 +128,7 @@ def test_randomness_for_one_purpose_is_not_that_for_another() -> None:
     assert drawn[0] == play.generator(3, play.EPISODES).integers(2**63)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", attention.METHODS)
 def test_every_map_that_can_be_trained_can_be_played(fake_engine, tmp_path, method) -> None:
     folder = ppo.train(small_args(tmp_path, total_timesteps=64, attention=method))

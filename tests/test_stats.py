@@ -463,6 +463,7 @@ def test_the_simulated_bootstrap_is_the_modules() -> None:
         np.testing.assert_allclose([module.low, module.high], simulated[:, 0], rtol=0, atol=error * deviation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environments", [1, 4])
 def test_interval_of_the_mean_covers_the_truth_as_often_as_theory_says(environments: int) -> None:
     """The bootstrap has (n - 1) / n of the sample's variance, and normal quantiles where a t's are due.
@@ -508,6 +509,7 @@ def exact_false_positives(environments: int) -> float:
     return float((probabilities[:, : (size + 1) // 2].sum(axis=1) < 0.025).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environments", [1, 4])
 @pytest.mark.slow
 def test_verdict_finds_improvements_between_equals_as_rarely_as_theory_says(environments: int) -> None:
@@ -530,6 +532,7 @@ def test_false_positive_rate_of_few_runs_by_counting_orders(runs: int, expected:
     assert stats.false_positive_rate(runs, runs, 1) == pytest.approx(expected, abs=allowed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environments", [1, 4])
 @pytest.mark.slow
 def test_false_positive_rate_of_five_runs_is_the_exact_one(environments: int) -> None:

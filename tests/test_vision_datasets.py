@@ -17,6 +17,8 @@ from camal_rl import UserError, media
 from camal_rl.vision import datasets
 from camal_rl.vision.datasets import Samples, folds, load
 
+pytestmark = pytest.mark.slow
+
 Colour = tuple[int, int, int]
 GREY: Colour = (90, 90, 90)
 

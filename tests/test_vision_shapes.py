@@ -8,6 +8,8 @@ from camal_rl import UserError
 from camal_rl.vision import shapes
 from camal_rl.vision.datasets import Samples
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def few() -> Samples:
