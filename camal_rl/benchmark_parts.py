@@ -286,12 +286,13 @@ def vision(settings: Settings) -> Result:
     """A training step of the paper's classifiers with and without attention supervision (Table 6).
 
     Raises:
-        UserError: torchvision is missing.
+        UserError: torchvision can't be imported.
     """
-    try:
-        from camal_rl.vision import models, overhead
-    except ModuleNotFoundError as error:
-        raise UserError(f"vision needs {error.name}: pip install 'camal-rl[vision]'.") from error
+    from camal_rl.vision import check_torchvision
+
+    check_torchvision()
+    from camal_rl.vision import models, overhead
+
     args = training_args(settings, Path())
     device = choose_device(args.machine.device)
     precision = choose_precision(args.machine.precision, device)

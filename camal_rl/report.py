@@ -22,7 +22,8 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from camal_rl import UserError, __version__, make_folder, page, print_mistake, stats, write_together
+from camal_rl import UserError, __version__, make_folder, page, stats, write_together
+from camal_rl.command_line import run_at_once
 from camal_rl.comparison import METRICS, TAGS, WINDOWS, Comparison, Results, compute, jobs, matrix, name
 from camal_rl.page import NOTHING, Table, shown
 from camal_rl.stats import Band, Interval
@@ -770,15 +771,8 @@ def make(args: Args) -> list[str]:
 
 
 def main(args: Args) -> int:
-    """Report, and return the exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
-    try:
-        print("\n".join(make(args)))
-    except UserError as mistake:
-        return print_mistake(mistake)
-    except KeyboardInterrupt:
-        print("\nStopped. Nothing was written.", file=sys.stderr)
-        return 130
-    return 0
+    """Report, and return the exit code: 0, 2 after a user's mistake, 130 or 143 after a signal."""
+    return run_at_once(lambda: print("\n".join(make(args))))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "cluster": {"experiment"},
     "stats": set(),
     "page": {"stats"},
-    "report": {"comparison", "page", "stats", "study"},
+    "report": {"command_line", "comparison", "page", "stats", "study"},
     "benchmark": {"benchmark_parts", "benchmark_tables", "device", "doom", "ppo"},
     "benchmark_parts": {
         *("attention", "benchmark_tables", "benchmark_training", "camal", "device", "doom", "machine"),
@@ -69,7 +69,7 @@ MAY_IMPORT = {
         *("vision.datasets", "vision.evaluate", "vision.models", "vision.priors"),
     },
     "vision.scores": {"comparison", "metrics", "stats", "study"},
-    "vision.report": {"media", "page", "report", "stats", "study", "vision.scores"},
+    "vision.report": {"command_line", "media", "page", "report", "stats", "study", "vision.scores"},
     "vision.perturbation": {
         *("camal", "command_line", "doom", "engine", "metrics", "page", "stats", "vision.datasets"),
     },

@@ -21,6 +21,11 @@ IOU = {
 }
 
 
+def identity(data: str, model: str, method: str, fold: int) -> dict[str, Any]:
+    """Which fold it is, as both of its files say."""
+    return {"data": data, "model": model, "method": method, "fold": fold, "folds": 5, "seed": 1}
+
+
 def scores_of(
     data: str, model: str, method: str, fold: int, accuracy: float, iou: float | None
 ) -> dict[str, Any]:
@@ -35,12 +40,7 @@ def scores_of(
     high = 0.5 if method == "camal" else 0.75
     return {
         "version": "0.1.0",
-        "data": data,
-        "model": model,
-        "method": method,
-        "fold": fold,
-        "folds": 5,
-        "seed": 1,
+        **identity(data, model, method, fold),
         "epochs": 500,
         "weights": "none",
         "samples": 120,
@@ -65,15 +65,7 @@ def scores_of(
 def args_of(data: str, model: str, method: str, fold: int, **changes: Any) -> dict[str, Any]:
     """What a fold's args.json holds; changes are of options by name, in whatever group."""
     groups = {
-        "run": {
-            "data": data,
-            "model": model,
-            "method": method,
-            "fold": fold,
-            "folds": 5,
-            "seed": 1,
-            "samples": 1200,
-        },
+        "run": identity(data, model, method, fold) | {"samples": 1200},
         "training": {"epochs": 500, "weights": "none", "image_size": 224, "freeze_batch_norm": False},
         "attention": {"camal_coef": 1.0, "attention": "gradcam", "empty_mask": "ignore", "prior": None},
         "machine": {"precision": "fp32", "processes": 1},

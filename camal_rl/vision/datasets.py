@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from camal_rl import UserError, machine, make_folder, media, write_whole
 from camal_rl.command_line import run_at_once
+from camal_rl.vision import check_torchvision
 
 DATA = ("shapes", "busi", "pet", "flower")
 SHAPES = 1200
@@ -251,12 +252,9 @@ _LISTINGS: dict[str, Callable[[Path], _Listing]] = {
 
 def _torchvision(name: str) -> Any:
     """One of torchvision's loaders, which know how the data set is split and labelled."""
-    try:
-        from torchvision import datasets
-    except ImportError as error:
-        raise UserError(
-            f"torchvision can't be imported ({error}): install it with `pip install 'camal-rl[vision]'`."
-        ) from error
+    check_torchvision()
+    from torchvision import datasets
+
     return getattr(datasets, name)
 
 

@@ -23,7 +23,8 @@ import tyro
 from matplotlib.figure import Figure
 from PIL import Image
 
-from camal_rl import UserError, __version__, make_folder, media, page, print_mistake, write_together
+from camal_rl import __version__, make_folder, media, page, write_together
+from camal_rl.command_line import run_at_once
 from camal_rl.page import NOTHING, Table, fixed
 from camal_rl.report import to_json
 from camal_rl.study import some
@@ -919,15 +920,8 @@ def make(args: Args) -> list[str]:
 
 
 def main(args: Args) -> int:
-    """Report, and return the exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
-    try:
-        print("\n".join(make(args)))
-    except UserError as mistake:
-        return print_mistake(mistake)
-    except KeyboardInterrupt:
-        print("\nStopped. Nothing was written.", file=sys.stderr)
-        return 130
-    return 0
+    """Report, and return the exit code: 0, 2 after a user's mistake, 130 or 143 after a signal."""
+    return run_at_once(lambda: print("\n".join(make(args))))
 
 
 if __name__ == "__main__":
