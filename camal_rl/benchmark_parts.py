@@ -339,8 +339,9 @@ def started(command: Sequence[str], log: IO[bytes]) -> Iterator[subprocess.Popen
                 os.killpg(process.pid, number)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(10)
-        process.stdin.close()
         process.stdout.close()
+        with suppress(BrokenPipeError):  # by a line that it ended without reading
+            process.stdin.close()
 
 
 def failure(command: Sequence[str], log: IO[bytes]) -> str:

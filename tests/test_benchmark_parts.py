@@ -126,6 +126,15 @@ def test_a_training_that_ends_too_early_is_quoted(lines: int, monkeypatch: pytes
         one.advance()
 
 
+def test_a_training_that_ended_before_it_was_asked_is_quoted_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line that it did not read would break the pipe once more when that is closed."""
+    code = f"import sys\nfor _ in range({WARMUP}): print('{{}}')\nsys.exit('camal_rl: no engine today.')"
+    with turns_of(code, monkeypatch) as one:
+        one._process.wait()
+        with pytest.raises(UserError, match=r"failed: no engine today\.$"):
+            one.advance()
+
+
 def python(code: str) -> tuple[str, ...]:
     return (sys.executable, "-c", code)
 
