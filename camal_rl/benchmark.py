@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import tyro
 
-from camal_rl import UserError, make_folder, print_mistake, refuse_options, split_arguments, write_together
+from camal_rl.errors import UserError, print_mistake
+from camal_rl.game.definition import load_definition
+from camal_rl.run.command_line import refuse_options, split_arguments
+from camal_rl.run.files import make_folder, write_together
 
 if TYPE_CHECKING:
     from camal_rl.benchmark_parts import Settings
@@ -60,7 +63,7 @@ class Args:
     iterations: Count = 10
     """of training in each repetition"""
     env: Annotated[str, tyro.conf.arg(metavar="NAME")] = "Basic"
-    """or .toml file; python -m camal_rl.doom lists them"""
+    """or .toml file; python -m camal_rl.environments lists them"""
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
     precision: Annotated[Literal["auto", "fp32", "bf16"], tyro.conf.arg(metavar="NAME")] = "auto"
@@ -97,9 +100,9 @@ def settings_of(args: Args, train: Sequence[str]) -> Settings:
     """
     import torch
 
-    from camal_rl import doom, ppo
+    from camal_rl import ppo
     from camal_rl.benchmark_parts import Settings, training_args
-    from camal_rl.device import choose_device
+    from camal_rl.run.device import choose_device
 
     for option, value, least in (
         ("repetitions", args.repetitions, 1),
@@ -117,7 +120,7 @@ def settings_of(args: Args, train: Sequence[str]) -> Settings:
     planned = training_args(settings, Path())
     ppo.check_args(planned)
     choose_device(args.device)
-    doom.load_definition(args.env)
+    load_definition(args.env)
     return settings
 
 

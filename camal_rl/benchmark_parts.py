@@ -33,12 +33,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from camal_rl import UserError, __version__, attention, camal, ppo
+from camal_rl import __version__, attention, camal, ppo
 from camal_rl.benchmark_tables import within
 from camal_rl.benchmark_training import WARMUP, Clock, PlayedGames, RawEngines
-from camal_rl.device import choose_device, choose_precision
-from camal_rl.doom import RENDER_RESOLUTIONS, load_definition
-from camal_rl.machine import cores, installed_memory, processor
+from camal_rl.errors import UserError
+from camal_rl.game.definition import RENDER_RESOLUTIONS, load_definition
+from camal_rl.masks import mask_weights
+from camal_rl.run.device import choose_device, choose_precision
+from camal_rl.run.machine import cores, installed_memory, processor
 
 Result = dict[str, Any]
 """What a part measured, of JSON's types."""
@@ -247,7 +249,7 @@ def extraction(settings: Settings) -> Result:
                 images = torch.randint(256, (size, 4, *args.environment.frame_size), dtype=torch.uint8)
                 masks = np.zeros((size, 240, 320), np.uint8)
                 masks[:, 100:140, 150:200] = 1
-                weights = torch.from_numpy(camal.mask_weights(masks, agent.map_shape[1:]))
+                weights = torch.from_numpy(mask_weights(masks, agent.map_shape[1:]))
                 batch = images.to(device), weights.to(device)
                 for way in EXTRACTIONS:
                     if repetition == 0:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter, ScalarFormatter
 
-from camal_rl import page
+from camal_rl.results import figures as page
 
 Result = Mapping[str, Any]
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+from camal_rl import masks
+
 # Waiting torch threads spin by default, which takes the cores from the game engines. Read by torch's import.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -27,10 +29,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from camal_rl import UserError, camal, ppo
-from camal_rl.device import choose_device
-from camal_rl.doom import Definition, DoomEnv, DoomVectorEnv
-from camal_rl.workers import Workers
+from camal_rl import ppo
+from camal_rl.doom import DoomEnv, DoomVectorEnv
+from camal_rl.errors import UserError
+from camal_rl.game.definition import Definition
+from camal_rl.run.device import choose_device
+from camal_rl.run.workers import Workers
 
 WARMUP = 2
 """Iterations that are not counted: the first starts the engines, the second measures with a picture."""
@@ -225,7 +229,7 @@ class ProjectionCost:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        """In `camal.Projection`."""
+        """In `masks.Projection`."""
         self.rollout_seconds = 0.0
         """In `ppo.rollout`, by this process and its engines."""
         self._in_rollout = False  # measurement projects masks as well
@@ -235,7 +239,7 @@ class ProjectionCost:
     def watched(self) -> Iterator[None]:
         """Count trainings that start while this is open."""
         with (
-            replaced(camal.Projection, "__call__", self._project),
+            replaced(masks.Projection, "__call__", self._project),
             replaced(ppo, "rollout", self._rollout),
         ):
             yield
@@ -373,6 +377,6 @@ if __name__ == "__main__":
     try:
         work(sys.argv[1], sys.argv[2:])
     except UserError as mistake:
-        from camal_rl import print_mistake
+        from camal_rl.errors import print_mistake
 
         sys.exit(print_mistake(mistake))

@@ -4,16 +4,9 @@ Eq. 1 is linear in the attention map and so is bilinear upsampling. A mask can t
 two weight maps at feature-map resolution, after which the loss needs neither the mask nor any upsampling.
 """
 
-from functools import lru_cache
-from typing import Any
-
-import cv2
-import numpy as np
 import torch
-from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from camal_rl import SINGLE_THREAD_PRODUCT
 from camal_rl.attention import upsample
 
 EMPTY_MASK: tuple[str, ...] = ("ignore", "suppress")
@@ -116,122 +109,6 @@ def mean_cost(heat: Tensor, costs: Tensor, count: Tensor) -> Tensor:
         count: a scalar, how many samples of the whole batch are counted.
     """
     return (heat * costs).sum() / count.clamp(min=1)
-
-
-def mask_weights(
-    mask: NDArray[np.uint8] | NDArray[np.bool_] | NDArray[np.floating],
-    size: tuple[int, int],
-    *,
-    out: NDArray[Any] | None = None,
-    dtype: DTypeLike = np.float32,
-) -> NDArray[Any]:
-    """Project masks to feature-map resolution: alpha = <heat, weights[0]> and beta = <heat, weights[1]>.
-
-    weights[0] = U^T M / |M| and weights[1] = U^T (1 - M) / |1 - M|, where U is the bilinear upsampling of
-    `attention.upsample`. Each sums to 1; an empty mask makes weights[0] zero, a full one weights[1].
-
-    Runs on one thread and multiplies only the mask's bounding box, in float64.
-
-    Args:
-        mask: (H, W) or (N, H, W), uint8 in {0, 1} or bool; or floating point in [0, 1], a soft mask such as a
-            prior's regions.
-        size: (h, w) of the attention map.
-        out: array of shape (2, h, w) or (N, 2, h, w) to write to and return.
-        dtype: of the result, where `out` is not given.
-
-    Raises:
-        ValueError: shapes or dtype that do not fit, or masks with values other than 0 and 1 (soft: outside).
-    """
-    soft = np.issubdtype(mask.dtype, np.floating)
-    if mask.ndim not in (2, 3) or not (soft or mask.dtype in (np.uint8, np.bool_)):
-        raise ValueError(
-            "mask must be uint8, bool or floating point of shape (H, W) or (N, H, W), "
-            f"got {mask.dtype} of shape {mask.shape}"
-        )
-    pixels = mask if soft else mask.view(np.uint8)
-    if soft and not ((pixels >= 0) & (pixels <= 1)).all():
-        raise ValueError("a soft mask must lie in [0, 1]")
-    if (highest := pixels.max(initial=0)) > 1:
-        raise ValueError(
-            f"mask must hold 0 and 1 only, got values up to {highest}: "
-            "pass mask != 0, or compare a label image with the labels that are targets"
-        )
-    shape = (*mask.shape[:-2], 2, *size)
-    if out is None:
-        out = np.empty(shape, dtype)
-    elif out.shape != shape:
-        raise ValueError(f"out must have shape {shape}, got {out.shape}")
-    projection = _projection((mask.shape[-2], mask.shape[-1]), size)
-    frames = pixels[None] if mask.ndim == 2 else pixels
-    everywhere = (slice(None), slice(None)) if soft else None
-    sums = np.array([projection(one, everywhere) for one in frames]).reshape(len(frames), *size)
-    out[...] = projection.weights(sums, soft=soft).reshape(shape)
-    return out
-
-
-class Projection:
-    """`mask_weights` for games, in two steps: sums of one mask after another, then the weights of all.
-
-    Nothing is checked, and masks and maps are all of one size.
-
-    Args:
-        mask_size: (H, W) of the masks.
-        map_size: (h, w) of the attention map.
-    """
-
-    def __init__(self, mask_size: tuple[int, int], map_size: tuple[int, int]) -> None:
-        rows, columns = (_interpolation(*pair) for pair in zip(mask_size, map_size, strict=True))
-        self.map_size = map_size
-        self._pixels = mask_size[0] * mask_size[1]
-        self._rows, self._columns = np.ascontiguousarray(rows.T), columns  # (h, H) and (W, w)
-        self._everywhere = np.outer(rows.sum(0), columns.sum(0))  # of a full mask, (h, w)
-
-    def __call__(
-        self, mask: NDArray[np.uint8], box: tuple[slice, slice] | None = None
-    ) -> NDArray[np.float64]:
-        """U^T M, (h, w), of a mask (H, W) of zeros and ones, empty outside of `box` (rows, columns)."""
-        if box is None:
-            x, y, width, height = cv2.boundingRect(mask)
-            box = slice(y, y + height), slice(x, x + width)
-        rows, columns = box
-        across = _product(mask[box], self._columns[columns])  # (height, w)
-        sums: NDArray[np.float64] = self._rows[:, rows] @ across
-        return sums
-
-    def weights(self, sums: NDArray[np.float64], soft: bool = False) -> NDArray[np.float64]:
-        """(..., h, w), each as the call gives it -> (..., 2, h, w); soft masks are no whole numbers."""
-        inside = sums.sum(axis=(-2, -1), keepdims=True)  # U^T keeps the sum
-        if not soft:
-            inside = np.rint(inside)
-        # Where a mask covers all that a cell sees, rounding can leave a difference just below zero.
-        outside_sums = np.maximum(self._everywhere - sums, 0)
-        parts = (sums / np.maximum(inside, 1), outside_sums / np.maximum(self._pixels - inside, 1))
-        full = inside == self._pixels
-        return np.stack((parts[0], np.where(full, 0, parts[1])), axis=-3)
-
-
-_projection = lru_cache(Projection)
-
-
-def _product(left: NDArray[Any], right: NDArray[np.float64]) -> NDArray[np.float64]:
-    """left @ right by blocks of rows, each small enough for one thread."""
-    block = max(1, SINGLE_THREAD_PRODUCT // max(right.size, 1))
-    if len(left) <= block:
-        return left @ right
-    return np.concatenate([left[start : start + block] @ right for start in range(0, len(left), block)])
-
-
-def _interpolation(length: int, size: int) -> NDArray[np.float64]:
-    """Bilinear interpolation (align_corners=False) along one axis as a matrix, (length, size)."""
-    source = np.maximum((np.arange(length) + 0.5) * (size / length) - 0.5, 0)  # (length,)
-    lower = np.minimum(source.astype(np.intp), size - 1)
-    upper = np.minimum(lower + 1, size - 1)
-    fraction = source - lower
-    matrix = np.zeros((length, size))
-    # Added one after the other because beyond the last centre both neighbours are the same cell.
-    matrix[np.arange(length), lower] += 1 - fraction
-    matrix[np.arange(length), upper] += fraction
-    return matrix
 
 
 def _mean_loss(alpha: Tensor, beta: Tensor, has_target: Tensor, empty_mask: str, method: str) -> Tensor:

@@ -27,7 +27,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from camal_rl import UserError, __version__, write_whole
+from camal_rl import __version__
+from camal_rl.errors import UserError
+from camal_rl.game.definition import available, load_definition
+from camal_rl.run import runner
+from camal_rl.run.files import write_whole
 
 if TYPE_CHECKING:
     from camal_rl.doom import DoomEnv
@@ -196,7 +200,7 @@ FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 
 def check_cpu() -> Iterator[Finding]:
     """The processor, and how many of its cores are for this process."""
-    from camal_rl import machine
+    from camal_rl.run import machine
 
     name, has = machine.processor()
     cores = machine.allowed_cores()
@@ -216,7 +220,7 @@ def check_cpu() -> Iterator[Finding]:
 
 def check_memory() -> Iterator[Finding]:
     """Memory of the machine and of the container, and how many runs at once it bears."""
-    from camal_rl import experiment, machine
+    from camal_rl.run import machine
 
     parts = []
     installed = machine.installed_memory()
@@ -227,9 +231,9 @@ def check_memory() -> Iterator[Finding]:
         parts.append(f"{_size(limit)} for this container")
     left = machine.available_memory()
     parts.append("the system does not say how much is free" if left is None else f"{_size(left)} available")
-    parts.append(f"camal_rl.experiment does {experiment.bearable_jobs()} runs at once")
-    if left is not None and left < experiment.CELL_MEMORY:
-        advice = f"A run with the default sizes needs 0.6 GiB, larger ones {_size(experiment.CELL_MEMORY)}: "
+    parts.append(f"camal_rl.experiment does {runner.bearable_jobs()} runs at once")
+    if left is not None and left < runner.CELL_MEMORY:
+        advice = f"A run with the default sizes needs 0.6 GiB, larger ones {_size(runner.CELL_MEMORY)}: "
         yield Finding("warning", "; ".join(parts), f"{advice}free some memory, or give the container more.")
     else:
         yield Finding("ok", "; ".join(parts))
@@ -244,7 +248,7 @@ MOST_ENGINES = 1000
 
 def check_shared_memory() -> Iterator[Finding]:
     """How many game engines shared memory can hold."""
-    from camal_rl import engine
+    from camal_rl.game import engine
 
     if not SHARED_MEMORY.is_dir():
         yield Finding(
@@ -360,12 +364,11 @@ def check_compiler() -> Iterator[Finding]:
 
 def check_scenarios() -> Iterator[Finding]:
     """Whether the definition, the .cfg and the WAD of every environment are there."""
-    from camal_rl import doom
 
-    names, broken = doom.available(), 0
+    names, broken = available(), 0
     for name in names:
         try:
-            doom.load_definition(name)
+            load_definition(name)
         except UserError as mistake:
             broken += 1
             yield Finding("FAILED", _one_line(mistake), "pip install --force-reinstall --no-deps vizdoom")
@@ -464,7 +467,7 @@ def check_torch() -> Iterator[Finding]:
     import torch
 
     from camal_rl import ppo
-    from camal_rl.device import choose_device, choose_precision
+    from camal_rl.run.device import choose_device, choose_precision
 
     device = choose_device("auto")
     precision = choose_precision("auto", device)
@@ -524,7 +527,7 @@ def check_video() -> Iterator[Finding]:
     """Whether an H.264 video can be made."""
     import numpy as np
 
-    from camal_rl import media
+    from camal_rl.results import media
 
     frames = np.zeros((2, 64, 64, 3), np.uint8)
     frames[1] = 255

@@ -29,7 +29,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from camal_rl import UserError, __version__, write_together
+from camal_rl import __version__
+from camal_rl.errors import UserError
+from camal_rl.run.files import write_together
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 
@@ -99,13 +101,14 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
-from camal_rl import attention, media, metrics, run_folder
-from camal_rl.command_line import run_at_once
-from camal_rl.device import choose_device
-from camal_rl.doom import Definition, replay
-from camal_rl.engine import engine_errors_told
-from camal_rl.faithfulness import SANITY_FRAMES, faithfulness, sanity
-from camal_rl.play import (
+from camal_rl import attention, metrics
+from camal_rl.doom import replay
+from camal_rl.game.definition import Definition
+from camal_rl.game.engine import engine_errors_told
+from camal_rl.game.shift import SHIFTS
+from camal_rl.results import media
+from camal_rl.results.faithfulness import SANITY_FRAMES, faithfulness, sanity
+from camal_rl.results.play import (
     NO_TARGET,
     SAMPLE,
     Episode,
@@ -118,7 +121,9 @@ from camal_rl.play import (
     load_run,
     play,
 )
-from camal_rl.shift import SHIFTS
+from camal_rl.run import folder as run_folder
+from camal_rl.run.command_line import run_at_once
+from camal_rl.run.device import choose_device
 
 FORMAT = 1
 """Of scores.json."""

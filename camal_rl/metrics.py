@@ -123,7 +123,7 @@ def iou_ceiling(mask_weights: np.ndarray, mask: np.ndarray, tau: float = TAU) ->
     A 7 x 7 map can't outline a monster of 20 pixels, however well it attends: read every IoU beside this.
 
     Args:
-        mask_weights: (B, 2, h, w), the masks projected to the map's resolution by `camal.mask_weights`.
+        mask_weights: (B, 2, h, w), the masks projected to the map's resolution by `masks.mask_weights`.
         mask: uint8 (B, H, W) of zeros and ones, none of them empty.
     """
     covered = np.array([cv2.countNonZero(one) for one in mask]).reshape(-1, 1, 1)  # (B, 1, 1)

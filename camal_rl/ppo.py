@@ -26,10 +26,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast
 
 import tyro
 
-from camal_rl import UserError, __version__, write_whole
+from camal_rl import __version__
+from camal_rl.errors import UserError
+from camal_rl.run.files import write_whole
 
 if TYPE_CHECKING:
-    from camal_rl.camal import Projection
+    from camal_rl.masks import Projection
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 Number = Annotated[float, tyro.conf.arg(metavar="X")]
@@ -38,7 +40,7 @@ Number = Annotated[float, tyro.conf.arg(metavar="X")]
 @dataclass
 class Run:
     env: Annotated[str, tyro.conf.arg(metavar="NAME")] = "Basic"
-    """or .toml file; python -m camal_rl.doom lists them"""
+    """or .toml file; python -m camal_rl.environments lists them"""
     method: Annotated[Literal["camal", "vanilla", "suppress"], tyro.conf.arg(metavar="NAME")] = "camal"
     """camal (Eq. 2), vanilla (PPO), suppress (beta, Table 4)"""
     seed: Count = 1
@@ -169,14 +171,17 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from camal_rl import media, run_folder
-from camal_rl.command_line import run_to_checkpoint
-from camal_rl.device import Precision, choose_device, choose_precision, keep_freed_memory
-from camal_rl.doom import RENDER_RESOLUTIONS, Definition, DoomVectorEnv, load_definition
-from camal_rl.engine import EngineError
-from camal_rl.frames import zero_pixels
-from camal_rl.machine import cores
-from camal_rl.workers import Workers
+from camal_rl.doom import DoomVectorEnv
+from camal_rl.game.definition import RENDER_RESOLUTIONS, Definition, load_definition
+from camal_rl.game.engine import EngineError
+from camal_rl.game.frames import zero_pixels
+from camal_rl.masks import Projection, mask_weights
+from camal_rl.results import media
+from camal_rl.run import folder as run_folder
+from camal_rl.run.command_line import run_to_checkpoint
+from camal_rl.run.device import Precision, choose_device, choose_precision, keep_freed_memory
+from camal_rl.run.machine import cores
+from camal_rl.run.workers import Workers
 
 MEASURED_FRAMES = 128
 """Frames, at most, on which attention is measured: more take time and, being alike, hardly tell more."""
@@ -424,10 +429,9 @@ def projection_of(args: Args) -> Projection | None:
     """What a run's environments do with every mask, where attention is supervised."""
     if args.run.method == "vanilla":
         return None
-    from camal_rl import camal
 
     mask_size = RENDER_RESOLUTIONS[args.environment.render_resolution]
-    return camal.Projection(mask_size, feature_map_size(*args.environment.frame_size))
+    return Projection(mask_size, feature_map_size(*args.environment.frame_size))
 
 
 def allocate(args: Args, envs: DoomVectorEnv, agent: Agent, device: torch.device) -> Rollout:
@@ -835,7 +839,7 @@ def measure(
         generator = torch.Generator(device).manual_seed(iteration)
         cam = agent.cam(agent(part, model_weights), method, generator, model_weights)
         maps = attention.normalize(cam).cpu().numpy()
-        weights = camal.mask_weights(part_masks, agent.map_shape[1:])
+        weights = mask_weights(part_masks, agent.map_shape[1:])
         seen = weights[:, 0].any(axis=(1, 2))
         scores = np.full((len(maps), 2), np.nan)
         scores[seen, 0] = metrics.iou(maps[seen], part_masks[seen])

@@ -22,12 +22,25 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from camal_rl import UserError, __version__, make_folder, page, stats, write_together
-from camal_rl.command_line import run_at_once
-from camal_rl.comparison import METRICS, TAGS, WINDOWS, Comparison, Results, compute, jobs, matrix, name
-from camal_rl.page import NOTHING, Table, shown
+from camal_rl import __version__, stats
+from camal_rl.errors import UserError
+from camal_rl.results import figures as page
+from camal_rl.results.comparison import (
+    METRICS,
+    TAGS,
+    WINDOWS,
+    Comparison,
+    Results,
+    compute,
+    jobs,
+    matrix,
+    name,
+)
+from camal_rl.results.figures import NOTHING, Table, shown
+from camal_rl.results.study import Run, Study, comparability, read_study, some, training, versions
+from camal_rl.run.command_line import run_at_once
+from camal_rl.run.files import make_folder, write_together
 from camal_rl.stats import Band, Interval
-from camal_rl.study import Run, Study, comparability, read_study, some, training, versions
 
 FORMAT = 1
 """Of the report's scores.json and statistics.json."""

@@ -17,7 +17,8 @@ import torch
 import vizdoom
 from written_runs import write_study
 
-from camal_rl import doom, engine, ppo
+from camal_rl import doom, ppo
+from camal_rl.game import engine
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = "160x120"  # the render resolution that is drawn fastest

@@ -18,8 +18,9 @@ from conftest import ROOT, SMALL, assert_same, left_of, own_engines, wait_until
 from faults import Faults, held
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from camal_rl import ppo, run_folder
+from camal_rl import ppo
 from camal_rl.benchmark_training import memory
+from camal_rl.run import folder as run_folder
 
 SOAK_MINUTES = float(os.environ.get("SOAK_MINUTES", "30"))
 

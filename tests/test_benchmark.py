@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from conftest import run as run_python
 
-from camal_rl import UserError, benchmark, benchmark_parts
+from camal_rl import benchmark, benchmark_parts
 from camal_rl.benchmark import Args
+from camal_rl.errors import UserError
 
 STARTED = {"help": 0.5, "inference": 3.0, "gradient_step": 6.0, "one_iteration": 7.0}
 TIMES = {"batch_size": 1024, "seconds": [{"rollout": 1.0, "update": 2.0}]}

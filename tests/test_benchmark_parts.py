@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from conftest import SMALL, processes_of, wait_until
 
-from camal_rl import UserError, benchmark_parts, benchmark_tables
+from camal_rl import benchmark_parts, benchmark_tables
 from camal_rl.benchmark_parts import Settings, common, lines_of
 from camal_rl.benchmark_tables import ACCOUNTS
 from camal_rl.benchmark_training import WARMUP
+from camal_rl.errors import UserError
 
 MACHINE = {"cores": 2}
 OPTIONS = ("--env", "Basic", "--device", "cpu", "--precision", "fp32", "--torch-threads", "1")

@@ -15,8 +15,9 @@ import pytest
 import torch
 from conftest import assert_same, small_args
 
-from camal_rl import benchmark_training, camal, doom, ppo
+from camal_rl import benchmark_training, camal, ppo
 from camal_rl.benchmark_training import Clock, PlayedGames, ProjectionCost, RawEngines, replaced, timed
+from camal_rl.game.definition import load_definition
 
 CPU = torch.device("cpu")
 
@@ -143,7 +144,7 @@ def test_projection_counts_rollouts_only(
 
 
 def test_the_raw_engine_plays_in_every_game_and_starts_new_episodes(fake_engine: None) -> None:
-    with RawEngines(doom.load_definition("Basic"), 3, "160x120") as raw:
+    with RawEngines(load_definition("Basic"), 3, "160x120") as raw:
         assert raw.play(30) > 0
         for env in raw.envs:
             assert env.game.tics < 30 * 4, "an episode has at most 12 actions"

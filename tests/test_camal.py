@@ -11,16 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from camal_rl.attention import upsample
-from camal_rl.camal import (
-    EMPTY_MASK,
-    METHODS,
-    Projection,
-    alpha_beta,
-    camal_loss,
-    costs,
-    mask_weights,
-    projected_loss,
-)
+from camal_rl.camal import EMPTY_MASK, METHODS, alpha_beta, camal_loss, costs, projected_loss
+from camal_rl.masks import Projection, mask_weights
 
 HEAT = torch.tensor([[[0.0, 0.2], [0.4, 1.0]]], dtype=torch.float64)
 MASK = torch.tensor([[[0, 1], [0, 1]]])

@@ -12,8 +12,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from camal_rl import UserError, cluster, experiment, ppo
-from camal_rl.experiment import Matrix, Runner
+from camal_rl import experiment, ppo
+from camal_rl.errors import UserError
+from camal_rl.experiment import Matrix
+from camal_rl.run import cluster
+from camal_rl.run.runner import Runner
 
 TRAIN = (
     *("--total-timesteps", "1536", "--num-envs", "2", "--num-steps", "32", "--checkpoint-every", "256"),

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from camal_rl import UserError
-from camal_rl.command_line import run_at_once, run_to_checkpoint
+from camal_rl.errors import UserError
+from camal_rl.run.command_line import run_at_once, run_to_checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ import pytest
 from written_runs import IOUS, write_scores
 
 from camal_rl import stats
-from camal_rl.comparison import Results, compute, jobs, matrix
-from camal_rl.study import read_study
+from camal_rl.results.comparison import Results, compute, jobs, matrix
+from camal_rl.results.study import read_study
 
 NAN = float("nan")
 FEW = 50  # repetitions

@@ -9,8 +9,11 @@ import pytest
 import torch
 from faults import cut_off, with_flipped_bits
 
-from camal_rl import UserError, experiment, play, run_folder, study
-from camal_rl.doom import Definition, load_definition
+from camal_rl import experiment
+from camal_rl.errors import UserError
+from camal_rl.game.definition import Definition, load_definition
+from camal_rl.results import play, study
+from camal_rl.run import folder as run_folder
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from camal_rl import device
+from camal_rl.run import device
 
 
 def test_precision_auto_is_bf16_only_where_the_hardware_has_it(monkeypatch):

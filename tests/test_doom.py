@@ -20,8 +20,10 @@ from conftest import SMALL, FakeGame, left_of, own_engines, run
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from camal_rl import UserError, doom
-from camal_rl.engine import EngineError
+from camal_rl import doom, masks
+from camal_rl.errors import UserError
+from camal_rl.game.definition import available, load_definition, object_names
+from camal_rl.game.engine import EngineError
 
 ROOT = Path(__file__).resolve().parent.parent
 SCENARIOS = Path(vizdoom.scenarios_path)
@@ -64,24 +66,24 @@ def write_cfg(folder: Path, *lines: str, buttons: str = "MOVE_LEFT ATTACK") -> P
 # Definitions, without an engine
 
 
-@pytest.mark.parametrize("name", doom.available())
+@pytest.mark.parametrize("name", available())
 def test_every_environment_that_comes_with_the_package_loads(name: str) -> None:
-    definition = doom.load_definition(name)
+    definition = load_definition(name)
     assert definition.name == name
     assert definition.scenario.is_file()
     assert definition.target_names or definition.target_categories
     assert definition.random_return < definition.reference_return
-    assert doom.load_definition(definition.path) == definition
+    assert load_definition(definition.path) == definition
 
 
 def test_the_papers_environments_and_the_other_stock_ones_are_there() -> None:
     others = ["DeadlyCorridor", "HealthGathering", "HealthGatheringSupreme", "MyWayHome", "PredictPosition"]
-    assert set(doom.available()) >= {*PAPER, *others, "RocketBasic", "SimplerBasic"}
+    assert set(available()) >= {*PAPER, *others, "RocketBasic", "SimplerBasic"}
 
 
 def test_a_users_own_file_loads_with_names_in_any_case_and_categories(tmp_path: Path) -> None:
     text = VALID.replace('"Cacodemon"', '"cacoDEMON"').replace("categories = []", 'categories = ["Health"]')
-    definition = doom.load_definition(write_toml(tmp_path, text))
+    definition = load_definition(write_toml(tmp_path, text))
     assert (definition.name, definition.frame_skip, definition.reference_return) == ("Mine", 4, 80.0)
     assert definition.is_target("Cacodemon", "Monster")
     assert definition.is_target("Stimpack", "Health")
@@ -118,7 +120,7 @@ def test_a_mistake_is_named_with_its_line_and_what_is_valid(
 ) -> None:
     path = write_toml(tmp_path, VALID.replace(old, new, 1))
     with pytest.raises(UserError) as caught:
-        doom.load_definition(path)
+        load_definition(path)
     message = str(caught.value)
     assert "\n" not in message
     for word in [str(path), *words]:
@@ -137,22 +139,20 @@ def test_a_mistake_is_named_with_its_line_and_what_is_valid(
 def test_the_line_is_found_however_toml_writes_a_section(tmp_path: Path, targets: str, line: int) -> None:
     head, _, tail = VALID.partition("\n[targets]")
     with pytest.raises(UserError, match=rf"line {line}: targets"):
-        doom.load_definition(
-            write_toml(tmp_path, head + targets + "\n[returns]" + tail.split("[returns]")[1])
-        )
+        load_definition(write_toml(tmp_path, head + targets + "\n[returns]" + tail.split("[returns]")[1]))
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.toml: No such file"):
-        doom.load_definition(tmp_path / "none.toml")
+        load_definition(tmp_path / "none.toml")
     (tmp_path / "folder.toml").mkdir()
     with pytest.raises(UserError, match=r"folder\.toml: Is a directory"):
-        doom.load_definition(tmp_path / "folder.toml")
+        load_definition(tmp_path / "folder.toml")
     (tmp_path / "latin.toml").write_bytes(b'scenario = "\xff"')
     with pytest.raises(UserError, match=r"latin\.toml: 'utf-8' codec"):
-        doom.load_definition(tmp_path / "latin.toml")
+        load_definition(tmp_path / "latin.toml")
     with pytest.raises(UserError, match="scenario is missing"):
-        doom.load_definition(write_toml(tmp_path, ""))
+        load_definition(write_toml(tmp_path, ""))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
 )
 def test_an_unknown_environment_gets_a_hint_and_the_list(name: str, hint: str) -> None:
     with pytest.raises(UserError) as caught:
-        doom.load_definition(name)
+        load_definition(name)
     assert hint in str(caught.value)
     assert "TakeCover" in str(caught.value)
 
@@ -168,22 +168,22 @@ def test_an_unknown_environment_gets_a_hint_and_the_list(name: str, hint: str) -
 def test_a_missing_or_broken_wad_is_named(tmp_path: Path) -> None:
     path = write_cfg(tmp_path, "doom_scenario_path = mine.wad")
     with pytest.raises(UserError, match=r"mine\.wad: No such file .*doom_scenario_path"):
-        doom.load_definition(path)
-    doom.object_names.cache_clear()
+        load_definition(path)
+    object_names.cache_clear()
     for content in (b"", b"no WAD is like this", b"PWAD\x01\0\0\0\xff\0\0\0"):
         (tmp_path / "mine.wad").write_bytes(content)
         with pytest.raises(UserError, match=r"mine\.wad: not a WAD file"):
-            doom.load_definition(path)
+            load_definition(path)
 
 
 def test_lines_of_a_cfg_that_vizdoom_would_skip_are_refused(tmp_path: Path, capfd: Any) -> None:
     with pytest.raises(UserError, match=r"mine\.cfg: mend or remove the lines"):
-        doom.load_definition(write_cfg(tmp_path, "shoes = 2"))
+        load_definition(write_cfg(tmp_path, "shoes = 2"))
     assert "Unsupported key: shoes in line #2" in capfd.readouterr().err
 
 
 def test_a_cfg_without_a_wad_plays_the_games_own(tmp_path: Path) -> None:
-    names = doom.object_names(doom.load_definition(write_cfg(tmp_path, "doom_map = map01")).scenario)
+    names = object_names(load_definition(write_cfg(tmp_path, "doom_map = map01")).scenario)
     assert {"Cacodemon", "Medikit"} <= names
     assert "CustomMedikit" not in names
 
@@ -191,16 +191,16 @@ def test_a_cfg_without_a_wad_plays_the_games_own(tmp_path: Path) -> None:
 def test_a_map_that_is_nowhere_is_refused_with_those_that_are_there(tmp_path: Path) -> None:
     (tmp_path / "mine.wad").write_bytes((SCENARIOS / "basic.wad").read_bytes())
     with pytest.raises(UserError, match=r"doom_map MAP77 is not in mine\.wad, which has MAP01\."):
-        doom.load_definition(write_cfg(tmp_path, "doom_scenario_path = mine.wad", "doom_map = map77"))
+        load_definition(write_cfg(tmp_path, "doom_scenario_path = mine.wad", "doom_map = map77"))
 
 
 def test_objects_that_the_scenario_defines_are_known(tmp_path: Path) -> None:
-    assert "CustomMedikit" in doom.object_names(SCENARIOS / "health_gathering_supreme.cfg")
+    assert "CustomMedikit" in object_names(SCENARIOS / "health_gathering_supreme.cfg")
     with zipfile.ZipFile(tmp_path / "mine.pk3", "w") as archive:
         archive.writestr("decorate.txt", 'ACTOR "PinkElephant" : Demon\n{\n}\n')
     path = write_cfg(tmp_path, "doom_scenario_path = mine.pk3")
     path.write_text(path.read_text().replace("Cacodemon", "PinkElephant"))
-    assert doom.load_definition(path).target_names == ("PinkElephant",)
+    assert load_definition(path).target_names == ("PinkElephant",)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_mask_follows_the_pixels_and_not_the_list_of_labels(monkeypatch: pytest.
 
 @pytest.mark.parametrize("targets", range(6))
 def test_a_mask_has_the_pixels_of_every_target_however_many(targets: int) -> None:
-    definition = doom.load_definition("Basic")
+    definition = load_definition("Basic")
     names = [*(["Cacodemon"] * targets), "Blood", "DoomPlayer"]
     rng = np.random.default_rng(targets)
     pixels = rng.integers(0, 2, (30, 40), np.uint8)
@@ -301,14 +301,14 @@ def test_a_mask_has_the_pixels_of_every_target_however_many(targets: int) -> Non
     labels[-1].value = 1  # what a crowd has left no value for is drawn as a wall
     pixels[pixels == len(labels) + 1] = 1
     out = np.full((30, 40), 7, np.uint8)
-    box = doom.target_mask(cast(Any, SimpleNamespace(labels=labels, labels_buffer=pixels)), definition, out)
+    box = masks.target_mask(cast(Any, SimpleNamespace(labels=labels, labels_buffer=pixels)), definition, out)
     np.testing.assert_array_equal(out, (pixels >= 2) & (pixels < 2 + targets))
     assert out[box].sum() == out.sum()
     assert (out[box].size > 0) == (targets > 0)
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("name", doom.available())
+@pytest.mark.parametrize("name", available())
 def test_objects_are_drawn_within_the_boxes_of_their_labels(
     start: Callable[..., doom.DoomEnv], name: str
 ) -> None:
@@ -366,9 +366,9 @@ def test_misuse_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_list_names_every_environment(tmp_path: Path) -> None:
-    result = run("-m", "camal_rl.doom", folder=tmp_path)
+    result = run("-m", "camal_rl.environments", folder=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
-    assert [line.split()[0] for line in result.stdout.splitlines()[1:-1]] == doom.available()
+    assert [line.split()[0] for line in result.stdout.splitlines()[1:-1]] == available()
     assert "MarineChainsawVzd" in result.stdout
 
 
@@ -384,7 +384,7 @@ def test_list_names_every_environment(tmp_path: Path) -> None:
 def test_a_mistake_on_the_command_line_is_one_line_and_code_2(
     tmp_path: Path, arguments: list[str], words: str
 ) -> None:
-    result = run("-m", "camal_rl.doom", *arguments, folder=tmp_path)
+    result = run("-m", "camal_rl.environments", *arguments, folder=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("camal_rl: ")
     assert result.stderr.count("\n") == 1
@@ -409,7 +409,7 @@ def stock(
 
     def start(name: str, width: int, height: int) -> Any:
         env = VizdoomEnv(
-            str(doom.load_definition(name).scenario),
+            str(load_definition(name).scenario),
             frame_skip=4,
             max_buttons_pressed=1,
             screen_format=vizdoom.ScreenFormat.GRAY8,
@@ -432,7 +432,7 @@ def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Non
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("name", doom.available())
+@pytest.mark.parametrize("name", available())
 def test_exactly_the_targets_pixels_are_in_the_mask(start: Callable[..., doom.DoomEnv], name: str) -> None:
     """Never the agent's weapon, bullet puffs, blood or corpses; and each name of the TOML occurs."""
     env = start(name, (30, 40))
@@ -991,7 +991,7 @@ def test_a_cfg_with_which_no_game_can_start_is_refused(
 @pytest.mark.engine
 def test_showing_an_environment_names_its_objects_and_writes_a_picture(tmp_path: Path) -> None:
     arguments = ("--output", "b.png", "--steps", "120", "--random-episodes", "3")
-    result = run("-m", "camal_rl.doom", "Basic", *arguments, folder=tmp_path)
+    result = run("-m", "camal_rl.environments", "Basic", *arguments, folder=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert "actions         nothing, ATTACK, MOVE_RIGHT, MOVE_LEFT" in result.stdout
     marked = [line.split()[0] for line in result.stdout.splitlines() if line.endswith("<- target")]
@@ -1011,7 +1011,9 @@ def test_showing_an_environment_names_its_objects_and_writes_a_picture(tmp_path:
 
 @pytest.mark.engine
 def test_a_picture_that_cannot_be_written_is_one_line_and_code_2(tmp_path: Path) -> None:
-    result = run("-m", "camal_rl.doom", "Basic", "--steps", "1", "--output", "/proc/b.png", folder=tmp_path)
+    result = run(
+        "-m", "camal_rl.environments", "Basic", "--steps", "1", "--output", "/proc/b.png", folder=tmp_path
+    )
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("camal_rl: can't write /proc/b.png: ")
     assert result.stderr.count("\n") == 1

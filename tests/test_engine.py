@@ -16,7 +16,9 @@ import pytest
 import vizdoom
 from conftest import ROOT, left_of, own_engines, processes_of, run, wait_until
 
-from camal_rl import UserError, doom, engine
+from camal_rl import doom
+from camal_rl.errors import UserError
+from camal_rl.game import engine
 
 
 @pytest.mark.engine

@@ -18,8 +18,10 @@ import torch
 from conftest import ROOT, run, small_args
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from camal_rl import UserError, evaluate, media, metrics, play, ppo
-from camal_rl.play import Episode, Undefined
+from camal_rl import evaluate, metrics, ppo
+from camal_rl.errors import UserError
+from camal_rl.results import media, play
+from camal_rl.results.play import Episode, Undefined
 
 
 def trained(folder: Path, **options: object) -> Path:
@@ -207,7 +209,7 @@ def blind(_: object) -> object:
 
 
 def test_a_single_episode_has_no_standard_error() -> None:
-    from camal_rl.doom import load_definition
+    from camal_rl.game.definition import load_definition
 
     episode = Episode(1, "terminated", [0], [5.0], [0.0], [], [True], [False], [])
     summary = evaluate.summarise([episode], load_definition("Basic"))

@@ -13,8 +13,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run
 
-from camal_rl import UserError, experiment, machine, shift
-from camal_rl.experiment import Cell, Matrix, Outcome, Runner
+from camal_rl import experiment
+from camal_rl.errors import UserError
+from camal_rl.experiment import Matrix
+from camal_rl.game import shift
+from camal_rl.run import machine, runner
+from camal_rl.run.runner import Cell, Outcome, Runner
 
 TRAIN = ("--total-timesteps", "2048", "--reward", "scale")
 
@@ -183,9 +187,9 @@ def test_a_folder_of_another_run_is_refused_before_anything_starts(tmp_path: Pat
 @pytest.mark.slow
 def test_only_what_is_trained_and_evaluated_as_wanted_counts_as_done(tmp_path: Path) -> None:
     cell = experiment.cells(matrix_of(tmp_path))[0]
-    assert not experiment.is_done(cell)
+    assert not runner.is_done(cell)
     write_scores(cell)
-    assert experiment.is_done(cell)
+    assert runner.is_done(cell)
     for changes in (
         {"steps": 1024},
         {"settings": {"episodes": 3}},
@@ -205,18 +209,18 @@ def test_only_what_is_trained_and_evaluated_as_wanted_counts_as_done(tmp_path: P
         {"training": None},
     ):
         write_scores(cell, **changes)
-        assert not experiment.is_done(cell)
+        assert not runner.is_done(cell)
     (cell.folder / "scores.json").write_text("{")
-    assert not experiment.is_done(cell)
+    assert not runner.is_done(cell)
     machine = {"machine": {"precision": "bf16", "device_type": "cuda"}}
     write_scores(cell, training=cell.trained | machine)  # trained elsewhere
-    assert experiment.is_done(cell)
+    assert runner.is_done(cell)
     every = cell._replace(evaluate=(*cell.evaluate, "--shift"))
     write_scores(cell, settings=SETTINGS | {"shift": ["flat"]})
-    assert experiment.is_done(cell)
-    assert not experiment.is_done(every)  # without a name, all of them
+    assert runner.is_done(cell)
+    assert not runner.is_done(every)  # without a name, all of them
     write_scores(cell, settings=SETTINGS | {"shift": list(shift.SHIFTS)})
-    assert experiment.is_done(every)
+    assert runner.is_done(every)
 
 
 @pytest.mark.slow
@@ -336,7 +340,7 @@ def test_progress_is_read_from_the_trainers_bar(tmp_path: Path) -> None:
     runner.running[cell.folder] = (cell, "ppo", 30)
     assert runner.progress() == {cell.title: None}
     cell.folder.mkdir(parents=True)
-    log = experiment.log_of(cell)
+    log = runner.log_of(cell)
     log.write_text(" 90%|  | of an earlier attempt\n$ python -m camal_rl.ppo --env Basic\n")
     assert runner.progress() == {cell.title: None}
     with log.open("a") as file:
@@ -352,7 +356,7 @@ def test_time_left_counts_what_was_seen_done(tmp_path: Path, monkeypatch: pytest
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     cell = experiment.cells(matrix_of(tmp_path))[0]
-    with experiment.Display(total=10, done=4) as display:  # 4 by an earlier process
+    with runner.Display(total=10, done=4) as display:  # 4 by an earlier process
         assert display.left({"a": None, "b": None}) is None
         clock[0] += 5
         assert display.left({"a": 0.6, "b": 0.0}) is None  # a went on from a checkpoint
@@ -363,7 +367,7 @@ def test_time_left_counts_what_was_seen_done(tmp_path: Path, monkeypatch: pytest
         assert display.left({"a": 0.9, "b": 0.3}) == pytest.approx(60 * 3.8 / 0.6)
         display.show({"a": 0.9, "b": None})
     write_scores(cell)
-    with experiment.Display(total=2, done=0) as display:
+    with runner.Display(total=2, done=0) as display:
         display.left({cell.title: 0.5})
         clock[0] += 10
         display.ended(Outcome(cell, "done", 1, ""))
@@ -392,14 +396,14 @@ def test_jobs_are_bounded_by_cores_and_memory(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(machine, "cores", lambda: 6)
     for memory, jobs in ((None, 6), (64 * 2**30, 6), (4 * 2**30, 2), (1, 1)):
         monkeypatch.setattr(machine, "available_memory", lambda memory=memory: memory)
-        assert experiment.bearable_jobs() == jobs
+        assert runner.bearable_jobs() == jobs
 
 
 def test_a_line_on_how_a_cell_ended(tmp_path: Path) -> None:
     cell = experiment.cells(matrix_of(tmp_path))[0]
     write_scores(cell, iou=None)
-    assert experiment.describe(Outcome(cell, "done", 62.4, "")).endswith("in 1:02: return 1.50, IoU none")
-    assert experiment.describe(Outcome(cell, "stopped", 1, "")) == "stopped Basic/camal/seed1"
+    assert runner.describe(Outcome(cell, "done", 62.4, "")).endswith("in 1:02: return 1.50, IoU none")
+    assert runner.describe(Outcome(cell, "stopped", 1, "")) == "stopped Basic/camal/seed1"
 
 
 @pytest.mark.parametrize(

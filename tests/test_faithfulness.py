@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from camal_rl import faithfulness, play, ppo
-from camal_rl.faithfulness import SHARES
+from camal_rl import ppo
+from camal_rl.results import faithfulness, play
+from camal_rl.results.faithfulness import SHARES
 
 
 @pytest.fixture

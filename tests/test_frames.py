@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from camal_rl import SINGLE_THREAD_PRODUCT, frames
+from camal_rl.game import frames
+from camal_rl.game.frames import SINGLE_THREAD_PRODUCT
 
 SIZES = [
     ((240, 320), (84, 84)),

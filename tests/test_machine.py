@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from camal_rl import machine
+from camal_rl.run import machine
 
 GIB = 2**30
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camal_rl import UserError, media
+from camal_rl.errors import UserError
+from camal_rl.results import media
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("nothing", "ATTACK", "MOVE_RIGHT", "MOVE_LEFT")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import ndimage, stats
 from torchmetrics.functional.classification import binary_auroc, binary_jaccard_index
 
-from camal_rl.camal import mask_weights
+from camal_rl.masks import mask_weights
 from camal_rl.metrics import (
     LEVELS,
     TAU,

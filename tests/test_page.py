@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camal_rl import page
-from camal_rl.page import NOTHING, Table
+from camal_rl.results import figures as page
+from camal_rl.results.figures import NOTHING, Table
 from camal_rl.stats import Band, Interval
 
 NAN = float("nan")

@@ -8,8 +8,11 @@ import pytest
 import torch
 from conftest import SMALL, small_args
 
-from camal_rl import UserError, attention, camal, doom, metrics, play, ppo, run_folder
-from camal_rl.shift import SHIFTS, Shift
+from camal_rl import attention, camal, doom, metrics, ppo
+from camal_rl.errors import UserError
+from camal_rl.game.shift import SHIFTS, Shift
+from camal_rl.results import play
+from camal_rl.run import folder as run_folder
 
 CPU = torch.device("cpu")
 

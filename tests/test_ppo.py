@@ -33,8 +33,12 @@ from faults import Faults, held
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from camal_rl import UserError, attention, camal, doom, media, ppo, run_folder
-from camal_rl.workers import Workers
+from camal_rl import attention, camal, doom, masks, ppo
+from camal_rl.errors import UserError
+from camal_rl.game.definition import available, load_definition
+from camal_rl.results import media
+from camal_rl.run import folder as run_folder
+from camal_rl.run.workers import Workers
 
 CPU = torch.device("cpu")
 ALONE = Workers(1, CPU)
@@ -94,7 +98,7 @@ def test_gae_equals_the_sum_of_discounted_errors_written_out():
 
 
 def test_rewards_are_clipped_scaled_or_left_as_they_are():
-    definition = doom.load_definition("Basic")
+    definition = load_definition("Basic")
     raw = np.array([-4.0, 0.5, 101.0])
     assert ppo.shape_rewards(raw, "clip", definition).tolist() == [-1.0, 0.5, 1.0]
     assert ppo.shape_rewards(raw, "scale", definition) == pytest.approx(raw * definition.reward_scale)
@@ -360,7 +364,7 @@ def test_the_rollout_keeps_what_the_network_said_and_what_came_of_it(fake_engine
     torch.testing.assert_close(
         store.logprobs.flatten(), policy.log_prob(store.actions.flatten()), rtol=1e-5, atol=1e-5
     )
-    expected = torch.from_numpy(camal.mask_weights(store.measured_masks, agent.map_shape[1:]))
+    expected = torch.from_numpy(masks.mask_weights(store.measured_masks, agent.map_shape[1:]))
     assert torch.equal(store.mask_weights.flatten(0, 1), expected)  # all are measured
 
 
@@ -492,7 +496,7 @@ def test_defaults_are_those_of_table_8():
     assert (args.ppo.gamma, args.ppo.gae_lambda, args.ppo.clip_coef) == (0.99, 0.95, 0.1)
     assert (args.ppo.ent_coef, args.ppo.vf_coef, args.ppo.max_grad_norm) == (0.01, 0.5, 0.5)
     assert (args.attention.camal_coef, args.environment.reward, doom.FRAME_STACK) == (1.0, "clip", 4)
-    assert {doom.load_definition(name).frame_skip for name in doom.available()} == {4}
+    assert {load_definition(name).frame_skip for name in available()} == {4}
 
 
 def test_both_names_of_a_switch_are_understood():
@@ -888,7 +892,7 @@ def test_engines_that_are_killed_or_hang_change_no_bit_and_leave_nothing(
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("env", doom.available())
+@pytest.mark.parametrize("env", available())
 def test_every_environment_trains_and_twice_to_the_same_bits(env, tmp_path, nothing_left_behind):
     options = [*ENGINE_RUN, "--env", env, "--total-timesteps", "256", "--torch-threads", "2"]
     folders = [

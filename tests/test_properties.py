@@ -12,7 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from camal_rl import attention, camal, doom, frames, metrics, ppo, stats
+from camal_rl import attention, camal, metrics, ppo, stats
+from camal_rl.game import frames
+from camal_rl.game.definition import load_definition
+from camal_rl.masks import mask_weights
 
 # The same examples every time: a failure in CI then comes from the change that is tested, and anyone can
 # repeat it.
@@ -100,7 +103,7 @@ def test_losses_are_in_range_and_their_gradients_finite(
     batch: tuple[np.ndarray, np.ndarray], empty_mask: str, method: str
 ) -> None:
     heat, mask = torch.from_numpy(batch[0]).requires_grad_(), batch[1]
-    weights = torch.from_numpy(camal.mask_weights(mask, heat.shape[1:]))
+    weights = torch.from_numpy(mask_weights(mask, heat.shape[1:]))
     assert_in_unit_interval(weights)
     covered = mask.mean(axis=(1, 2))
     has_pixels = np.stack([covered > 0, covered < 1], axis=1)  # (B, 2), inside and outside
@@ -123,7 +126,7 @@ def test_costs_give_the_loss_of_plain_upsampling(
     batch: tuple[np.ndarray, np.ndarray], empty_mask: str, method: str
 ) -> None:
     heat, mask = torch.from_numpy(batch[0]).double(), batch[1]
-    weights = torch.from_numpy(camal.mask_weights(mask, heat.shape[1:], dtype=np.float64))
+    weights = torch.from_numpy(mask_weights(mask, heat.shape[1:], dtype=np.float64))
     values, counted = camal.costs(weights, empty_mask=empty_mask, method=method)
     loss = (heat * values).sum() / counted.sum().clamp(min=1)
     plain = camal.camal_loss(heat, torch.from_numpy(mask), empty_mask=empty_mask, method=method)
@@ -224,7 +227,7 @@ def test_scores_are_those_of_their_definitions_pixel_by_pixel(batch: tuple[np.nd
 @many
 @given(BATCHES.flatmap(lambda batch: MASK_SIZES.flatmap(lambda size: masks(batch, size))), SIZES)
 def test_a_ceiling_is_in_zero_to_one_or_nan_of_an_empty_mask(mask: np.ndarray, size: tuple[int, int]) -> None:
-    ceilings = metrics.iou_ceiling(camal.mask_weights(mask, size), mask)
+    ceilings = metrics.iou_ceiling(mask_weights(mask, size), mask)
     seen = mask.any(axis=(1, 2))
     assert np.isnan(ceilings[~seen]).all()
     assert_in_unit_interval(ceilings[seen])
@@ -374,7 +377,7 @@ def test_actions_are_drawn_as_often_as_they_are_likely(others: list[float], last
 def test_rewards_keep_their_shape_and_order(
     seed: int, shape: tuple[int, ...], magnitude: float, how: str
 ) -> None:
-    definition = doom.load_definition("Basic")
+    definition = load_definition("Basic")
     raw = np.random.default_rng(seed).standard_cauchy(shape) * magnitude
     rewards = ppo.shape_rewards(raw, how, definition)
     assert rewards.shape == shape
@@ -503,7 +506,7 @@ FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], object]] = {
     "rank_correlation": metrics.rank_correlation,
     "pixel_order": lambda heat, _: metrics.pixel_order(heat, np.random.default_rng(0)),
     "blur": lambda _, mask: metrics.blur(mask, 1.0),
-    "mask_weights": lambda _, mask: camal.mask_weights(mask, (2, 3)),
+    "mask_weights": lambda _, mask: mask_weights(mask, (2, 3)),
     "camal_loss": lambda heat, mask: camal.camal_loss(torch.from_numpy(heat), torch.from_numpy(mask)),
     "projected_loss": lambda heat, mask: camal.projected_loss(torch.from_numpy(heat), torch.from_numpy(mask)),
     "wilcoxon": stats.wilcoxon,

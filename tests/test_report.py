@@ -22,9 +22,12 @@ from conftest import ROOT, run
 from PIL import Image
 from written_runs import write_scores
 
-from camal_rl import UserError, media, page, report, stats
-from camal_rl.comparison import Comparison
+from camal_rl import report, stats
+from camal_rl.errors import UserError
 from camal_rl.report import Args
+from camal_rl.results import figures as page
+from camal_rl.results import media
+from camal_rl.results.comparison import Comparison
 from camal_rl.stats import Interval
 
 NAN = float("nan")

@@ -18,8 +18,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-from camal_rl import UserError, ppo, run_folder, write_whole
-from camal_rl.doom import load_definition
+from camal_rl import ppo
+from camal_rl.errors import UserError
+from camal_rl.game.definition import load_definition
+from camal_rl.run import folder as run_folder
+from camal_rl.run.files import write_whole
 
 
 def described(**options: object) -> dict:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from camal_rl import doom
-from camal_rl.shift import SHIFTS
+from camal_rl.game.shift import SHIFTS
 
 ENGINE = [name for name, shift in SHIFTS.items() if shift.prepare]
 FRAMES = [name for name, shift in SHIFTS.items() if shift.disturb]

@@ -11,8 +11,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from written_runs import write_events, write_scores
 
-from camal_rl import UserError, study
-from camal_rl.study import read_study
+from camal_rl.errors import UserError
+from camal_rl.results import study
+from camal_rl.results.study import read_study
 
 NAN = float("nan")
 

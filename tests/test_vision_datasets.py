@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from camal_rl import UserError, media
+from camal_rl.errors import UserError
+from camal_rl.results import media
 from camal_rl.vision import datasets
-from camal_rl.vision.datasets import Samples, folds, load
+from camal_rl.vision.datasets import folds, load
+from camal_rl.vision.samples import Samples
 
 pytestmark = pytest.mark.slow
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from camal_rl import UserError
+from camal_rl.errors import UserError
 
 pytest.importorskip("torchvision")
 
 from camal_rl.vision import evaluate
-from camal_rl.vision.datasets import Samples
 from camal_rl.vision.models import Features, Output
+from camal_rl.vision.samples import Samples
 
 
 class Brightness(nn.Module):

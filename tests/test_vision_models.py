@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from camal_rl import UserError, camal
+from camal_rl import camal
+from camal_rl.errors import UserError
 
 pytest.importorskip("torchvision")
 
@@ -94,7 +95,7 @@ def test_one_training_step_with_camal_and_its_gradient_checked(name: str) -> Non
     # As in training: with dropout, stochastic depth and the batch's statistics.
     masks = torch.zeros(4, size, size)
     masks[:, size // 4 : size // 2, size // 3 : size // 2] = 1
-    weights = torch.from_numpy(camal.mask_weights(masks.byte().numpy(), tuple(maps.shape[2:])))
+    weights = torch.from_numpy(masks.mask_weights(masks.byte().numpy(), tuple(maps.shape[2:])))
     batch = train.Batch(
         torch.randint(256, (4, 3, size, size), dtype=torch.uint8),
         torch.tensor([1, 3, 0, 2]),

@@ -19,7 +19,9 @@ import scipy.stats
 import torch
 from conftest import ROOT, run
 
-from camal_rl import UserError, page, vision
+from camal_rl import vision
+from camal_rl.errors import UserError
+from camal_rl.results import figures as page
 from camal_rl.vision import perturbation
 from camal_rl.vision.perturbation import Args, Comparison, Study
 

@@ -22,15 +22,19 @@ from conftest import ROOT, run
 from PIL import Image
 from torch import Tensor, nn
 
-from camal_rl import UserError, metrics
+from camal_rl import metrics
+from camal_rl.errors import UserError
+from camal_rl.vision.clip import Conventions, _conventions, load_clip, prepare, prompts, split, valid_models
+from camal_rl.vision.samples import SHAPES
 
 pytest.importorskip("open_clip")
 
 import open_clip
 
 from camal_rl.vision import datasets, priors, shapes
-from camal_rl.vision.datasets import Samples
-from camal_rl.vision.priors import Args, Clip
+from camal_rl.vision.clip import Clip
+from camal_rl.vision.priors import Args
+from camal_rl.vision.samples import Samples
 
 pytestmark = pytest.mark.slow
 
@@ -83,7 +87,7 @@ TOKENIZER = open_clip.SimpleTokenizer(context_length=16)
 
 
 def clip(kind: str, seed: int = 0) -> Clip:
-    return priors.prepare(network(kind, seed), kind, TOKENIZER)
+    return prepare(network(kind, seed), kind, TOKENIZER)
 
 
 def noise(count: int, size: int | tuple[int, int] = 64, seed: int = 0) -> np.ndarray:
@@ -124,7 +128,7 @@ def test_the_two_parts_make_the_embedding_of_the_whole_encoder(kind: str) -> Non
     pixels = small.pixels(noise(3))
     with torch.no_grad():
         whole = small.model.encode_image(pixels)
-        maps, rest = priors.split(small.model.visual, pixels)
+        maps, rest = split(small.model.visual, pixels)
         assert torch.equal(rest(maps), whole)
     assert whole.std() > 0.01  # embeddings are not all the same
 
@@ -133,7 +137,7 @@ def test_the_two_parts_make_the_embedding_of_the_whole_encoder(kind: str) -> Non
 def test_the_two_parts_are_equal_to_the_whole_encoder_with_gradients_too(kind: str) -> None:
     small = clip(kind)
     one, other = (small.pixels(noise(2)).requires_grad_() for _ in range(2))
-    maps, rest = priors.split(small.model.visual, other)
+    maps, rest = split(small.model.visual, other)
     for pixels, embedding in ((one, small.model.encode_image(one)), (other, rest(maps))):
         (embedding * torch.arange(16)).sum().backward()
         assert pixels.grad is not None
@@ -147,7 +151,7 @@ def test_feature_maps_have_the_grid_of_the_encoder() -> None:
         ("tiny-vit-scaled", (2, 32, 3, 5)),  # rows first
     ):
         small = clip(kind)
-        maps, _ = priors.split(small.model.visual, small.pixels(noise(2)))
+        maps, _ = split(small.model.visual, small.pixels(noise(2)))
         assert maps.shape == shape
 
 
@@ -172,7 +176,7 @@ def test_feature_maps_are_what_attention_takes(kind: str) -> None:
     small = clip(kind)
     pixels = small.pixels(noise(2))
     taken, _ = hooked(small, pixels)
-    maps, _ = priors.split(small.model.visual, pixels)
+    maps, _ = split(small.model.visual, pixels)
     if "vit" in kind:
         taken = taken[:, 1:].transpose(1, 2).unflatten(2, small.model.visual.grid_size)
     assert torch.equal(maps, taken)
@@ -254,8 +258,8 @@ def test_images_are_prepared_as_clip_prepares_its_own() -> None:
 
 def test_the_prompt_names_the_class_of_each_sample() -> None:
     labels = np.array([1, 0])
-    assert priors.prompts(labels, CLASSES) == ["a photo of a american bulldog", "a photo of a Abyssinian"]
-    assert priors.prompts(labels, CLASSES, "{class}, {class}!")[1] == "Abyssinian, Abyssinian!"
+    assert prompts(labels, CLASSES) == ["a photo of a american bulldog", "a photo of a Abyssinian"]
+    assert prompts(labels, CLASSES, "{class}, {class}!")[1] == "Abyssinian, Abyssinian!"
 
 
 def test_regions_refuse_what_are_no_images_with_prompts() -> None:
@@ -274,16 +278,16 @@ def test_other_image_encoders_are_refused() -> None:
     model = network("tiny-vit")
     model.visual = nn.Sequential(model.visual)
     with pytest.raises(UserError, match=r"encoder of mine, Sequential, can't be split.*: RN50,.* ViT-B-16,"):
-        priors.prepare(model, "mine", TOKENIZER)
+        prepare(model, "mine", TOKENIZER)
     pooled = CONFIGS["tiny-vit"]["vision_cfg"] | {"pool_type": "avg"}
     with pytest.raises(UserError, match="can't be split"):
-        priors.prepare(open_clip.CLIP(16, pooled, TEXT), "pooled", TOKENIZER)
+        prepare(open_clip.CLIP(16, pooled, TEXT), "pooled", TOKENIZER)
     shallow = CONFIGS["tiny-vit"]["vision_cfg"] | {"layers": 1}
     with pytest.raises(UserError, match="can't be split"):
-        priors.prepare(open_clip.CLIP(16, shallow, TEXT), "shallow", TOKENIZER)
+        prepare(open_clip.CLIP(16, shallow, TEXT), "shallow", TOKENIZER)
     custom = CONFIGS["tiny-vit"]["vision_cfg"] | {"block_type": "custom"}
     with pytest.raises(UserError, match="can't be split"):
-        priors.prepare(open_clip.CLIP(16, custom, TEXT), "custom", TOKENIZER)
+        prepare(open_clip.CLIP(16, custom, TEXT), "custom", TOKENIZER)
 
 
 def test_an_encoder_that_open_clip_builds_otherwise_is_noticed() -> None:
@@ -294,7 +298,7 @@ def test_an_encoder_that_open_clip_builds_otherwise_is_noticed() -> None:
     for block in transformer.resblocks:
         block.attn.batch_first = False
     with pytest.raises(UserError, match=r"in open_clip 3.* is not the one that is known here"):
-        priors.prepare(model, "tiny-vit", TOKENIZER)
+        prepare(model, "tiny-vit", TOKENIZER)
 
 
 def test_the_vocabulary_comes_with_open_clip() -> None:
@@ -307,7 +311,7 @@ def test_the_vocabulary_comes_with_open_clip() -> None:
 
 
 def test_valid_models_are_the_plain_resnets_and_vits() -> None:
-    valid = priors.valid_models()
+    valid = valid_models()
     assert {"RN50", "RN101", "RN50x4", "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-B-32-quickgelu"} <= set(valid)
     assert not {"convnext_base", "coca_ViT-B-32", "ViT-B-16-SigLIP", "roberta-ViT-B-32"} & set(valid)
 
@@ -315,8 +319,8 @@ def test_valid_models_are_the_plain_resnets_and_vits() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["RN50", "ViT-B-16"])
 def test_real_architectures_have_the_maps_that_the_documentation_says(model: str) -> None:
-    small = priors.load_clip(model, None)
-    maps, _ = priors.split(small.model.visual, small.pixels(noise(1, 224)))
+    small = load_clip(model, None)
+    maps, _ = split(small.model.visual, small.pixels(noise(1, 224)))
     assert maps.shape[1:] == {"RN50": (2048, 7, 7), "ViT-B-16": (768, 14, 14)}[model]
 
 
@@ -331,7 +335,7 @@ def test_weights_come_from_a_file(kind: str, suffix: str, tmp_path: Path, regist
         from safetensors.torch import save_file
 
         save_file(model.state_dict(), file)
-    loaded = priors.load_clip(kind, file)
+    loaded = load_clip(kind, file)
     for name, one in model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], one), name
     assert loaded.name == kind
@@ -344,7 +348,7 @@ def test_weights_come_from_a_file(kind: str, suffix: str, tmp_path: Path, regist
 
 def test_the_names_of_openai_are_understood(registered: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-vit-32", CONFIGS["tiny-vit"])
-    assert priors.load_clip("tiny-vit/32", None).name == "tiny-vit-32"
+    assert load_clip("tiny-vit/32", None).name == "tiny-vit-32"
 
 
 @pytest.mark.parametrize(
@@ -358,14 +362,14 @@ def test_the_names_of_openai_are_understood(registered: None, monkeypatch: pytes
 )
 def test_unknown_models_are_refused_with_those_that_are_valid(model: str, why: str) -> None:
     with pytest.raises(UserError, match=f"--clip-model .*: .*{why}.* Valid: RN50,.* ViT-B-16,"):
-        priors.load_clip(model, None)
+        load_clip(model, None)
 
 
 def test_missing_weights_are_refused_with_where_they_come_from(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no CLIP weights in .*: download .*/timm/resnet50_clip\.openai"):
-        priors.load_clip("RN50", tmp_path / "none.pt")
+        load_clip("RN50", tmp_path / "none.pt")
     with pytest.raises(UserError, match=r"huggingface\.co/laion/CLIP-ViT-B-32-laion2B-s34B-b79K, and"):
-        priors.load_clip("ViT-B-32", tmp_path / "none.pt", tag="laion2b_s34b_b79k")
+        load_clip("ViT-B-32", tmp_path / "none.pt", tag="laion2b_s34b_b79k")
 
 
 class Dangerous:
@@ -382,10 +386,10 @@ def test_files_that_do_not_fit_are_refused(
         with pytest.raises(
             UserError, match=r"does not hold weights of tiny-resnet .*take a state dictionary"
         ):
-            priors.load_clip("tiny-resnet", file)
+            load_clip("tiny-resnet", file)
     file.write_bytes(b"no weights")
     with pytest.raises(UserError, match="does not hold weights of tiny-resnet"):
-        priors.load_clip("tiny-resnet", file)
+        load_clip("tiny-resnet", file)
     assert "code in a file" not in "".join(capfd.readouterr())
 
 
@@ -394,7 +398,7 @@ def test_programs_are_refused_with_where_the_same_weights_are(tmp_path: Path, re
     with zipfile.ZipFile(file, "w") as archive:  # what tells a TorchScript archive from one of tensors
         archive.writestr("RN50/constants.pkl", b"")
     with pytest.raises(UserError, match=r"is a TorchScript archive.*: take a state dictionary"):
-        priors.load_clip("tiny-resnet", file)
+        load_clip("tiny-resnet", file)
 
 
 def listed(monkeypatch: pytest.MonkeyPatch, **tags: dict[str, Any]) -> None:
@@ -413,36 +417,36 @@ def test_activation_and_colours_are_those_of_the_published_weights(
     def activation(loaded: Clip) -> str:
         return type(loaded.model.visual.transformer.resblocks[0].mlp.gelu).__name__
 
-    assert activation(priors.load_clip("tiny-vit", file)) == "GELU"  # nothing is known of such weights
+    assert activation(load_clip("tiny-vit", file)) == "GELU"  # nothing is known of such weights
     listed(monkeypatch, openai={"quick_gelu": True}, other={"quick_gelu": True})
-    assert activation(priors.load_clip("tiny-vit", file)) == "QuickGELU"
+    assert activation(load_clip("tiny-vit", file)) == "QuickGELU"
     listed(monkeypatch, openai={"quick_gelu": True}, other={"mean": (0.5, 0.5, 0.5)})
     with pytest.raises(UserError, match=r"weights of tiny-vit differ.* --clip-tag, one of openai, other"):
-        priors.load_clip("tiny-vit", file)
-    assert activation(priors.load_clip("tiny-vit", None)) == "GELU"
-    quick = priors.load_clip("tiny-vit", file, tag="openai")
+        load_clip("tiny-vit", file)
+    assert activation(load_clip("tiny-vit", None)) == "GELU"
+    quick = load_clip("tiny-vit", file, tag="openai")
     assert activation(quick) == "QuickGELU"
     assert quick.conventions.mean == open_clip.OPENAI_DATASET_MEAN
-    other = priors.load_clip("tiny-vit", file, tag="other")
+    other = load_clip("tiny-vit", file, tag="other")
     assert (activation(other), other.conventions.mean) == ("GELU", (0.5, 0.5, 0.5))
     with pytest.raises(UserError, match=r"--clip-tag mine: .* no such weights.* Valid: openai, other"):
-        priors.load_clip("tiny-vit", file, tag="mine")
+        load_clip("tiny-vit", file, tag="mine")
     with pytest.raises(UserError, match="It has none, so leave --clip-tag out"):
-        priors.load_clip("tiny-resnet", file, tag="openai")
+        load_clip("tiny-resnet", file, tag="openai")
     with pytest.raises(UserError, match="download https://there, and"):
-        priors.load_clip("tiny-vit", tmp_path / "none.pt", tag="openai")
+        load_clip("tiny-vit", tmp_path / "none.pt", tag="openai")
 
 
 def test_what_is_taken_for_granted_is_what_openai_did() -> None:
-    assert priors.Conventions() == (False, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    assert Conventions() == (False, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     cfg = open_clip.get_pretrained_cfg("RN50", "openai")
-    assert priors._conventions(open_clip, "RN50", None) == (True, cfg["mean"], cfg["std"])
+    assert _conventions(open_clip, "RN50", None) == (True, cfg["mean"], cfg["std"])
 
 
 def test_without_open_clip_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(UserError, match=r"pip install 'camal-rl\[vision\]'"):
-        priors.load_clip("RN50", None)
+        load_clip("RN50", None)
 
 
 # Files
@@ -704,7 +708,7 @@ def test_the_command_makes_regions_and_the_study(
     assert str(output) in printed.out
     assert "12/12" in printed.err
     loaded = priors.load_regions(output, small_data.names)
-    texts = priors.prompts(small_data.labels, small_data.classes, "a {class}")
+    texts = prompts(small_data.labels, small_data.classes, "a {class}")
     expected = priors.regions(clip(kind), small_data.images, texts)
     np.testing.assert_allclose(loaded, expected, atol=1e-4)
     content = json.loads((folder / "study.json").read_text())
@@ -725,7 +729,7 @@ def test_regions_are_of_as_many_shapes_as_asked_for(tmp_path: Path, registered: 
     assert len(priors.load_regions(tmp_path / "a.npz", names[:7])) == 7
     with pytest.raises(UserError, match="lacks the regions of 1 of 8"):
         priors.load_regions(tmp_path / "a.npz", names)
-    assert Args().samples == datasets.SHAPES
+    assert Args().samples == SHAPES
 
 
 def test_random_weights_are_called_what_they_are(

@@ -16,7 +16,9 @@ from conftest import ROOT, run
 from PIL import Image
 from written_folds import ACCURACY, SHARES, scores_of, shift, write, write_cell
 
-from camal_rl import UserError, media, page
+from camal_rl.errors import UserError
+from camal_rl.results import figures as page
+from camal_rl.results import media
 from camal_rl.stats import Interval
 from camal_rl.vision import report
 from camal_rl.vision.scores import Curves, read_folds

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from written_folds import ACCURACY, SHARES, scores_of, shift, write, write_cell
 
-from camal_rl import UserError
+from camal_rl.errors import UserError
 from camal_rl.vision import scores
 from camal_rl.vision.scores import comparability, compare, gaps, read_folds, spread
 

@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from camal_rl import UserError
+from camal_rl.errors import UserError
 from camal_rl.vision import shapes
-from camal_rl.vision.datasets import Samples
+from camal_rl.vision.samples import Samples
 
 pytestmark = pytest.mark.slow
 

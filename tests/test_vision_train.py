@@ -19,7 +19,8 @@ import torch
 from conftest import ROOT, assert_same
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from camal_rl import UserError, run_folder
+from camal_rl.errors import UserError
+from camal_rl.run import folder as run_folder
 
 pytest.importorskip("torchvision")
 

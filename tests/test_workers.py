@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from camal_rl.workers import Workers
+from camal_rl.run.workers import Workers
 
 CPU = torch.device("cpu")
 

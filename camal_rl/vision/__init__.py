@@ -2,7 +2,7 @@
 
 import sys
 
-from camal_rl import UserError, print_mistake
+from camal_rl.errors import UserError, print_mistake
 
 
 def check_torchvision() -> None:

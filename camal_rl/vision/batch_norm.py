@@ -19,7 +19,8 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from camal_rl import UserError, make_folder, write_together
+from camal_rl.errors import UserError
+from camal_rl.run.files import make_folder, write_together
 from camal_rl.vision import need_torchvision
 
 
@@ -51,17 +52,11 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor, nn
 
-from camal_rl import attention, page
-from camal_rl.command_line import run_at_once
+from camal_rl import attention
+from camal_rl.results import figures as page
+from camal_rl.run.command_line import run_at_once
 from camal_rl.vision import shapes
-from camal_rl.vision.models import (
-    ARCHITECTURES,
-    Classifier,
-    Features,
-    batch_norms,
-    load_weights,
-    normalise,
-)
+from camal_rl.vision.models import ARCHITECTURES, Classifier, Features, batch_norms, load_weights, normalise
 
 IMAGE_SIZE = 224
 

@@ -11,9 +11,9 @@ import hashlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -23,13 +23,15 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from camal_rl import UserError, machine, make_folder, media, write_whole
-from camal_rl.command_line import run_at_once
+from camal_rl.errors import UserError
+from camal_rl.results import media
+from camal_rl.run import machine
+from camal_rl.run.command_line import run_at_once
+from camal_rl.run.files import make_folder, write_whole
 from camal_rl.vision import check_torchvision
+from camal_rl.vision.samples import SHAPES, Samples
 
 DATA = ("shapes", "busi", "pet", "flower")
-SHAPES = 1200
-"""Generated samples, if no number is given."""
 SMALLEST_IMAGE, LARGEST_IMAGE = 16, 4096
 """Side of an image in pixels, at least and at most: nobody means to look at greater ones."""
 
@@ -59,51 +61,6 @@ FLOWER = (
 
 T = TypeVar("T")
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """N images of one data set, with masks and classes.
-
-    Raises:
-        ValueError: the arrays do not fit together.
-    """
-
-    images: np.ndarray
-    """uint8 (N, 3, S, S), RGB."""
-    masks: np.ndarray
-    """uint8 {0, 1} (N, S, S), 1 where the target is; all zeros where there is none."""
-    labels: np.ndarray
-    """int64 (N,), indices into `classes`."""
-    classes: tuple[str, ...]
-    names: tuple[str, ...]
-    """Of each sample, unique: its image's path in the data set, without the suffix: `jpg/image_00001`."""
-    shifted: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """By the name of a shift, the same samples in front of other backgrounds: arrays such as `images`."""
-
-    def __post_init__(self) -> None:
-        count, size = len(self.labels), self.images.shape[-1]
-        for name, array in {"images": self.images, **self.shifted}.items():
-            _check(name, array, np.uint8, (count, 3, size, size))
-        _check("masks", self.masks, np.uint8, (count, size, size))
-        _check("labels", self.labels, np.int64, (count,))
-        if count == 0:
-            raise ValueError("there is no sample")
-        if self.masks.max() > 1:
-            raise ValueError(f"masks hold 0 and 1, not {self.masks.max()}")
-        if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
-            raise ValueError(
-                f"labels from {self.labels.min()} to {self.labels.max()}, {len(self.classes)} classes"
-            )
-        if len(self.names) != count or len(set(self.names)) != count:
-            raise ValueError(
-                f"{count} samples have {len(set(self.names))} different names of {len(self.names)}"
-            )
-
-
-def _check(name: str, array: np.ndarray, dtype: Any, shape: tuple[int, ...]) -> None:
-    if array.dtype != dtype or array.shape != shape:
-        raise ValueError(f"{name} are {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}")
 
 
 def load(

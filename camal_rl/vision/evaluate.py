@@ -21,7 +21,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from camal_rl import UserError, __version__, write_together
+from camal_rl import __version__
+from camal_rl.errors import UserError
+from camal_rl.run.files import write_together
 from camal_rl.vision import need_torchvision
 
 
@@ -51,12 +53,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from camal_rl import attention, camal, media, metrics, run_folder
-from camal_rl.command_line import run_at_once
-from camal_rl.device import choose_device
+from camal_rl import attention, metrics
+from camal_rl.masks import mask_weights
+from camal_rl.results import media
+from camal_rl.run import folder as run_folder
+from camal_rl.run.command_line import run_at_once
+from camal_rl.run.device import choose_device
 from camal_rl.vision import datasets
-from camal_rl.vision.datasets import Samples
 from camal_rl.vision.models import CAM_METHODS, Classifier, Output, cam, normalise
+from camal_rl.vision.samples import Samples
 
 BATCH_SIZE = 64
 """Images evaluated at once."""
@@ -113,7 +118,7 @@ def alignment(seen: Seen, masks: np.ndarray, labels: np.ndarray) -> dict[str, fl
     }
     heat, targets = seen.heat[with_mask], masks[with_mask]
     measures = metrics.alignment(heat, targets)
-    measures["iou_ceiling"] = metrics.iou_ceiling(camal.mask_weights(targets, heat.shape[1:]), targets)
+    measures["iou_ceiling"] = metrics.iou_ceiling(mask_weights(targets, heat.shape[1:]), targets)
     for name in ("iou", "iou_ceiling", "pointing_game", "relevance_mass", "roc_auc"):
         values = measures[name][~np.isnan(measures[name])]
         scores[name] = float(values.mean()) if len(values) else None

@@ -31,7 +31,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from camal_rl import UserError, attention
+from camal_rl import attention
+from camal_rl.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's red, green and blue, by which the paper's images are normalised."""

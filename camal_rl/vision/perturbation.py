@@ -26,14 +26,17 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from camal_rl import UserError, __version__, make_folder, metrics, page, stats, write_together
-from camal_rl.command_line import run_at_once
+from camal_rl import __version__, metrics, stats
+from camal_rl.errors import UserError
+from camal_rl.results import figures as page
+from camal_rl.run.command_line import run_at_once
+from camal_rl.run.files import make_folder, write_together
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from camal_rl.doom import Definition
+    from camal_rl.game.definition import Definition
 
 PERTURBATIONS = ("shift", "erode", "dilate")
 REGULARISERS = ("camal", "suppress")
@@ -660,7 +663,7 @@ def _sources(args: Args) -> list[tuple[str, Masks]]:
                 )
             sources.append((data, data_masks(data, args.data_dir, args.seed)))
     if args.env:
-        from camal_rl.doom import load_definition
+        from camal_rl.game.definition import load_definition
 
         definitions = [load_definition(env) for env in dict.fromkeys(args.env)]
         sources += [(one.name, game_masks(one, args.seed)) for one in definitions]
@@ -671,7 +674,7 @@ def main(args: Args) -> int:
     """Run the study, and return the exit code: 0, 2 after a user's mistake, 130 or 143 after a signal."""
     # One mask at a time is too little work for several threads; read by torch's import.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from camal_rl.engine import engine_errors_told
+    from camal_rl.game.engine import engine_errors_told
 
     def run() -> None:
         with engine_errors_told():

@@ -1,6 +1,6 @@
 """Scores of folds -> the paper's Tables 1, 2, 3 and 5, Figures 3, 5, 10 and 12, and a page that says it all.
 
-`scores` reads and computes, `camal_rl.page` draws; here is what is said and shown of it.
+`scores` reads and computes, `camal_rl.results.figures` draws; here is what is said and shown of it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ import tyro
 from matplotlib.figure import Figure
 from PIL import Image
 
-from camal_rl import __version__, make_folder, media, page, write_together
-from camal_rl.command_line import run_at_once
-from camal_rl.page import NOTHING, Table, fixed
+from camal_rl import __version__
 from camal_rl.report import to_json
-from camal_rl.study import some
+from camal_rl.results import figures as page
+from camal_rl.results import media
+from camal_rl.results.figures import NOTHING, Table, fixed
+from camal_rl.results.study import some
+from camal_rl.run.command_line import run_at_once
+from camal_rl.run.files import make_folder, write_together
 from camal_rl.vision.scores import (
     KINDS,
     MEASURES,

@@ -17,9 +17,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from camal_rl import UserError, comparison, metrics, stats
+from camal_rl import metrics, stats
+from camal_rl.errors import UserError
+from camal_rl.results import comparison
+from camal_rl.results.study import differences, in_order, some
 from camal_rl.stats import Band, Interval
-from camal_rl.study import differences, in_order, some
 
 SIGNIFICANT = 0.05
 """A p below this is (paper, Tables 1 to 3 and 5)."""

@@ -18,8 +18,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from camal_rl import UserError, machine
-from camal_rl.vision.datasets import SHAPES, SMALLEST_IMAGE, Samples
+from camal_rl.errors import UserError
+from camal_rl.run import machine
+from camal_rl.vision.datasets import SMALLEST_IMAGE
+from camal_rl.vision.samples import SHAPES, Samples
 
 CORNERS = (3, 4, 6)
 CLASSES = (

@@ -23,7 +23,8 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import tyro
 
-from camal_rl import UserError, __version__
+from camal_rl import __version__
+from camal_rl.errors import UserError
 from camal_rl.vision import need_torchvision
 
 T = TypeVar("T")
@@ -135,12 +136,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from camal_rl import attention, camal, metrics, run_folder
-from camal_rl.command_line import run_to_checkpoint
-from camal_rl.device import choose_device, choose_precision, keep_freed_memory
-from camal_rl.machine import cores
+from camal_rl import attention, camal, metrics
+from camal_rl.masks import mask_weights
+from camal_rl.run import folder as run_folder
+from camal_rl.run.command_line import run_to_checkpoint
+from camal_rl.run.device import choose_device, choose_precision, keep_freed_memory
+from camal_rl.run.machine import cores
 from camal_rl.vision import datasets, evaluate
-from camal_rl.vision.datasets import Samples
 from camal_rl.vision.models import (
     ARCHITECTURES,
     Classifier,
@@ -150,6 +152,7 @@ from camal_rl.vision.models import (
     load_weights,
     normalise,
 )
+from camal_rl.vision.samples import Samples
 
 GRACE = 0.2
 """Seconds in which threads of a group of processes can finish before it ends."""
@@ -308,7 +311,7 @@ def supervision(
     weights = torch.from_numpy(
         np.concatenate(
             [
-                camal.mask_weights(part if part.shape[1:] == size else metrics.upsample(part, size), map_size)
+                mask_weights(part if part.shape[1:] == size else metrics.upsample(part, size), map_size)
                 for part in np.split(masks, range(REGIONS_AT_ONCE, len(masks), REGIONS_AT_ONCE))
             ]
         )

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from camal_rl import UserError, stats
+from camal_rl import stats
+from camal_rl.errors import UserError
 
 FORMAT = 1
 """Of the runs' scores.json that this version reads."""

@@ -15,8 +15,8 @@ from itertools import combinations
 import numpy as np
 
 from camal_rl import stats
+from camal_rl.results.study import Run, Study, curve, read_events
 from camal_rl.stats import Band, Interval
-from camal_rl.study import Run, Study, curve, read_events
 
 METRICS = ("iou", "return")
 WINDOWS = 50

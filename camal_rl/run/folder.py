@@ -20,8 +20,10 @@ from typing import Any, BinaryIO
 import torch
 import vizdoom
 
-from camal_rl import UserError, __version__, make_folder, write_whole
-from camal_rl.doom import Definition
+from camal_rl import __version__
+from camal_rl.errors import UserError
+from camal_rl.game.definition import Definition
+from camal_rl.run.files import make_folder, write_whole
 
 try:
     import fcntl

@@ -6,10 +6,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from camal_rl import UserError, print_mistake
+from camal_rl.errors import UserError, print_mistake
 
 
 def run_to_checkpoint(run: Callable[[Callable[[], bool]], object], unit: str, smaller: str) -> int:
@@ -91,3 +91,23 @@ def run_at_once(run: Callable[[], object], stopped: str = "Nothing was written."
         print(f"\nStopped. {stopped}", file=sys.stderr)
         return 128 + (*received, signal.SIGINT)[0]
     return 0
+
+
+def split_arguments(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """A command line's own arguments (None: the process's), and those after `--`, which are for others."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if "--" not in given:
+        return given, []
+    place = given.index("--")
+    return given[:place], given[place + 1 :]
+
+
+def refuse_options(own: Iterable[str], options: Sequence[str], kind: str, setter: str) -> None:
+    """Refuse options, meant for a command of this kind, that something else sets itself.
+
+    Raises:
+        UserError: one of `own`, names without dashes in front, is among them.
+    """
+    for option in own:
+        if any(one.replace("_", "-").split("=")[0] == f"--{option}" for one in options):
+            raise UserError(f"--{option} can't be one of the options of {kind}: the {setter} sets it.")

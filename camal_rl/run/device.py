@@ -8,7 +8,7 @@ from typing import Literal, cast
 
 import torch
 
-from camal_rl import UserError
+from camal_rl.errors import UserError
 
 Precision = Literal["fp32", "tf32", "bf16"]
 

@@ -10,7 +10,9 @@ from functools import partial
 import cv2
 import numpy as np
 
-from camal_rl import SINGLE_THREAD_PRODUCT
+SINGLE_THREAD_PRODUCT = 2**18
+"""OpenBLAS runs a product of more multiply-adds than this on several threads, which gains nothing at the
+sizes of frames and masks, and takes the cores from the game engines."""
 
 
 def zero_pixels(shape: tuple[int, ...]) -> np.ndarray:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import cv2
 import numpy as np
 
-from camal_rl import UserError
+from camal_rl.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import ImageFont

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from camal_rl import metrics, ppo
-from camal_rl.play import NO_TARGET, ORDER, Sample, TrainedRun, Undefined, generator
+from camal_rl.results.play import NO_TARGET, ORDER, Sample, TrainedRun, Undefined, generator
 
 SHARES = tuple(step / 20 for step in range(21))
 """Shares of pixels removed or inserted."""

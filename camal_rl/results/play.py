@@ -16,10 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from camal_rl import UserError, attention, camal, metrics, ppo, run_folder
+from camal_rl import attention, masks, metrics, ppo
 from camal_rl.camal import METHODS as SUPERVISED
-from camal_rl.doom import EVALUATION_SEEDS, FRAME_STACK, Definition, DoomEnv, load_definition
-from camal_rl.shift import Shift
+from camal_rl.doom import EVALUATION_SEEDS, FRAME_STACK, DoomEnv
+from camal_rl.errors import UserError
+from camal_rl.game.definition import Definition, load_definition
+from camal_rl.game.shift import Shift
+from camal_rl.run import folder as run_folder
 
 
 class TrainedRun(NamedTuple):
@@ -254,7 +257,7 @@ class _Game:
         if self.keep:
             episode.heats.append(heat.copy())
         if visible:
-            weights = camal.mask_weights(mask[None], (heat.shape[0], heat.shape[1]))  # (1, 2, h, w)
+            weights = masks.mask_weights(mask[None], (heat.shape[0], heat.shape[1]))  # (1, 2, h, w)
             alpha, beta = (heat * weights[0]).sum(axis=(1, 2))
             agreement = metrics.alignment(heat[None], mask[None])
             episode.agreement.append(

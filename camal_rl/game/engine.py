@@ -21,7 +21,7 @@ from typing import Any
 
 import vizdoom
 
-from camal_rl import UserError
+from camal_rl.errors import UserError
 
 ENGINE_ERRORS = (
     vizdoom.ViZDoomErrorException,

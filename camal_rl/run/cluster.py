@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from camal_rl import UserError, write_together
-from camal_rl.experiment import CELL_MEMORY, Cell, Display, Outcome, Runner
+from camal_rl.errors import UserError
+from camal_rl.run.files import write_together
+from camal_rl.run.runner import CELL_MEMORY, Cell, Display, Outcome, Runner
 
 POLL = 1.0
 """Seconds between two looks at a cell's process."""

@@ -1,0 +1,1 @@
+"""The ViZDoom engine and what it draws."""

@@ -1,0 +1,1 @@
+"""Play, measures, pictures and figures of trained agents."""

@@ -1,0 +1,67 @@
+"""Files written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+from camal_rl.errors import UserError
+
+
+def write_whole(path: Path, data: bytes | memoryview) -> None:
+    """Write a file whole or not at all: who reads `path`, at any moment, finds the old content or the new.
+
+    Raises:
+        UserError: the disk is full, or the folder can't be written; the old file is still there.
+    """
+    write_together({path: data})
+
+
+def write_together(files: Mapping[Path, bytes | memoryview]) -> None:
+    """Write several files, each as `write_whole` does, and none of them before all are on the disk.
+
+    Raises:
+        UserError: the disk is full, or a folder can't be written; all old files are still there.
+    """
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
+    try:
+        try:
+            for path, data in files.items():
+                if path.is_dir():  # or a later rename would fail when others are done
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+                with temporary[path].open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            # No signal may come between the renames.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+            try:
+                for path, written in temporary.items():
+                    written.replace(path)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        except BaseException:
+            for written in temporary.values():
+                written.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        space = "Free some space or" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Mend that, or"
+        raise UserError(f"can't write {path}: {error.strerror}. {space} choose another folder.") from error
+
+
+def make_folder(folder: Path, option: str = "--output") -> None:
+    """Make a folder, and those above it, where they are missing.
+
+    Args:
+        option: that chose it, for the message.
+
+    Raises:
+        UserError: it can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"can't make {folder}: {error.strerror}. Choose another {option}.") from error
