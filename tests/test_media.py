@@ -290,17 +290,17 @@ def test_tics_are_taken_one_at_a_time() -> None:
 
 def test_the_plot_shows_the_steps_so_far_and_nothing_of_those_to_come() -> None:
     trace = make_trace(4, 1)
-    one = list(media.video_frames([trace]))
+    frames = list(media.video_frames([trace]))
     # Another end of the episode, within the same range of values and of the same actions.
-    other = list(
+    others = list(
         media.video_frames(
             [make_trace(4, 1, values=trace.values[[0, 1, 3, 2]], actions=trace.actions[[0, 1, 3, 2]])]
         )
     )
-    same = [bool((left == right).all()) for left, right in zip(one, other, strict=True)]
+    same = [bool((left == right).all()) for left, right in zip(frames, others, strict=True)]
     assert same == [True, True, False, False]
     colours = [media.NOTHING, *media.ACTION_COLOURS[:3]]
-    for now, frame in enumerate(one):
+    for now, frame in enumerate(frames):
         strip = frame[-40:-29]  # above the legend
         for action, colour in enumerate(colours):
             share = pixels_of(strip, colour).mean(axis=1).max()
@@ -333,10 +333,10 @@ def test_more_steps_than_pixels_can_be_shown() -> None:
 def test_the_return_counts_up_to_the_step_and_the_action_taken_is_bright() -> None:
     rewards = np.array([1.0, 0.0])
     actions = np.array([0, 0])
-    one, two = (
+    rewarded, unrewarded = (
         make_trace(2, 1, rewards=r, values=np.zeros(2), actions=actions) for r in (rewards, rewards * 0)
     )
-    first, second = (next(media.video_frames([trace])) for trace in (one, two))
+    first, second = (next(media.video_frames([trace])) for trace in (rewarded, unrewarded))
     assert (first[:70] != second[:70]).any()
     np.testing.assert_array_equal(first[70:], second[70:])
     frames = list(media.video_frames([make_trace(2, 1, rewards=rewards, values=np.zeros(2))]))
@@ -457,7 +457,7 @@ def test_a_dead_map_is_called_so() -> None:
 
 
 def test_two_agents_share_the_axes_of_their_plots() -> None:
-    low, high = (make_trace(3, values=np.array(one)) for one in ([0.0, 1.0, 0.5], [5.0, 6.0, 5.5]))
+    low, high = (make_trace(3, values=np.array(values)) for values in ([0.0, 1.0, 0.5], [5.0, 6.0, 5.5]))
     both = list(media.video_frames([low, high]))[-1]
     twice = list(media.video_frames([low, low]))[-1]
     width = (both.shape[1] - 3 * media.GAP) // 2
