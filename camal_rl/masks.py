@@ -93,16 +93,14 @@ def mask_weights(
         raise ValueError(f"out must have shape {shape}, got {out.shape}")
     projection = _projection((mask.shape[-2], mask.shape[-1]), size)
     frames = pixels[None] if mask.ndim == 2 else pixels
-    everywhere = (slice(None), slice(None)) if soft else None
-    sums = np.array([projection(one, everywhere) for one in frames]).reshape(len(frames), *size)
-    out[...] = projection.weights(sums, soft=soft).reshape(shape)
+    for frame, weights in zip(frames, out.reshape(-1, 2, *size), strict=True):
+        x, y, width, height = (0, 0, *frame.shape[::-1]) if soft else cv2.boundingRect(frame)
+        projection(frame, (slice(y, y + height), slice(x, x + width)), weights, soft)
     return out
 
 
 class Projection:
-    """`mask_weights` for games, in two steps: sums of one mask after another, then the weights of all.
-
-    Nothing is checked, and masks and maps are all of one size.
+    """`mask_weights` for masks and maps that are all of one size; nothing is checked.
 
     Args:
         mask_size: (H, W) of the masks.
@@ -111,33 +109,25 @@ class Projection:
 
     def __init__(self, mask_size: tuple[int, int], map_size: tuple[int, int]) -> None:
         rows, columns = (_interpolation(*pair) for pair in zip(mask_size, map_size, strict=True))
-        self.map_size = map_size
         self._pixels = mask_size[0] * mask_size[1]
         self._rows, self._columns = np.ascontiguousarray(rows.T), columns  # (h, H) and (W, w)
         self._everywhere = np.outer(rows.sum(0), columns.sum(0))  # of a full mask, (h, w)
 
-    def __call__(
-        self, mask: NDArray[np.uint8], box: tuple[slice, slice] | None = None
-    ) -> NDArray[np.float64]:
-        """U^T M, (h, w), of a mask (H, W) of zeros and ones, empty outside of `box` (rows, columns)."""
-        if box is None:
-            x, y, width, height = cv2.boundingRect(mask)
-            box = slice(y, y + height), slice(x, x + width)
+    def __call__(self, mask: NDArray[Any], box: Box, out: NDArray[Any], soft: bool = False) -> None:
+        """Write the weights of a mask (H, W), empty outside of `box`, into `out`, (2, h, w)."""
         rows, columns = box
         across = _product(mask[box], self._columns[columns])  # (height, w)
-        sums: NDArray[np.float64] = self._rows[:, rows] @ across
-        return sums
-
-    def weights(self, sums: NDArray[np.float64], soft: bool = False) -> NDArray[np.float64]:
-        """(..., h, w), each as the call gives it -> (..., 2, h, w); soft masks are no whole numbers."""
-        inside = sums.sum(axis=(-2, -1), keepdims=True)  # U^T keeps the sum
+        sums = self._rows[:, rows] @ across  # U^T M, (h, w)
+        inside = float(sums.sum())  # U^T keeps the sum
         if not soft:
-            inside = np.rint(inside)
+            inside = round(inside)
+        np.divide(sums, max(inside, 1), out=out[0], casting="same_kind")
+        if inside == self._pixels:
+            out[1] = 0
+            return
         # Where a mask covers all that a cell sees, rounding can leave a difference just below zero.
-        outside_sums = np.maximum(self._everywhere - sums, 0)
-        parts = (sums / np.maximum(inside, 1), outside_sums / np.maximum(self._pixels - inside, 1))
-        full = inside == self._pixels
-        return np.stack((parts[0], np.where(full, 0, parts[1])), axis=-3)
+        outside = np.maximum(self._everywhere - sums, 0)
+        np.divide(outside, max(self._pixels - inside, 1), out=out[1], casting="same_kind")
 
 
 _projection = lru_cache(Projection)
