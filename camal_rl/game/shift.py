@@ -66,5 +66,5 @@ SHIFTS: dict[str, Shift] = {
     "noise": Shift(f"Gaussian noise, standard deviation {NOISE:g} of 255", disturb=_noise),
     "distractor": Shift("a square of noise, a sixth of the height, jumps about", disturb=_distractor),
 }
-"""The changes by name. Gamma is on the frames, because the engine applies its own to its window only. Drawing another
-weapon would mean to hold it, which changes the game; `no-weapon` draws none."""
+"""The changes by name. Gamma is on the frames, because the engine applies its own to its window only. Drawing
+another weapon would mean to hold it, which changes the game; `no-weapon` draws none."""
