@@ -120,11 +120,8 @@ def _show(definition: Definition, args: Args) -> None:
 @engine_errors_told()
 def main() -> None:
     args = tyro.cli(Args, prog="python -m camal_rl.environments")
-    if args.steps < 1 or args.random_episodes < 0 or args.seed < 0:
-        raise UserError(
-            f"--steps {args.steps} --random-episodes {args.random_episodes} --seed {args.seed}: "
-            "give at least 1 step, and numbers that are not negative."
-        )
+    if args.steps < 1 or min(args.random_episodes, args.seed) < 0:
+        raise UserError("--steps has to be at least 1, --random-episodes and --seed at least 0.")
     if args.env:
         _show(load_definition(args.env), args)
         return

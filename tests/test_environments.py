@@ -38,8 +38,8 @@ def test_the_list_names_every_environment(command: Command) -> None:
     ("arguments", "words"),
     [
         (["Basics"], r"did you mean Basic\?"),
-        (["Basic", "--steps", "0"], "at least 1 step"),
-        (["Basic", "--random-episodes", "-1"], "not negative"),
+        (["Basic", "--steps", "0"], "--steps has to be at least 1"),
+        (["Basic", "--random-episodes", "-1"], "--random-episodes and --seed at least 0"),
         (["Basic", "--output", "no/folder/b.png"], "there is no folder no/folder"),
         (["Basic", "--steps", "1", "--output", "/proc/b.png"], r"can't write /proc/b\.png: "),
     ],
