@@ -62,7 +62,7 @@ def test_a_mask_has_the_pixels_of_every_target_however_many(targets: int) -> Non
 def test_objects_are_drawn_within_the_boxes_of_their_labels(
     start: Callable[..., doom.DoomEnv], name: str
 ) -> None:
-    """So a mask need not look elsewhere in the buffer: its pixels are those of the whole."""
+    """A mask need not look elsewhere in the buffer: its pixels are those of the whole."""
     env = start(name)
     env.reset(seed=0)
     rng = np.random.default_rng(0)

@@ -67,8 +67,8 @@ class Definition:
         return category in self.target_categories or name.casefold() in self._folded_names
 
 
-# The TOML file. What a label can say of an object besides its name: nineteen of these categories were seen by
-# placing every object of ViZDoom 1.3.2 in view; the others are among the engine's strings.
+# The models of the TOML file. A label names its object and a category: nineteen of these were seen by placing
+# every object of ViZDoom 1.3.2 in view; the others are among the engine's strings.
 # fmt: off
 _Category = Literal[
     "Ammo", "Armor", "Artifact", "Breakable", "Bridge", "Dead", "Decoration", "DynamicLight", "Explosive",
