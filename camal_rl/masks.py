@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import lru_cache
 from typing import Any
 
@@ -13,12 +12,6 @@ from numpy.typing import DTypeLike, NDArray
 
 from camal_rl.game.definition import Definition
 from camal_rl.game.frames import SINGLE_THREAD_PRODUCT
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
-
 
 Box = tuple[slice, slice]
 """Rows and columns."""
@@ -52,7 +45,6 @@ def mask_weights(
     mask: NDArray[np.uint8] | NDArray[np.bool_] | NDArray[np.floating],
     size: tuple[int, int],
     *,
-    out: NDArray[Any] | None = None,
     dtype: DTypeLike = np.float32,
 ) -> NDArray[Any]:
     """Project masks to feature-map resolution: alpha = <heat, weights[0]> and beta = <heat, weights[1]>.
@@ -66,8 +58,10 @@ def mask_weights(
         mask: (H, W) or (N, H, W), uint8 in {0, 1} or bool; or floating point in [0, 1], a soft mask such as a
             prior's regions.
         size: (h, w) of the attention map.
-        out: array of shape (2, h, w) or (N, 2, h, w) to write to and return.
-        dtype: of the result, where `out` is not given.
+        dtype: of the result.
+
+    Returns:
+        The weights, (2, h, w) or (N, 2, h, w).
 
     Raises:
         ValueError: shapes or dtype that do not fit, or masks with values other than 0 and 1 (soft: outside).
@@ -86,17 +80,13 @@ def mask_weights(
             f"mask must hold 0 and 1 only, got values up to {highest}: "
             "pass mask != 0, or compare a label image with the labels that are targets"
         )
-    shape = (*mask.shape[:-2], 2, *size)
-    if out is None:
-        out = np.empty(shape, dtype)
-    elif out.shape != shape:
-        raise ValueError(f"out must have shape {shape}, got {out.shape}")
     projection = _projection((mask.shape[-2], mask.shape[-1]), size)
     frames = pixels[None] if mask.ndim == 2 else pixels
-    for frame, weights in zip(frames, out.reshape(-1, 2, *size), strict=True):
+    out = np.empty((len(frames), 2, *size), dtype)
+    for frame, weights in zip(frames, out, strict=True):
         x, y, width, height = (0, 0, *frame.shape[::-1]) if soft else cv2.boundingRect(frame)
-        projection(frame, (slice(y, y + height), slice(x, x + width)), weights, soft)
-    return out
+        projection(frame, (slice(y, y + height), slice(x, x + width)), weights)
+    return out[0] if mask.ndim == 2 else out
 
 
 class Projection:
@@ -113,13 +103,12 @@ class Projection:
         self._rows, self._columns = np.ascontiguousarray(rows.T), columns  # (h, H) and (W, w)
         self._everywhere = np.outer(rows.sum(0), columns.sum(0))  # of a full mask, (h, w)
 
-    def __call__(self, mask: NDArray[Any], box: Box, out: NDArray[Any], soft: bool = False) -> None:
-        """Write the weights of a mask (H, W), empty outside of `box`, into `out`, (2, h, w)."""
+    def __call__(self, mask: NDArray[Any], box: Box, out: NDArray[Any]) -> None:
+        """Write the weights of a mask, uint8 or soft (H, W), empty outside `box`, into `out`, (2, h, w)."""
         rows, columns = box
-        across = _product(mask[box], self._columns[columns])  # (height, w)
-        sums = self._rows[:, rows] @ across  # U^T M, (h, w)
+        sums = self._rows[:, rows] @ _product(mask[box], self._columns[columns])  # U^T M, (h, w)
         inside = float(sums.sum())  # U^T keeps the sum
-        if not soft:
+        if mask.dtype == np.uint8:
             inside = round(inside)
         np.divide(sums, max(inside, 1), out=out[0], casting="same_kind")
         if inside == self._pixels:

@@ -56,8 +56,8 @@ def _noted_init(game: engine.Engine) -> None:
     try:
         _init(game)
     finally:
-        if game._file is not None:
-            STARTED.append(game._file.name)
+        if name := game._read_note()[1]:
+            STARTED.append(name)
 
 
 engine.Engine.init = _noted_init  # type: ignore[method-assign]
