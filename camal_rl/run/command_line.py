@@ -7,9 +7,30 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from pydantic import Field, TypeAdapter, ValidationError
 
 from camal_rl.errors import UserError, print_mistake
+
+Count = Annotated[int, Field(ge=0), tyro.conf.arg(metavar="N")]
+Positive = Annotated[int, Field(ge=1), tyro.conf.arg(metavar="N")]
+Number = Annotated[float, Field(ge=0, allow_inf_nan=False), tyro.conf.arg(metavar="X")]
+
+Kind = TypeVar("Kind")
+
+
+def parse(kind: type[Kind], prog: str, arguments: Sequence[str] | None = None) -> Kind:
+    """Read a command line into a dataclass; exits with code 2 and a message where it can't be understood."""
+    args = tyro.cli(kind, prog=prog, args=arguments)
+    try:
+        TypeAdapter(kind).validate_python(vars(args))
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        raise SystemExit(print_mistake(UserError(f"--{option} {first['input']}: {first['msg']}."))) from error
+    return args
 
 
 def run_to_checkpoint(run: Callable[[Callable[[], bool]], object], unit: str, smaller: str) -> int:
