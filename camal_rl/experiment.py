@@ -87,6 +87,7 @@ def _up_to(seeds: Any) -> Any:
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same values, of which there have to be some, and none twice."""
     if not values:
         raise ValueError("name at least one.")
     if len(set(values)) < len(values):
@@ -166,31 +167,46 @@ def cells(matrix: Matrix) -> list[Cell]:
         UserError: a run that can't be trained or evaluated so, or two runs in one folder.
         SystemExit: code 2, an option that `camal_rl.ppo` or `camal_rl.evaluate` does not understand.
     """
-    from camal_rl import evaluate, ppo  # with torch, which --help need not wait for
-
     refuse_options(SET_HERE["train"], matrix.train, "train", "matrix")
     refuse_options(SET_HERE["evaluate"], matrix.evaluate, "evaluate", "matrix")
     planned: dict[Path, Cell] = {}
     for seed, env, method in itertools.product(matrix.seeds, matrix.envs, matrix.methods):
         own = ("--env", env, "--method", method, "--seed", str(seed), "--torch-threads", "1")
         train = (*own, *matrix.train)
-        plan = ppo.plan(ppo.parse_args([*train, "--runs-dir", str(matrix.runs_dir)]))
-        if plan.folder in planned:
+        folder, steps, trained = _training([*train, "--runs-dir", str(matrix.runs_dir)])
+        if folder in planned:
             raise UserError(
-                f"--envs: {env} and another one are both called {plan.definition.name}, and so would "
-                f"share the folder {plan.folder}. Name it once, or rename a file."
+                f"--envs: {env} and another one are both called {folder.parts[-3]}, and so would share the "
+                f"folder {folder}. Name it once, or rename a file."
             )
         evaluation = ("--torch-threads", "1", "--video-episodes", "0", *matrix.evaluate)
         if env.endswith(".toml"):
             evaluation += ("--env", env)
-        wanted = evaluate.parse_args([str(plan.folder), *evaluation])
-        evaluate.check_args(wanted)
-        trained = learned(plan.described)
-        settings = evaluate.wanted_settings(wanted)
+        settings = _settings([str(folder), *evaluation])
         settings["attention"] = settings["attention"] or trained["args"]["attention"]
-        steps = plan.iterations * plan.batch_size
-        planned[plan.folder] = Cell(plan.folder, train, evaluation, steps, trained, settings)
+        planned[folder] = Cell(folder, train, evaluation, steps, trained, settings)
     return list(planned.values())
+
+
+def _training(options: list[str]) -> tuple[Path, int, dict[str, Any]]:
+    """The run folder of a training with these options, its agent steps, and what it learns.
+
+    Raises:
+        UserError: nothing can be trained so, or the folder holds another run.
+    """
+    from camal_rl import ppo  # with torch, which --help need not wait for
+
+    plan = ppo.plan(ppo.parse_args(options))
+    return plan.folder, plan.iterations * plan.batch_size, learned(plan.described)
+
+
+def _settings(options: list[str]) -> dict[str, Any]:
+    """The settings that decide the scores of an evaluation with these options."""
+    from camal_rl import evaluate  # with torch as well
+
+    args = evaluate.parse_args(options)
+    evaluate.check_args(args)
+    return evaluate.wanted_settings(args)
 
 
 class Comparison(NamedTuple):
