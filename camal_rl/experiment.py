@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from camal_rl import __version__
 from camal_rl.errors import UserError
+from camal_rl.run import cluster
 from camal_rl.run.command_line import (
     Count,
     Number,
@@ -115,7 +116,7 @@ Options = Annotated[tuple[str, ...], LISTED, BeforeValidator(_as_options)]
 
 
 class Matrix(Table):
-    """What is done: the content of a matrix file."""
+    """The runs to make: the content of a matrix file."""
 
     envs: Annotated[tuple[str, ...], LISTED, DISTINCT] = Args.envs
     methods: Annotated[tuple[Method, ...], LISTED, DISTINCT] = Args.methods
@@ -223,8 +224,8 @@ class Comparison(NamedTuple):
 
 
 def comparisons(matrix: Matrix, planned: Sequence[Cell]) -> list[Comparison]:
-    """What shows the first method beside each other one, on the first seed of every environment."""
-    by_title = {cell.title: cell for cell in planned}
+    """The first method beside each other one, on the first seed of every environment."""
+    by_folder = {cell.folder: cell for cell in planned}
     first, *others = matrix.methods
     seed = matrix.seeds[0]
     video = () if "--video-episodes" in matrix.evaluate else ("--video-episodes", "1")
@@ -232,7 +233,7 @@ def comparisons(matrix: Matrix, planned: Sequence[Cell]) -> list[Comparison]:
     for method in others:
         for cell in planned:
             if cell.folder.parts[-2:] == (first, f"seed{seed}"):
-                other = by_title[f"{cell.folder.parts[-3]}/{method}/seed{seed}"]
+                other = by_folder[cell.folder.parents[1] / method / cell.folder.name]
                 options = (*cell.evaluate, "--compare", str(other.folder), *video)
                 picture = cell.folder / "media" / f"evaluation-versus-{method}-seed-{seed}.png"
                 shown.append(Comparison(cell._replace(evaluate=options), other, picture))
@@ -267,8 +268,6 @@ def run(
     jobs_here = jobs or bearable_jobs()
     outcomes = []
     if missing and ray is not None:
-        from camal_rl.run import cluster  # with Ray, an optional extra
-
         outcomes += cluster.run_on_ray(missing, len(planned), runner, ray, gpus, jobs)
     elif missing:
         outcomes += run_here(missing, len(planned), jobs_here, runner)
