@@ -26,6 +26,7 @@ from camal_rl.run.command_line import (
     Number,
     Positive,
     check_ranges,
+    end_on_signals,
     parse,
     run_to_checkpoint,
 )
@@ -148,6 +149,7 @@ def parse_args(arguments: list[str] | None = None) -> Args:
 
 
 if __name__ == "__main__":
+    end_on_signals()
     ARGS = parse_args()  # before torch is imported, so that --help and a typing mistake are answered at once
 
 import numpy as np

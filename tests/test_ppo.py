@@ -457,7 +457,7 @@ def test_help_fits_one_screen_and_gives_every_option_a_text():
     assert len(text.splitlines()) <= 50
     for option in dataclasses.fields(ppo.Args):
         name = option.name.replace("_", "-")
-        assert re.search(rf"--{name}\b[^│]*[a-z(]", text), name
+        assert re.search(rf"--{name}\\b[^│]*[a-z(]", text), name
 
 
 def test_defaults_are_those_of_table_8():

@@ -246,6 +246,7 @@ class RunFolder:
 
     Attributes:
         path: the folder.
+        described: what defines the run, the content of args.json.
         total: iterations of the whole run.
         iteration: iterations that are done, or being done.
         status: what is shown beside the progress bar, by name.
@@ -258,7 +259,7 @@ class RunFolder:
         self.args = args
         self.path: Path = args.runs_dir / definition.name / args.method / f"seed{args.seed}"
         chosen = {"env": definition.name, **chosen}
-        self._described = describe(args, chosen, definition=describe_definition(definition))
+        self.described = describe(args, chosen, definition=describe_definition(definition))
         self._cleanup = ExitStack()
         self._recent: deque[float] = deque(maxlen=100)  # raw returns of episodes
         self.total: int = args.total_timesteps // args.batch_size
@@ -266,7 +267,7 @@ class RunFolder:
         self.status: dict[str, str] = {}
 
     def __enter__(self) -> RunFolder:
-        check_args_file(self.path, self._described)
+        check_args_file(self.path, self.described)
         self._cleanup.enter_context(lock(self.path, "train"))
         try:
             self._checkpoint = load_checkpoint(self.path / "checkpoint.pt")
@@ -308,7 +309,7 @@ class RunFolder:
         Args:
             state: by name what `save` saves.
         """
-        options = self._described["args"] | self._described["definition"]
+        options = self.described["args"] | self.described["definition"]
         print(
             f"camal_rl {__version__}: {options['env']}, {self.args.method}, seed {self.args.seed}, "
             f"{self.total:,} iterations of {self.args.batch_size:,} steps "
@@ -316,7 +317,7 @@ class RunFolder:
             f"Run folder:  {self.path}\nTensorBoard: tensorboard --logdir {self.args.runs_dir}",
             flush=True,
         )
-        write_args_file(self.path, self._described)
+        write_args_file(self.path, self.described)
         remove_remains(self.path, ("checkpoint.pt", "args.json", "curves.csv", "media/attention.png"))
         # What a killed process logged after its last checkpoint, or without one, is done and logged again.
         self._writer = SummaryWriter(str(self.path), purge_step=self.step + 1)
