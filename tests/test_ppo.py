@@ -455,9 +455,10 @@ def test_help_fits_one_screen_and_gives_every_option_a_text():
     environment = os.environ | {"COLUMNS": "100", "PYTHONIOENCODING": "utf-8"}
     text = subprocess.run(command("--help"), env=environment, capture_output=True, check=True).stdout.decode()
     assert len(text.splitlines()) <= 50
+    words = " ".join(re.sub("[│╭╰─╮╯]", " ", text).split())
     for option in dataclasses.fields(ppo.Args):
         name = option.name.replace("_", "-")
-        assert re.search(rf"--{name}\\b[^│]*[a-z(]", text), name
+        assert re.search(rf"--{name}(, --no-{name})? ([A-Z]+ |WxH |H W )?[a-z]", words), name
 
 
 def test_defaults_are_those_of_table_8():
