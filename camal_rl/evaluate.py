@@ -8,17 +8,11 @@ Sec. 4.2, here for the critic's value and the policy) and whether it depends on 
 
 from __future__ import annotations
 
-import os
-
-# Waiting torch threads spin by default, which takes the cores from the game engines. Read by torch's import.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import dataclasses
 import io
 import json
 import platform
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -26,14 +20,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pydantic
 import tyro
 
 from camal_rl.errors import UserError
+from camal_rl.run.command_line import (
+    NAME,
+    Count,
+    Positive,
+    check_ranges,
+    end_on_signals,
+    parse,
+    run_at_once,
+)
 from camal_rl.run.files import write_together
 
-Count = Annotated[int, tyro.conf.arg(metavar="N")]
-Name = tyro.conf.arg(metavar="NAME")
-Folder = tyro.conf.arg(metavar="RUN")
+RUN = tyro.conf.arg(metavar="RUN")
 
 
 @dataclass
@@ -41,9 +43,9 @@ class Args:
     """Play a trained agent in fresh episodes; write scores.json, pictures and a video into its folder."""
 
     # runs
-    run: tyro.conf.Positional[Annotated[Path, Folder]]
+    run: tyro.conf.Positional[Annotated[Path, RUN]]
     """folder of a trained run, such as runs/Basic/camal/seed1"""
-    compare: Annotated[Path | None, Folder] = None
+    compare: Annotated[Path | None, RUN] = None
     """folder of another run, to be shown beside this one on the same episodes"""
     env: Annotated[Path | None, tyro.conf.arg(metavar="TOML")] = None
     """file of the environment, if it is one of your own"""
@@ -51,26 +53,37 @@ class Args:
     """folder to write to, instead of the run's own"""
 
     # episodes
-    episodes: Count = 100
+    episodes: Positive = 100
     """episodes to play"""
     seed: Count = 0
     """seed of episodes and actions; training never uses the same episodes"""
     greedy: bool = False
     """take the most probable action instead of sampling"""
-    max_steps: Count = 2100
+    max_steps: Positive = 2100
     """agent steps after which an episode is cut short, and counted as such"""
-    num_envs: Count = 8
+    num_envs: Annotated[Positive, pydantic.Field(le=256)] = 8
     """games played in parallel"""
 
     # measures
     attention: Annotated[
         Literal["gradcam", "layercam", "hirescam", "diffgradcam", "smoothgrad", "integrated-gradients"]
         | None,
-        Name,
+        NAME,
     ] = None
-    """kind of attention map to evaluate, one of those of training, instead of the one it was trained with"""
-    shift: Annotated[tuple[str, ...] | None, Name] = None
-    """visual changes under which to evaluate as well; all of them, if none is named"""
+    """kind of map to evaluate, as for training, if not the run's own"""
+    shift: Annotated[
+        tuple[
+            Literal[
+                "hud", "crosshair", "no-weapon", "no-effects", "flashes",
+                "dim", "flat", "gamma", "noise", "distractor",
+            ],
+            ...,
+        ]
+        | None,
+        NAME,
+    ] = None  # fmt: skip
+    """visual changes to evaluate under as well, all if none is named:
+    hud, crosshair, no-weapon, no-effects, flashes, dim, flat, gamma, noise, distractor"""
     faithfulness_frames: Count = 1000
     """frames on which pixels are removed and inserted, 0 for none"""
     faithfulness_stack: Annotated[Literal["all", "newest"], tyro.conf.arg(metavar="WHICH")] = "all"
@@ -79,23 +92,23 @@ class Args:
     """episodes in the video, 0 for none"""
 
     # machine
-    device: Annotated[str, Name] = "auto"
+    device: Annotated[str, NAME] = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
     torch_threads: Count = 0
     """CPU threads of the network, 0 for all cores"""
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
 
 def parse_args(arguments: list[str] | None = None) -> Args:
     """Read the command line; exits with code 2 and a message where it can't be understood."""
-    return tyro.cli(
-        Args, prog="python -m camal_rl.evaluate", config=(tyro.conf.FlagCreatePairsOff,), args=arguments
-    )
+    return parse(Args, "python -m camal_rl.evaluate", arguments)
 
 
 if __name__ == "__main__":
+    end_on_signals()
     ARGS = parse_args()  # before torch is imported, so that --help and a typing mistake are answered at once
-    for _number in (signal.SIGINT, signal.SIGTERM):  # until `main` takes over
-        signal.signal(_number, lambda number, _: os._exit(128 + number))
 
 import av
 import cv2
@@ -119,36 +132,14 @@ from camal_rl.game.shift import SHIFTS
 from camal_rl.results import faithfulness, media, play
 from camal_rl.results.play import Episode, TrainedRun, Undefined
 from camal_rl.run import folder as run_folder
-from camal_rl.run.command_line import run_at_once
 from camal_rl.run.device import choose_device
 
 FORMAT = 1
 """Version of scores.json."""
 GIF_STEPS = 200
 """Most agent steps that are shown in TensorBoard."""
-MOST_GAMES = 256
-"""Most games in parallel."""
 AGREEMENT = ("alpha", "beta", "iou", "iou_ceiling", "pointing_game", "relevance_mass", "roc_auc")
 """Measures of attention against the targets."""
-
-
-def check_args(args: Args) -> None:
-    """Refuse numbers and names with which nothing can be evaluated.
-
-    Raises:
-        UserError: with the option, what was given and what is valid.
-    """
-    positive = ("episodes", "max_steps", "num_envs")
-    for name in (*positive, "seed", "faithfulness_frames", "video_episodes", "torch_threads"):
-        value, least = getattr(args, name), int(name in positive)
-        most = MOST_GAMES if name == "num_envs" else 2**63 - 1
-        if not least <= value <= most:
-            raise UserError(f"--{name.replace('_', '-')} {value}: give a number from {least} to {most}.")
-    for name in args.shift or ():
-        if name not in SHIFTS:
-            raise UserError(
-                f"--shift {name}: no such change; choose of {', '.join(SHIFTS)}, or name none for all."
-            )
 
 
 def chosen_shifts(args: Args) -> list[str]:
@@ -446,7 +437,6 @@ def evaluate(args: Args) -> tuple[dict[str, Any], list[Path]]:
     Raises:
         UserError: arguments, run, machine or folder with which that can't be done; nothing was written then.
     """
-    check_args(args)
     runs = load_runs(args)
     folder = args.output or args.run
     threads = args.torch_threads or torch.get_num_threads()

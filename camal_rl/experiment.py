@@ -212,9 +212,7 @@ def _settings(options: list[str]) -> dict[str, Any]:
     """The settings that decide the scores of an evaluation with these options."""
     from camal_rl import evaluate  # with torch as well
 
-    args = evaluate.parse_args(options)
-    evaluate.check_args(args)
-    return evaluate.wanted_settings(args)
+    return evaluate.wanted_settings(evaluate.parse_args(options))
 
 
 class Comparison(NamedTuple):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import av
 import cv2
@@ -18,9 +19,10 @@ import torch
 from conftest import ROOT, FakeGame, run, small_args
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from camal_rl import evaluate, metrics, ppo
+from camal_rl import attention, evaluate, metrics, ppo
 from camal_rl.errors import UserError
 from camal_rl.game.definition import load_definition
+from camal_rl.game.shift import SHIFTS
 from camal_rl.results import media, play
 from camal_rl.results.play import Episode, Undefined
 
@@ -228,15 +230,15 @@ def test_a_number_that_is_none_never_reaches_the_file() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"episodes": 0}, "--episodes 0: give a number from 1 to"),
+        ({"episodes": 0}, "--episodes 0: should be greater than or equal to 1"),
         ({"seed": -1}, "--seed -1"),
         ({"num_envs": 0}, "--num-envs 0"),
-        ({"num_envs": 10**9}, "--num-envs 1000000000: give a number from 1 to 256"),
+        ({"num_envs": 10**9}, "--num-envs 1000000000: should be less than or equal to 256"),
         ({"max_steps": 0}, "--max-steps 0"),
         ({"video_episodes": -1}, "--video-episodes -1"),
         ({"faithfulness_frames": -1}, "--faithfulness-frames -1"),
         ({"torch_threads": -1}, "--torch-threads -1"),
-        ({"shift": ("fog",)}, "--shift fog: no such change; choose of hud, "),
+        ({"shift": ("fog",)}, "--shift .*fog.*: should be 'hud', "),
         ({"device": "cuda:99"}, "--device cuda:99"),
         ({"compare": Path("nowhere")}, "nowhere holds no run"),
     ],
@@ -299,6 +301,13 @@ def test_help_is_quick_and_names_every_option() -> None:
     assert done.returncode == 0
     for option in dataclasses.fields(evaluate.Args):
         assert option.name.upper() in done.stdout or f"--{option.name.replace('_', '-')}" in done.stdout
+
+
+def test_options_name_every_map_and_every_visual_change() -> None:
+    hints = get_type_hints(evaluate.Args)
+    names = {option: get_args(hints[option])[0] for option in ("attention", "shift")}
+    assert get_args(names["attention"]) == attention.METHODS
+    assert get_args(get_args(names["shift"])[0]) == tuple(SHIFTS)
 
 
 @pytest.mark.slow

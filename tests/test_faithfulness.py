@@ -27,7 +27,7 @@ class Brightness(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> ppo.Output:
         value = (images[:, self.channel].double() * self.region).mean(dim=(1, 2, 3)).float()
-        return ppo.Output(torch.stack((value, -value, value), dim=1), value, value)
+        return ppo.Output(torch.stack((value, -value), dim=1), value, value, value)
 
 
 def square(size: int) -> np.ndarray:
@@ -152,7 +152,7 @@ def test_layers_are_randomised_from_the_output_on_one_more_each_time(
 
     monkeypatch.setattr(play.TrainedRun, "attend", attend)
     result = faithfulness.sanity(run, sample)
-    layers = ["fc", "convolutions.2", "convolutions.1", "convolutions.0"]
+    layers = ["fc", "conv3", "conv2", "conv1"]
     cascade = [set(), *({"actor", "critic", *layers[:depth]} for depth in range(5))]
     assert changed == [set(), *(cascade * faithfulness.SANITY_DRAWS)]
     assert result["randomised"] == ("nothing", "heads", *layers)

@@ -222,7 +222,7 @@ def change_weights(change):
     return harm
 
 
-flat = change_weights(lambda weights: weights.update({"convolutions.0.weight": torch.zeros(3)}))
+flat = change_weights(lambda weights: weights.update({"conv1.weight": torch.zeros(3)}))
 diverged = change_weights(lambda weights: weights["actor.weight"].fill_(float("nan")))
 
 
@@ -231,8 +231,8 @@ diverged = change_weights(lambda weights: weights["actor.weight"].fill_(float("n
     [
         (lambda folder: (folder / "args.json").unlink(), "holds no run"),
         (lambda folder: (folder / "args.json").write_text("{"), "can't read"),
-        (lambda folder: (folder / "args.json").write_text("[]"), "is not a run's arguments"),
-        (damage_args, "is not a run's arguments"),
+        (lambda folder: (folder / "args.json").write_text("[]"), "is not a run of this camal_rl"),
+        (damage_args, "is not a run of this camal_rl"),
         (lambda folder: (folder / "checkpoint.pt").unlink(), "has no checkpoint"),
         (truncate, "is damaged or no checkpoint"),
         (foreign, "does not belong to args.json"),

@@ -25,7 +25,7 @@ SANITY_DRAWS = 20
 """Random initialisations of the sanity check."""
 HEADS = "heads"
 """Actor and critic, which the sanity check initialises together."""
-LAYERS = (HEADS, "fc", "convolutions.2", "convolutions.1", "convolutions.0")
+LAYERS = (HEADS, "fc", "conv3", "conv2", "conv1")
 """Layers of the agent, from the output to the input."""
 
 

@@ -61,7 +61,7 @@ class TrainedRun(NamedTuple):
             Its output and its attention, (B, h, w), not normalized; `smoothgrad` draws from `noise`.
         """
         output = self.agent(torch.from_numpy(images).to(self.device))
-        return output, self.agent.cam(output, self.method, noise)
+        return output, attention.critic_cam(self.agent, output, self.method, noise)
 
 
 def load_run(folder: Path, toml: Path | None, device: torch.device, method: str | None = None) -> TrainedRun:
@@ -75,12 +75,6 @@ def load_run(folder: Path, toml: Path | None, device: torch.device, method: str 
         UserError: there is no run, its files are damaged, or the environment is another.
     """
     trained = run_folder.read_args_file(folder)
-    trained = {
-        "args": {
-            name: value for key in trained if key != "definition" for name, value in trained[key].items()
-        },
-        "definition": trained["definition"],
-    }
     args = trained["args"]
     path = folder / "checkpoint.pt"
     mismatch = f"{folder}: checkpoint.pt does not belong to args.json"
@@ -91,15 +85,15 @@ def load_run(folder: Path, toml: Path | None, device: torch.device, method: str 
         if checkpoint is None:
             raise UserError(f"{folder} has no checkpoint.pt: train first, python -m camal_rl.ppo.")
         parameters = checkpoint["agent"]
-        image_shape = (FRAME_STACK, *args["frame_size"])
-        agent = ppo.Agent(len(parameters["actor.weight"]), image_shape, str(args["precision"]))
+        agent = ppo.Agent(len(parameters["actor.weight"]), (FRAME_STACK, *args["frame_size"]))
         agent.load_state_dict(parameters)
+        dtype = torch.bfloat16 if args["precision"] == "bf16" else torch.float32
         run = TrainedRun(
             folder=folder,
             trained=trained,
             checkpoint_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
             definition=definition,
-            agent=agent.to(device).eval(),
+            agent=agent.replica(dtype).to(device),
             method=method or args["attention"],
             label=f"{args['method']} seed {args['seed']}",
             steps=int(checkpoint["iteration"]) * args["num_envs"] * args["num_steps"],

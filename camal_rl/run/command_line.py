@@ -14,6 +14,10 @@ import tyro
 
 from camal_rl.errors import UserError, print_mistake
 
+# Waiting torch threads spin by default, which takes the cores from the game engines. torch's import reads it,
+# and commands import this module before torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 T = TypeVar("T")
 
 NAME = tyro.conf.arg(metavar="NAME")
