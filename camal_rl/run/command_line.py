@@ -28,9 +28,11 @@ Fraction = Annotated[float, pydantic.Field(ge=0, le=1), _NUMBER]
 def parse(kind: type[T], program: str, arguments: Sequence[str] | None = None) -> T:
     """Read a command line into a dataclass of options; exit with code 2 and a message where it can't be."""
     try:
-        return tyro.cli(kind, prog=program, args=arguments)
+        args = tyro.cli(kind, prog=program, args=arguments)
+        check_ranges(args)
     except UserError as mistake:
         sys.exit(print_mistake(mistake))
+    return args
 
 
 def end_on_signals() -> None:
