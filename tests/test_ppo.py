@@ -268,7 +268,6 @@ def test_gradients_of_the_parts_add_up_to_those_of_the_whole_minibatch(
         return means
 
     if dtype == torch.float64:
-        monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # of the hidden layer
         agent.double()
         agent.zero_grad()
         exact = ppo.Batch._make(field.double() if field.is_floating_point() else field for field in batch)
