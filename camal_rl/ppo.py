@@ -26,7 +26,6 @@ from camal_rl.run.command_line import (
     Number,
     Positive,
     check_ranges,
-    end_on_signals,
     parse,
     run_to_checkpoint,
 )
@@ -149,7 +148,6 @@ def parse_args(arguments: list[str] | None = None) -> Args:
 
 
 if __name__ == "__main__":
-    end_on_signals()
     ARGS = parse_args()  # before torch is imported, so that --help and a typing mistake are answered at once
 
 import numpy as np
@@ -210,7 +208,7 @@ class Agent(nn.Module):
         weight, bias = self.conv1.weight / 255, self.conv1.bias  # scaled instead of all the pixels
         x = F.conv2d(x, weight.to(dtype), bias.to(dtype), stride=4).relu_()
         feature_maps = self.conv3(self.conv2(x).relu_()).relu_()  # (B, K, h, w)
-        hidden = self.fc(feature_maps.movedim(1, -1).flatten(1)).relu_().float()
+        hidden = self.fc(feature_maps.movedim(1, -1).flatten(1)).relu_().to(self.actor.weight.dtype)
         return Output(self.actor(hidden), self.critic(hidden).squeeze(1), hidden, feature_maps)
 
     def replica(self, dtype: torch.dtype) -> Agent:
@@ -251,9 +249,8 @@ def allocate(args: Args, agent: Agent, stack: int) -> Rollout:
     logits = torch.zeros((*shape, agent.actor.out_features))
     actions = torch.zeros(shape, dtype=torch.int64)
     values, rewards, ends = (torch.zeros(shape) for _ in range(3))
-    return Rollout(
-        images, logits, values, actions, rewards, ends, torch.zeros((*shape, 2, *agent.map_shape[1:]))
-    )
+    mask_weights = torch.zeros((*shape, 2, *agent.map_shape[1:]))
+    return Rollout(images, logits, values, actions, rewards, ends, mask_weights)
 
 
 def rollout(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from camal_rl.attention import upsample
-from camal_rl.camal import EMPTY_MASK, METHODS, alpha_beta, camal_loss, costs, projected_loss
+from camal_rl.camal import EMPTY_MASK, METHODS, alpha_beta, camal_loss, projected_loss
 from camal_rl.masks import mask_weights
 
 HEAT = torch.tensor([[[0.0, 0.2], [0.4, 1.0]]], dtype=torch.float64)
@@ -151,20 +151,6 @@ def test_projected_masks_give_the_numbers_and_gradients_of_plain_upsampling(
         (plain_gradient,) = torch.autograd.grad(plain, heat, retain_graph=True)
         scale = weights.max().item()
         torch.testing.assert_close(gradient, plain_gradient, rtol=0, atol=1e-10 * scale)
-
-
-@pytest.mark.parametrize("empty_mask", EMPTY_MASK)
-@pytest.mark.parametrize("method", METHODS)
-def test_costs_add_up_to_the_loss(empty_mask: str, method: str) -> None:
-    masks = (np.random.default_rng(0).random((5, 12, 15)) < 0.2).astype(np.uint8)
-    masks[1], masks[2] = 0, 1
-    weights = torch.from_numpy(mask_weights(masks, (3, 4), dtype=np.float64))
-    heat = torch.rand(5, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    loss, _, _, has_target = projected_loss(heat, weights, empty_mask=empty_mask, method=method)
-    values, counted = costs(weights, empty_mask=empty_mask, method=method)
-    assert ((heat * values).sum() / counted.sum()).item() == pytest.approx(loss.item(), rel=1e-14)
-    assert counted.tolist() == (has_target.tolist() if empty_mask == "ignore" else [True] * 5)
-    assert costs(weights[1:2], method=method)[0].abs().max() == 0  # nothing in view
 
 
 def test_losses_refuse_what_does_not_fit() -> None:

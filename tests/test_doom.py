@@ -23,6 +23,7 @@ from camal_rl import doom
 from camal_rl.errors import UserError
 from camal_rl.game.definition import available, load_definition
 from camal_rl.game.engine import EngineError
+from camal_rl.masks import mask_weights
 
 PAPER = ["Basic", "DefendLine", "DefendCenter", "TakeCover"]
 NOTHING, ATTACK = 0, 1  # in Basic, and
@@ -323,7 +324,7 @@ def test_make_vec_gives_the_vector_env() -> None:
 def test_vector_env_gives_what_gymnasiums_own_gives(
     start: Callable[..., doom.DoomEnv], start_vector: Callable[..., doom.DoomVectorEnv]
 ) -> None:
-    ours = start_vector("PredictPosition", 2, mask_transform=lambda mask, _: mask.sum(axis=1, dtype=np.int64))
+    ours = start_vector("PredictPosition", 2, map_size=(7, 7))
     theirs = SyncVectorEnv([lambda: start("PredictPosition")] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
     assert ours.observation_space == theirs.observation_space
     assert ours.action_space == theirs.action_space
@@ -333,7 +334,7 @@ def test_vector_env_gives_what_gymnasiums_own_gives(
     ends = 0
     for step in range(120):
         assert_same(observations, expected)
-        np.testing.assert_array_equal(infos.pop("mask_transform"), observations["mask"].sum(axis=2))
+        np.testing.assert_array_equal(infos.pop("mask_weights"), mask_weights(observations["mask"], (7, 7)))
         if step == 60:  # one of them afresh, the other goes on
             options = {"reset_mask": np.array([False, True])}
             observations, infos = ours.reset(seed=[None, 9], options=options.copy())
@@ -345,7 +346,7 @@ def test_vector_env_gives_what_gymnasiums_own_gives(
         for result, their_result in zip(results, their_results, strict=True):
             np.testing.assert_array_equal(result, their_result)
             assert result.dtype == their_result.dtype
-        assert infos.keys() - {"mask_transform"} == their_infos.keys()
+        assert infos.keys() - {"mask_weights"} == their_infos.keys()
         if "final_obs" in their_infos:
             assert infos["final_info"] == their_infos["final_info"]
             for key in ("_final_obs", "_final_info"):
@@ -362,41 +363,20 @@ def test_vector_env_gives_what_gymnasiums_own_gives(
 def test_observations_are_copies_of_what_the_next_step_overwrites(
     start_vector: Callable[..., doom.DoomVectorEnv],
 ) -> None:
-    envs = start_vector("DefendCenter", 2, mask_transform=lambda mask, _: mask.sum(axis=0))
+    envs = start_vector("DefendCenter", 2, map_size=(7, 7))
     before, _ = envs.reset(seed=2)
     after, *_, infos = envs.step(np.array([2, 1]))
     assert_same(after, {"image": envs.images, "mask": envs.masks})
-    np.testing.assert_array_equal(infos["mask_transform"], envs.transformed)
+    np.testing.assert_array_equal(infos["mask_weights"], envs.mask_weights)
     for name in ("image", "mask"):
         assert not np.shares_memory(before[name], after[name])
 
 
-def test_images_lie_in_the_memory_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    game = StillGame({}, np.zeros((120, 160), np.uint8))
-    game.state.screen_buffer[:] = 9
-    monkeypatch.setattr(doom, "start_engine", lambda *_: game)
-    given: list[np.ndarray] = []
-
-    def allocate(shape: tuple[int, ...]) -> np.ndarray:
-        given.append(np.zeros(shape, np.uint8))
-        return given[-1]
-
-    envs = doom.DoomVectorEnv("Basic", 3, (84, 84), SMALL, allocate=allocate)
-    envs.reset(seed=0)
-    (memory,) = given
-    assert memory.shape == (3, 84, 84, 4)
-    assert (memory == 9).all()
-    assert np.shares_memory(envs.images, memory)
-    envs.close()
-
-
 @pytest.mark.engine
-def test_threads_that_each_step_some_environments_give_what_a_whole_step_gives(
+def test_threads_that_each_step_games_environments_give_what_a_whole_step_gives(
     start_vector: Callable[..., doom.DoomVectorEnv],
 ) -> None:
-    whole, parts = (
-        start_vector("PredictPosition", 3, mask_transform=lambda mask, _: mask.sum(axis=0)) for _ in range(2)
-    )
+    whole, parts = (start_vector("PredictPosition", 3, map_size=(7, 7)) for _ in range(2))
     for envs in (whole, parts):
         envs.reset(seed=3)
     rng = np.random.default_rng(0)
@@ -406,20 +386,19 @@ def test_threads_that_each_step_some_environments_give_what_a_whole_step_gives(
     for step in range(steps):
         observations, *results, infos = whole.step(actions[step])
         finals = infos.get("final_obs", [None] * 3)
-        expected.append((observations, infos["mask_transform"], results, finals))
+        expected.append((observations, infos["mask_weights"], results, finals))
 
-    def play(some: slice) -> int:
+    def play(games: slice) -> int:
         ends = 0
         for step in range(steps):
-            *results, last_images = parts.step_some(some, actions[step, some].tolist())
-            observations, transformed, their_results, finals = expected[step]
-            np.testing.assert_array_equal(parts.images[some], observations["image"][some])
-            np.testing.assert_array_equal(parts.masks[some], observations["mask"][some])
-            assert parts.transformed is not None
-            np.testing.assert_array_equal(parts.transformed[some], transformed[some])
+            *results, last_images = parts.step_games(games, actions[step, games].tolist())
+            observations, weights, their_results, finals = expected[step]
+            np.testing.assert_array_equal(parts.images[games], observations["image"][games])
+            np.testing.assert_array_equal(parts.masks[games], observations["mask"][games])
+            np.testing.assert_array_equal(parts.mask_weights[games], weights[games])
             for result, their_result in zip(results, their_results, strict=True):
-                np.testing.assert_array_equal(result, their_result[some])
-            last = {place: one["image"] for place, one in enumerate(finals[some]) if one is not None}
+                np.testing.assert_array_equal(result, their_result[games])
+            last = {place: one["image"] for place, one in enumerate(finals[games]) if one is not None}
             assert last.keys() == last_images.keys()
             for place, image in last_images.items():
                 np.testing.assert_array_equal(image, last[place])
@@ -478,7 +457,7 @@ def test_replay_brings_back_an_environment_and_its_future(
     observation, _ = env.reset(seed=1)
     states, run = [], []
     for _ in range(240):
-        states.append((env.state_dict(), observation))
+        states.append((env.state_dict(), observation, env.episode_return))
         action = int(rng.integers(len(env.actions)))
         observation, *results, _ = env.step(action)
         if results[1] or results[2]:
@@ -488,10 +467,11 @@ def test_replay_brings_back_an_environment_and_its_future(
     other = start(name)
     other.reset(seed=99)
     for moment in (0, 2, 4, 60, 139):
-        state, observation = states[moment]
+        state, observation, episode_return = states[moment]
         other.load_state_dict(state)
         assert_same(other._observation(), observation)
         assert other.state_dict() == state
+        assert other.episode_return == episode_return
         for action, expected, expected_results in run[moment : moment + 100]:
             observation, *results, _ = other.step(action)
             assert results == expected_results
@@ -502,15 +482,13 @@ def test_replay_brings_back_an_environment_and_its_future(
 
 @pytest.mark.engine
 def test_replay_in_a_vector_env(start_vector: Callable[..., doom.DoomVectorEnv]) -> None:
-    one, other = (
-        start_vector("TakeCover", 2, mask_transform=lambda mask, _: mask.sum(axis=0)) for _ in range(2)
-    )
+    one, other = (start_vector("TakeCover", 2, map_size=(7, 7)) for _ in range(2))
     one.reset(seed=1)
     for _ in range(10):
         observations, *_, infos = one.step(np.array([1, 2]))
     replayed, replayed_infos = other.load_state_dict(one.state_dict())
     assert_same(replayed, observations)
-    np.testing.assert_array_equal(replayed_infos["mask_transform"], infos["mask_transform"])
+    np.testing.assert_array_equal(replayed_infos["mask_weights"], infos["mask_weights"])
     assert_same(one.step(np.array([0, 1]))[0], other.step(np.array([0, 1]))[0])
 
 
@@ -698,6 +676,27 @@ def test_closing_twice_and_after_a_failed_start_is_safe(monkeypatch: pytest.Monk
         doom.DoomVectorEnv("Basic", 3)
     assert len(started) == 1
     assert not started[0].is_running()
-    monkeypatch.setattr(doom, "start_engine", real)
-    with pytest.raises(ZeroDivisionError):
-        doom.DoomVectorEnv("Basic", 1, mask_transform=lambda mask, _: 1 / int(mask.sum()))
+
+
+def test_finished_episodes_come_once_in_the_order_of_their_ends_with_raw_returns(fake_engine: None) -> None:
+    envs = doom.DoomVectorEnv("Basic", 4, (52, 60), SMALL)
+    envs.reset(seed=[1, 2, 3, 4])
+    rng = np.random.default_rng(0)
+    totals, lengths = np.zeros(4), np.zeros(4, int)
+    expected = []
+    for step in range(40):
+        actions = rng.integers(envs.num_actions, size=4)
+        _, rewards, terminated, truncated, _ = envs.step(actions)
+        totals, lengths = totals + rewards, lengths + 1
+        for game in np.flatnonzero(terminated | truncated):
+            expected.append((step + 1, totals[game], lengths[game]))
+            totals[game] = lengths[game] = 0
+        if step == 20:
+            assert [tuple(episode) for episode in envs.finished_episodes()] == sorted(expected)
+            expected.clear()
+    assert [tuple(episode) for episode in envs.finished_episodes()] == sorted(expected)
+    assert envs.finished_episodes() == []
+    assert len(expected) > 4
+    assert [env.episode_return for env in envs.envs] == totals.tolist()
+    assert [env.episode_length for env in envs.envs] == lengths.tolist()
+    envs.close()

@@ -30,17 +30,19 @@ Fraction = Annotated[float, pydantic.Field(ge=0, le=1), _NUMBER]
 
 
 def parse(kind: type[T], program: str, arguments: Sequence[str] | None = None) -> T:
-    """Read a command line into a dataclass of options; exit with code 2 and a message where it can't be."""
+    """Read a command line into a dataclass of options; exit with code 2 and a message where it can't be.
+
+    Signals end a process that reads its own command line, without a traceback, until it handles them itself.
+    """
+    if arguments is None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _: os._exit(128 + number))
     try:
-        return tyro.cli(kind, prog=program, args=arguments)
+        args = tyro.cli(kind, prog=program, args=arguments)
+        check_ranges(args)
     except UserError as mistake:
         sys.exit(print_mistake(mistake))
-
-
-def end_on_signals() -> None:
-    """Let signals end the process at once and without a traceback, until the command handles them itself."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: os._exit(128 + number))
+    return args
 
 
 def check_ranges(args: Any) -> None:
