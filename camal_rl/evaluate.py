@@ -24,15 +24,7 @@ import pydantic
 import tyro
 
 from camal_rl.errors import UserError
-from camal_rl.run.command_line import (
-    NAME,
-    Count,
-    Positive,
-    check_ranges,
-    end_on_signals,
-    parse,
-    run_at_once,
-)
+from camal_rl.run.command_line import NAME, Count, Positive, parse, run_at_once
 from camal_rl.run.files import write_together
 
 RUN = tyro.conf.arg(metavar="RUN")
@@ -97,9 +89,6 @@ class Args:
     torch_threads: Count = 0
     """CPU threads of the network, 0 for all cores"""
 
-    def __post_init__(self) -> None:
-        check_ranges(self)
-
 
 def parse_args(arguments: list[str] | None = None) -> Args:
     """Read the command line; exits with code 2 and a message where it can't be understood."""
@@ -107,7 +96,6 @@ def parse_args(arguments: list[str] | None = None) -> Args:
 
 
 if __name__ == "__main__":
-    end_on_signals()
     ARGS = parse_args()  # before torch is imported, so that --help and a typing mistake are answered at once
 
 import av

@@ -230,20 +230,32 @@ def test_a_number_that_is_none_never_reaches_the_file() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"episodes": 0}, "--episodes 0: should be greater than or equal to 1"),
-        ({"seed": -1}, "--seed -1"),
-        ({"num_envs": 0}, "--num-envs 0"),
-        ({"num_envs": 10**9}, "--num-envs 1000000000: should be less than or equal to 256"),
-        ({"max_steps": 0}, "--max-steps 0"),
-        ({"video_episodes": -1}, "--video-episodes -1"),
-        ({"faithfulness_frames": -1}, "--faithfulness-frames -1"),
-        ({"torch_threads": -1}, "--torch-threads -1"),
-        ({"shift": ("fog",)}, "--shift .*fog.*: should be 'hud', "),
+        (["--episodes", "0"], "camal_rl: --episodes 0: should be greater than or equal to 1."),
+        (["--seed", "-1"], "--seed -1"),
+        (["--num-envs", "0"], "--num-envs 0"),
+        (["--num-envs", "1000000000"], "--num-envs 1000000000: should be less than or equal to 256."),
+        (["--max-steps", "0"], "--max-steps 0"),
+        (["--video-episodes", "-1"], "--video-episodes -1"),
+        (["--faithfulness-frames", "-1"], "--faithfulness-frames -1"),
+        (["--torch-threads", "-1"], "--torch-threads -1"),
+        (["--shift", "fog"], "invalid choice 'fog' for argument '--shift'"),
+    ],
+)
+def test_a_bad_option_is_refused_with_code_2(capsys, options, words) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        evaluate.parse_args(["runs/Basic/camal/seed1", *options])
+    assert refusal.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
         ({"device": "cuda:99"}, "--device cuda:99"),
         ({"compare": Path("nowhere")}, "nowhere holds no run"),
     ],
 )
-def test_a_bad_option_is_refused_before_anything_is_played(folder, options, words) -> None:
+def test_what_is_not_there_is_said_before_anything_is_played(folder, options, words) -> None:
     with pytest.raises(UserError, match=words):
         evaluate.evaluate(args(folder, **options))
     assert not (folder / "scores.json").exists()
