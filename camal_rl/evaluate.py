@@ -28,6 +28,10 @@ from camal_rl.run.command_line import NAME, Count, Positive, parse, run_at_once
 from camal_rl.run.files import write_together
 
 RUN = tyro.conf.arg(metavar="RUN")
+Map = Literal["gradcam", "layercam", "hirescam", "diffgradcam", "smoothgrad", "integrated-gradients"]
+Look = Literal[
+    "hud", "crosshair", "no-weapon", "no-effects", "flashes", "dim", "flat", "gamma", "noise", "distractor"
+]
 
 
 @dataclass
@@ -57,23 +61,9 @@ class Args:
     """games played in parallel"""
 
     # measures
-    attention: Annotated[
-        Literal["gradcam", "layercam", "hirescam", "diffgradcam", "smoothgrad", "integrated-gradients"]
-        | None,
-        NAME,
-    ] = None
+    attention: Annotated[Map | None, NAME] = None
     """kind of map to evaluate, as for training, if not the run's own"""
-    shift: Annotated[
-        tuple[
-            Literal[
-                "hud", "crosshair", "no-weapon", "no-effects", "flashes",
-                "dim", "flat", "gamma", "noise", "distractor",
-            ],
-            ...,
-        ]
-        | None,
-        NAME,
-    ] = None  # fmt: skip
+    shift: Annotated[tuple[Look, ...] | None, NAME] = None
     """visual changes to evaluate under as well, all if none is named:
     hud, crosshair, no-weapon, no-effects, flashes, dim, flat, gamma, noise, distractor"""
     faithfulness_frames: Count = 1000
@@ -331,7 +321,7 @@ def names(runs: Sequence[TrainedRun]) -> list[str]:
 def pictures(runs: Sequence[TrainedRun], episodes: Sequence[Episode], args: Args) -> np.ndarray | None:
     """Draw the frames of highest, median and lowest IoU of the first run, with every run's attention on them.
 
-    Returns an image, or None where no target was in view.
+    The picture is None where no target was in view.
     """
     frames = sorted(
         (-frame["iou"], index, frame["step"])
@@ -370,9 +360,9 @@ def video(
     played: Sequence[Sequence[Episode]],
     shown: Callable[[], object] = lambda: None,
 ) -> tuple[bytes, bytes]:
-    """Show every run's same episodes side by side at the game's speed; `shown` is called after each frame.
+    """Film all runs' same episodes side by side at the game's speed; `shown` is called after each frame.
 
-    Returns an MP4 file, and of the first episode a GIF file.
+    An MP4 file of all episodes is returned, and a GIF file of the first.
     """
     skip = runs[0].definition.frame_skip
     gif: list[np.ndarray] = []
