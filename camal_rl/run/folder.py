@@ -287,9 +287,7 @@ class RunFolder:
         problem = ""
         if isinstance(error, FloatingPointError):
             problem = f"{error} is NaN or infinite"
-        elif isinstance(error, RuntimeError) and "nan values" in str(
-            error
-        ):  # as torch's anomaly detection says
+        elif isinstance(error, RuntimeError) and "nan values" in str(error):  # with detect_anomaly
             problem = f"a gradient ({error}) is NaN"
         if problem:
             raise UserError(
@@ -337,11 +335,10 @@ class RunFolder:
 
     def iterations(self) -> Iterator[int]:
         """Yield the numbers, from 1 on, of the iterations to do, and show how far they are."""
-        first_step, began = self.step, time.perf_counter()
-        self.speed = lambda: (self.step - first_step) / (time.perf_counter() - began)
+        self._first_step, self._began = self.step, time.perf_counter()
         bar = tqdm(
             total=self.total * self.args.batch_size,
-            initial=first_step,
+            initial=self.step,
             unit="step",
             unit_scale=True,
             mininterval=0.5 if sys.stderr.isatty() else 30,
@@ -351,12 +348,16 @@ class RunFolder:
             while self.iteration < self.total:
                 self.iteration += 1
                 yield self.iteration
-                bar.set_postfix(self.status, refresh=False)
+                bar.set_postfix({"SPS": f"{self.speed():.0f}", **self.status}, refresh=False)
                 bar.update(self.args.batch_size)
             bar.refresh()
         if self._recent:
             mean = np.mean(self._recent)
             print(f"Done. Mean return of the last {len(self._recent)} episodes: {mean:.2f}")
+
+    def speed(self) -> float:
+        """Return agent steps a second since this process began to train."""
+        return (self.step - self._first_step) / (time.perf_counter() - self._began)
 
     def log(self, scalars: Mapping[str, float], step: int | None = None) -> None:
         """Log scalars by TensorBoard tag, at this iteration's end unless another agent step is given."""
