@@ -490,15 +490,12 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
             means = update(agent, optimizer, batch, args, generator, workers)
 
             means["explained_variance"] = float(1 - (returns - store.values).var() / returns.var())
+            scalars = {f"losses/{name}": mean for name, mean in means.items()}
+            scalars["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
+            scalars["charts/engine_restarts"] = envs.restarts
+            scalars["charts/SPS"] = run.speed()
             run.log_episodes(envs.finished_episodes())
-            run.log({f"losses/{name}": mean for name, mean in means.items()})
-            run.log(
-                {
-                    "charts/learning_rate": optimizer.param_groups[0]["lr"],
-                    "charts/engine_restarts": envs.restarts,
-                    "charts/SPS": run.speed(),
-                }
-            )
+            run.log(scalars)
             monitor.measure(agent, store.images, workers)
             stop = interrupted()
             if stop or run.passed(args.checkpoint_every):
