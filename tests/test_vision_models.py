@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from camal_rl import camal
 from camal_rl.errors import UserError
 from camal_rl.masks import mask_weights
 
@@ -98,13 +97,12 @@ def test_one_training_step_with_camal_and_its_gradient_checked(name: str) -> Non
     # As in training: with dropout, stochastic depth and the batch's statistics.
     targets = np.zeros((4, size, size), np.uint8)
     targets[:, size // 4 : size // 2, size // 3 : size // 2] = 1
-    costs, supervised = camal.costs(torch.from_numpy(mask_weights(targets, tuple(maps.shape[2:]))))
     batch = train.Batch(
         torch.randint(256, (4, 3, size, size), dtype=torch.uint8),
         torch.tensor([1, 3, 0, 2]),
-        costs,
+        torch.from_numpy(mask_weights(targets, (maps.shape[2], maps.shape[3]))),
+        torch.full((4,), 1 / 4),
         torch.tensor(4),
-        supervised.sum(),
     )
     terms = train.losses(model.train(), batch, train.Args(), "fp32")
     terms["camal_loss"].backward(retain_graph=True)

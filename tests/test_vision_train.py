@@ -146,17 +146,19 @@ def test_images_without_a_target_are_ignored_or_suppressed(tmp_path: Path) -> No
     masks[1:, 8:24, 8:24] = 1
     ignored, suppressed = small_args(tmp_path), small_args(tmp_path, empty_mask="suppress")
     _, supervised = train.supervision(ignored, masks, 64, (2, 2))
-    costs, all_supervised = train.supervision(suppressed, masks, 64, (2, 2))
+    weights, all_supervised = train.supervision(suppressed, masks, 64, (2, 2))
     assert supervised.tolist() == [False, True, True]
     assert all_supervised.tolist() == [True, True, True]
-    torch.testing.assert_close(costs[0], torch.full((2, 2), 0.25))  # beta: the mean of attention
+    assert not weights[0, 0].any()  # no alpha
+    torch.testing.assert_close(weights[0, 1], torch.full((2, 2), 0.25))  # beta: the mean of attention
 
 
 def test_maps_coarser_than_attention_supervise_all_of_it(tmp_path: Path) -> None:
     maps = np.zeros((1, 2, 2), np.float32)
     maps[0, 0, 0] = 1
     args = small_args(tmp_path, method="prior", prior=tmp_path)
-    costs, _ = train.supervision(args, maps, 64, (8, 8))
+    weights, _ = train.supervision(args, maps, 64, (8, 8))
+    costs = weights[:, 1] - weights[:, 0]
     assert bool((costs != 0).all())
     assert float(costs[0, 0, 0]) < 0 < float(costs[0, 7, 7])  # wanted where the map is, and nowhere else
 
@@ -255,6 +257,7 @@ def test_a_priors_soft_maps_take_the_place_of_masks(tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"fold": 4}, "there are 3 folds"),
+        ({"epochs": 0}, "--epochs 0: should be greater than or equal to 1"),
         ({"method": "prior"}, "go together"),
         ({"prior": Path("regions.npz")}, "go together"),
         ({"image_size": 100}, "multiple of 32"),

@@ -7,10 +7,6 @@ does again what training does at the end of a fold, for all folds below a folder
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch's import
-
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence

@@ -39,10 +39,12 @@ class Samples:
     def __post_init__(self) -> None:
         count, size = len(self.labels), self.images.shape[-1]
         images = {"images": self.images, **self.shifted}
-        kinds = {name: (array, "uint8", (count, 3, size, size)) for name, array in images.items()}
-        kinds["masks"] = (self.masks, "uint8", (count, size, size))
-        kinds["labels"] = (self.labels, "int64", (count,))
-        for name, (array, dtype, shape) in kinds.items():
+        kinds: list[tuple[str, np.ndarray, str, tuple[int, ...]]] = [
+            *((name, array, "uint8", (count, 3, size, size)) for name, array in images.items()),
+            ("masks", self.masks, "uint8", (count, size, size)),
+            ("labels", self.labels, "int64", (count,)),
+        ]
+        for name, array, dtype, shape in kinds:
             if array.dtype != dtype or array.shape != shape:
                 raise ValueError(f"{name} are {array.dtype} {array.shape}, not {dtype} {shape}")
         if self.masks.max(initial=0) > 1:

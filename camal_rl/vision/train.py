@@ -6,14 +6,9 @@ Started by torchrun, several processes share each batch, and the loss is that of
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch's import
-
 import contextlib
-import dataclasses
 import hashlib
-import signal
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from camal_rl import __version__
 from camal_rl.errors import UserError
-from camal_rl.run.command_line import Count, Number, Positive, parse, run_to_checkpoint
+from camal_rl.run.command_line import Count, Number, Positive, check_ranges, parse, run_to_checkpoint
 from camal_rl.vision import need_torchvision
 from camal_rl.vision.samples import SHAPES, DataName, Samples
 
@@ -94,11 +89,24 @@ class Args:
     torch_threads: Count = 0
     """CPU threads; 0 for all cores"""
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.fold > self.folds:
+            raise UserError(f"--fold {self.fold}: there are {self.folds} folds.")
+        if (self.method == "prior") != (self.prior is not None):
+            raise UserError(
+                "--method prior and --prior PATH go together: the path is a file that python -m "
+                "camal_rl.vision.priors wrote, or a folder of grey PNG files."
+            )
+        processes = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's
+        if self.batch_size % processes:
+            raise UserError(
+                f"--batch-size {self.batch_size} can't be shared by {processes} processes: give a multiple."
+            )
+
 
 if __name__ == "__main__":
     ARGS = parse(Args, "python -m camal_rl.vision.train")  # before torch is imported: --help answers at once
-    for _number in (signal.SIGINT, signal.SIGTERM):  # until `main` takes over
-        signal.signal(_number, lambda number, _: os._exit(128 + number))
     need_torchvision()
 
 import numpy as np
@@ -140,13 +148,13 @@ SHOWN = ("train/loss", "train/accuracy", "test/accuracy", "test/iou")
 
 
 class Batch(NamedTuple):
-    """Samples to learn from, all or one process's part of a batch; the last two count those of all of it."""
+    """Samples to learn from: one process's part of a batch."""
 
     images: Tensor  # uint8 (B, 3, S, S)
     labels: Tensor  # int64 (B,)
-    mask_costs: Tensor  # (B, h, w): beta - alpha, or beta, is the sum of heat * mask_costs (CAMAL)
-    total: Tensor  # scalar
-    supervised: Tensor  # scalar, those that carry a CAMAL loss
+    mask_weights: Tensor  # (B, 2, h, w)
+    supervised: Tensor  # (B,), more than 0 where attention is supervised; over all parts they sum to 1
+    total: Tensor  # scalar, the number of samples of all parts
 
     def to(self, device: torch.device) -> Batch:
         """Copy all tensors to a device; copies to a GPU are not waited for."""
@@ -155,7 +163,7 @@ class Batch(NamedTuple):
 
 
 def losses(model: nn.Module, batch: Batch, args: Args, precision: str) -> dict[str, Tensor]:
-    """The terms of Eq. 2 for a part of a batch: over the parts they add up to the means of the batch.
+    """Return the loss of Eq. 2 and its terms for a part of a batch; the parts add up to the means of all.
 
     Args:
         model: `Classifier`, or `DistributedDataParallel` of one.
@@ -170,13 +178,15 @@ def losses(model: nn.Module, batch: Batch, args: Args, precision: str) -> dict[s
         "cross_entropy": F.cross_entropy(output.logits, batch.labels, reduction="sum") / batch.total,
         "accuracy": (output.logits.argmax(dim=1) == batch.labels).sum() / batch.total,
     }
-    means["loss"] = means["cross_entropy"]
-    if args.method != "vanilla":  # ------------------------------------------------------------------- CAMAL
-        cam = class_cam(output, batch.labels, args.attention)  # (B, h, w), Eq. 3, 4
+    loss = means["cross_entropy"]
+    if args.method != "vanilla":  # CAMAL
+        cam = class_cam(output, batch.labels, args.attention)  # (B, h, w), Eq. 3
         heat = attention.normalize(cam)  # in [0, 1]
-        means["camal_loss"] = camal.mean_cost(heat, batch.mask_costs, batch.supervised)  # Eq. 1
-        means["loss"] = means["loss"] + args.camal_coef * means["camal_loss"]  # Eq. 2
-    return means
+        alpha, beta = camal.projected_alpha_beta(heat, batch.mask_weights)  # (B,), Eq. 1
+        costs = beta if args.method == "suppress" else beta - alpha
+        means["camal_loss"] = (batch.supervised * costs).sum()
+        loss = loss + args.camal_coef * means["camal_loss"]  # Eq. 2
+    return {"loss": loss, **means}
 
 
 def update(
@@ -186,7 +196,7 @@ def update(
     means = losses(model, batch, args, precision)
     loss = means["loss"] * group.size  # DistributedDataParallel takes the mean of gradients, not their sum
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
     totals = group.total(torch.stack(list(means.values())).detach())
     return dict(zip(means, totals, strict=True))
@@ -195,7 +205,7 @@ def update(
 def supervision(
     args: Args, masks: np.ndarray, image_size: int, map_size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Project masks once, to what attention costs: mask_costs (N, h, w), and bool (N,), True where it counts.
+    """Project masks to mask_weights, (N, 2, h, w), and say where attention is supervised, bool (N,).
 
     Args:
         args: arguments of the training.
@@ -204,15 +214,14 @@ def supervision(
             attention's between the pixels of a coarser map would not be supervised.
         map_size: height and width of attention.
     """
-    if args.method == "vanilla":
-        return torch.zeros(len(masks), 0, 0), torch.zeros(len(masks), dtype=torch.bool)
     size = (image_size, image_size)
     weights = [
         mask_weights(part if part.shape[1:] == size else metrics.upsample(part, size), map_size)
         for part in np.split(masks, range(REGIONS_AT_ONCE, len(masks), REGIONS_AT_ONCE))
     ]
-    method = "suppress" if args.method == "suppress" else "camal"
-    return camal.costs(torch.from_numpy(np.concatenate(weights)), empty_mask=args.empty_mask, method=method)
+    projected = torch.from_numpy(np.concatenate(weights))
+    has_target = projected[:, 0].flatten(1).any(dim=1)
+    return projected, has_target | (args.empty_mask == "suppress")
 
 
 # --------------------------------------------------------------------------------------------------- one fold
@@ -233,13 +242,9 @@ class Work(NamedTuple):
 
 def describe(work: Work, fold: int) -> dict[str, dict[str, Any]]:
     """All that defines the training of a fold, in JSON's types. Files count by their content."""
-    args = dataclasses.replace(
-        work.args, fold=fold, learning_rate=learning_rate(work.args), precision=work.precision
-    )
-    described = run_folder.describe(args)
     # BatchNorm and dropout see a process's part of a batch, so the number of processes counts.
-    described["args"] |= {**work.checksums, "processes": work.group.size}
-    return described
+    chosen = {"fold": fold, "learning_rate": learning_rate(work.args), "precision": work.precision}
+    return run_folder.describe(work.args, {**chosen, "processes": work.group.size, **work.checksums})
 
 
 def learning_rate(args: Args) -> float:
@@ -270,7 +275,7 @@ class Learner:
         load_weights(self.model, args.weights)
         self.model.to(work.device)
         size = map_size(self.model, args.image_size)
-        self.mask_costs, self.supervised = supervision(args, work.targets, args.image_size, size)
+        self.mask_weights, self.supervised = supervision(args, work.targets, args.image_size, size)
         self.learned = torch.from_numpy(np.flatnonzero(work.folds != fold - 1))
         self.tested = np.flatnonzero(work.folds == fold - 1)
         self.optimizer = torch.optim.AdamW(
@@ -299,10 +304,13 @@ class Learner:
 
     def batch(self, index: Tensor) -> Batch:
         """This process's part of the batch with these samples, int64 (B,)."""
-        part, samples = self.work.group.part(index), self.work.samples
-        images, labels = (torch.from_numpy(values)[part] for values in (samples.images, samples.labels))
-        total, supervised = torch.tensor(len(index)), self.supervised[index].sum()
-        return Batch(images, labels, self.mask_costs[part], total, supervised)
+        group, samples = self.work.group, self.work.samples
+        images, labels = torch.from_numpy(samples.images), torch.from_numpy(samples.labels)
+        supervised = self.supervised[index].float()
+        supervised = supervised / supervised.sum().clamp(min=1)
+        part = group.part(index)
+        fields = (images[part], labels[part], self.mask_weights[part], group.part(supervised))
+        return Batch(*fields, torch.tensor(len(index)))
 
     def learn(self) -> dict[str, float]:
         """Pass over the training set; return means over its samples. A last batch too small is left out.
@@ -464,34 +472,13 @@ def checksum(content: bytes | memoryview) -> str:
     return f"sha256={hashlib.sha256(content).hexdigest()}"
 
 
-def check_args(args: Args) -> None:
-    """Refuse options that don't go together.
-
-    Raises:
-        UserError: the message says what to change.
-    """
-    if args.fold > args.folds:
-        raise UserError(f"--fold {args.fold}: there are {args.folds} folds.")
-    if (args.method == "prior") != (args.prior is not None):
-        raise UserError(
-            "--method prior and --prior PATH go together: the path is a file that python -m "
-            "camal_rl.vision.priors wrote, or a folder of grey PNG files."
-        )
-    check_image_size(args.model, args.image_size)
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if args.batch_size % size:
-        raise UserError(
-            f"--batch-size {args.batch_size} can't be shared by {size} processes: give a multiple."
-        )
-
-
 def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> bool:
     """Train and test the folds; True when all are finished, False when interrupted.
 
     Raises:
         UserError: arguments, data, machine or folder with which that can't be done.
     """
-    check_args(args)
+    check_image_size(args.model, args.image_size)
     device = choose_device(args.device)
     if device.type == "cuda" and "LOCAL_RANK" in os.environ:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
