@@ -1,4 +1,4 @@
-"""What is measured of a classifier: by hand where that is possible."""
+"""Measures of a classifier, by hand where that is possible."""
 
 import json
 from pathlib import Path

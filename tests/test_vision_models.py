@@ -120,7 +120,7 @@ def test_one_training_step_with_camal_and_its_gradient_checked(name: str) -> Non
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_camals_gradient_passes_through_maps_and_their_weights(name: str) -> None:
-    """Of the loss on attention alone: float64 differences along a random direction of all parameters."""
+    """The loss on attention alone, by float64 differences along a random direction of all parameters."""
     size = 224 if name == "maxvit_t" else 64
     model = made(name, 3, size)
     map_size = models.map_size(model, size)

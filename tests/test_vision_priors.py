@@ -226,9 +226,6 @@ def test_overlap_by_hand() -> None:
         "covered": [4 / 16, 2 / 16, 0],
         "spurious": [2 / 6, 1 / 3, math.nan],
         "parts": [2, 1, 0],
-        "pointing_game": [0, 2 / 3, 0],
-        "relevance_mass": [3.9 / 5.8, 2 / 3, 0],
-        "mask_share": [16 / 36] * 3,
     }
     for name in priors.MEASURES:
         values = [measured[name] for measured in found]
@@ -268,16 +265,16 @@ def test_the_study_counts_what_can_be_compared() -> None:
     assert content["tau"] == 0.7
     assert content["map_size"] == [4, 4]
     by_sample = content["by_sample"]
-    assert by_sample["pointing_game"] == {"images/0": 1, "images/1": 0, "images/2": 0}
+    assert by_sample["parts"] == {"images/0": 1, "images/1": 1, "images/2": 0}
     assert by_sample["spurious"] == {"images/0": 0, "images/1": 1, "images/2": None}
-    assert content["measures"]["pointing_game"] == {
-        "mean": pytest.approx(1 / 3),
+    assert content["measures"]["parts"] == {
+        "mean": pytest.approx(2 / 3),
         "std": pytest.approx(math.sqrt(1 / 3)),
         "count": 3,
     }
     assert content["measures"]["spurious"]["count"] == 2
     table = files["study.md"].decode()
-    assert "| Pointing game: the map's peak is in the mask | 0.333 | 0.577 | 3 |" in table
+    assert "| Connected parts of the region | 0.667 | 0.577 | 3 |" in table
     assert "3 samples of pet with a mask, 1 without one left out" in table
     assert "33.3 % of the maps are zero everywhere" in table
     assert "maps of 4 x 4 from a test" in table

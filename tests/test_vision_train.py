@@ -55,7 +55,7 @@ def test_a_fold_is_trained_logged_and_scored(method: str, tmp_path: Path) -> Non
 
 
 def test_camal_pulls_attention_into_the_mask(tmp_path: Path) -> None:
-    """Of the training images: to others so few of them don't carry over."""
+    """So few training images don't carry over to others, so it is theirs that is looked at."""
     args = small_args(tmp_path, epochs=8, test_every=0)
     train.train(args)
     events = EventAccumulator(str(train.folder_of(args, 1)))
@@ -102,7 +102,7 @@ def test_nothing_is_learned_from_the_images_of_the_test_set(
 
 
 def differ(one: train.Args, other: train.Args) -> bool:
-    """Whether they end with other weights."""
+    """Return True if they end with other weights."""
     first, second = checkpoint_of(one)["model"], checkpoint_of(other)["model"]
     return any(not torch.equal(weight, second[name]) for name, weight in first.items())
 

@@ -155,30 +155,21 @@ def _list_busi(folder: Path, advice: str) -> _Listing:
 def _list_pet(folder: Path, advice: str) -> _Listing:
     base = folder / "oxford-iiit-pet"
     parts = _splits("pet", "OxfordIIITPet", folder, base, advice)
-    entries = [
-        _Entry(image, [trimap], label)
-        for part in parts
-        for image, trimap, label in zip(part._images, part._segs, part._labels, strict=True)
-    ]
+    files = (file for part in parts for file in zip(part._images, part._segs, part._labels, strict=True))
+    entries = [_Entry(image, [trimap], label) for image, trimap, label in files]
     return _Listing(base, tuple(parts[0].classes), sorted(entries), _pet_body, advice)
 
 
 def _list_flower(folder: Path, advice: str) -> _Listing:
     base = folder / "flowers-102"
     parts = _splits("flower", "Flowers102", folder, base, advice)
-    entries = [
-        _Entry(image, [base / "segmim" / image.name.replace("image_", "segmim_")], label)
-        for part in parts
-        for image, label in zip(part._image_files, part._labels, strict=True)
-    ]
+    files = (file for part in parts for file in zip(part._image_files, part._labels, strict=True))
+    masks = base / "segmim"
+    entries = [_Entry(path, [masks / path.name.replace("image_", "segmim_")], label) for path, label in files]
     return _Listing(base, tuple(parts[0].classes), sorted(entries), _flower_blossom, advice)
 
 
-_LISTINGS: dict[str, Callable[[Path, str], _Listing]] = {
-    "busi": _list_busi,
-    "pet": _list_pet,
-    "flower": _list_flower,
-}
+_LISTINGS = {"busi": _list_busi, "pet": _list_pet, "flower": _list_flower}
 
 
 def _splits(data: str, loader: str, folder: Path, base: Path, advice: str) -> list[Any]:
@@ -258,8 +249,7 @@ def _read(listing: _Listing, size: int, title: str | None) -> Samples:
 
     with ThreadPoolExecutor(machine.cores()) as pool:  # Pillow lets other threads run while it works
         done = pool.map(read, range(len(entries)))
-        for _ in tqdm(done, title, len(entries), unit="image", leave=False, disable=title is None):
-            pass
+        list(tqdm(done, title, len(entries), unit="image", leave=False, disable=title is None))
     return Samples(
         images=images,
         masks=masks,
@@ -319,20 +309,15 @@ def contact_sheet(samples: Samples) -> np.ndarray:
     chosen = np.lexsort((labels, ranks))[:SHOWN]
     rows = [(samples.images, chosen[start : start + COLUMNS], "") for start in range(0, len(chosen), COLUMNS)]
     rows += [(images, chosen[:COLUMNS], f", {shift}") for shift, images in samples.shifted.items()]
-    return media.stack_strips(
-        [
-            np.concatenate([_panel(samples, images, index, remark) for index in indices], axis=1)
-            for images, indices, remark in rows
-        ]
-    )
 
+    def panel(images: np.ndarray, index: int, remark: str) -> np.ndarray:
+        image, mask = media.enlarged(images[index].transpose(1, 2, 0)), media.enlarged(samples.masks[index])
+        outlined = media.overlay(image, np.zeros((1, 1)), mask)
+        caption = f"{samples.classes[labels[index]]}{remark} ({samples.names[index]})"
+        return media.attention_strip(outlined, mask, {}, caption, "image")
 
-def _panel(samples: Samples, images: np.ndarray, index: int, remark: str) -> np.ndarray:
-    image, mask = images[index].transpose(1, 2, 0), samples.masks[index]
-    image, mask = media.enlarged(image), media.enlarged(mask)  # before the outline, which stays thin so
-    outlined = media.overlay(image, np.zeros((1, 1)), mask)
-    caption = f"{samples.classes[samples.labels[index]]}{remark} ({samples.names[index]})"
-    return media.attention_strip(outlined, mask, {}, caption, "image")
+    panels = ([panel(images, index, remark) for index in indices] for images, indices, remark in rows)
+    return media.stack_strips([np.concatenate(row, axis=1) for row in panels])
 
 
 @dataclass

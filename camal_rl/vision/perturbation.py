@@ -44,7 +44,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -52,7 +52,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from tqdm import tqdm
 
@@ -84,7 +83,7 @@ MOST_TRIED = 50
 
 
 def severities(steps: int) -> np.ndarray:
-    """From 0 for the mask itself to 1, evenly: float64 (steps + 1,)."""
+    """Even steps from 0, the mask itself, to 1: float64 (steps + 1,)."""
     return np.linspace(0, 1, steps + 1)
 
 
@@ -332,8 +331,8 @@ def _cells(compared: Mapping[str, Any]) -> list[str]:
 SHOWN = {"shift": 0.4, "erode": 0.6, "dilate": 0.2}
 """Severity of the figure's examples, as far as the steps have it."""
 PIXELS = {"M and H": "#e69f00", "M only: missed": "#0072b2", "H only: spurious": "#8e5bb5"}
-LINES: tuple[tuple[str, Literal["-", "--"]], ...] = (("#1b1f24", "-"), ("#d55e00", "--"))
-"""Colour and dashes of each regulariser's line."""
+LINES = {"CAMAL": ("#1b1f24", "-"), "Suppress only": ("#d55e00", "--")}
+"""Colours and dashes of the regularisers' lines."""
 MUTED, GREY = "#5b6570", "#dde1e6"
 
 
@@ -354,10 +353,8 @@ def figure(studies: Sequence[Study], steps: int) -> dict[str, bytes]:
             curves.axvline(shown / steps, color=MUTED, linestyle=":", linewidth=1, zorder=0.5)
         grid[0, 1].set_title("R(M, H)")
         curves.set_xlabel("severity")
-        marks: list[Any] = [Patch(color=colour, label=label) for label, colour in PIXELS.items()]
-        for label, (colour, dashes) in zip(REGULARISERS.values(), LINES, strict=True):
-            marks.append(Line2D([], [], color=colour, linestyle=dashes, label=label))
-        figure.legend(handles=marks, loc="outside upper center", ncols=2, handlelength=1.8)
+        pixels = [Patch(color=colour, label=label) for label, colour in PIXELS.items()]
+        figure.legend(handles=[*pixels, *curves.lines[:2]], loc="outside upper center", ncols=2)
         figure.supxlabel(
             f"Curves: mean and standard deviation over {len(responses_MPRS)} masks.\n"
             "Dotted: the severity of the example. Grey: beyond the image.",
@@ -386,9 +383,10 @@ def _curves(axes: Axes, response_MRS: np.ndarray) -> None:
     """Draw each regulariser's mean response, and a standard deviation to both sides, against severity."""
     x = severities(response_MRS.shape[-1] - 1)
     means_RS, deviations_RS = response_MRS.mean(axis=0), response_MRS.std(axis=0)
-    for (colour, dashes), mean, deviation in zip(LINES, means_RS, deviations_RS, strict=True):
+    for label, mean, deviation in zip(REGULARISERS.values(), means_RS, deviations_RS, strict=True):
+        colour, dashes = LINES[label]
         axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.22, linewidth=0)
-        axes.plot(x, mean, color=colour, linestyle=dashes, linewidth=1.5)
+        axes.plot(x, mean, color=colour, linestyle=dashes, linewidth=1.5, label=label)
     axes.set(ylim=(-1.1, 1.1), yticks=[-1, 0, 1], xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
 
 

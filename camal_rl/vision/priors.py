@@ -61,6 +61,7 @@ if __name__ == "__main__":
 
 import io
 import json
+import math
 import textwrap
 from typing import Any
 
@@ -80,9 +81,6 @@ from camal_rl.results.study import some
 from camal_rl.run.device import choose_device
 from camal_rl.vision import datasets
 from camal_rl.vision.clip import Clip, load_clip, prompts, split
-
-PICTURED = 6
-"""Samples in the study's picture."""
 
 # ---------------------------------------------------------------------------------------------------- regions
 
@@ -115,7 +113,7 @@ def _cams(clip: Clip, images: np.ndarray, texts: Tensor) -> Tensor:
 
 
 def dead(maps: np.ndarray) -> np.ndarray:
-    """Which regions are zero everywhere: bool (N,)."""
+    """Return True for regions that are zero everywhere: bool (N,)."""
     return np.logical_not(maps.any(axis=(1, 2)))
 
 
@@ -202,11 +200,10 @@ MEASURES = {
     "covered": "Share of the mask that the region covers",
     "spurious": "Share of the region outside the mask",
     "parts": "Connected parts of the region",
-    "pointing_game": "Pointing game: the map's peak is in the mask",
-    "relevance_mass": "Relevance mass: share of the map in the mask",
-    "mask_share": "The mask's share of the image, a uniform map's relevance mass",
 }
 """Measures of `overlap`, and their names in the study's table."""
+PICTURED = 6
+"""Samples in the study's picture."""
 
 
 def overlap(heat: np.ndarray, mask: np.ndarray) -> dict[str, float]:
@@ -219,19 +216,16 @@ def overlap(heat: np.ndarray, mask: np.ndarray) -> dict[str, float]:
         heat: float32 (h, w) in [0, 1].
         mask: uint8 {0, 1} (H, W), not empty.
     """
-    heats, masks = heat[None], mask[None]
-    alignment = metrics.alignment(heats, masks)
-    region, inside = metrics.upsample(heats, mask.shape)[0] > metrics.TAU, mask > 0
+    region, inside = metrics.upsample(heat[None], mask.shape)[0] > metrics.TAU, mask > 0
     size, shared = np.count_nonzero(region), np.count_nonzero(region & inside)
-    measures = {
-        "iou_ceiling": metrics.iou_ceiling(mask_weights(masks, heat.shape), masks)[0],
+    weights = mask_weights(mask[None], (heat.shape[0], heat.shape[1]))
+    return {
+        "iou": shared / np.count_nonzero(region | inside),
+        "iou_ceiling": float(metrics.iou_ceiling(weights, mask[None])[0]),
         "covered": shared / np.count_nonzero(inside),
-        "spurious": (size - shared) / size if size else np.nan,
+        "spurious": (size - shared) / size if size else math.nan,
         "parts": cv2.connectedComponents(region.astype(np.uint8), connectivity=8)[0] - 1,
-        "mask_share": inside.mean(),
-        **{name: alignment[name][0] for name in ("iou", "pointing_game", "relevance_mass")},
     }
-    return {name: float(measures[name]) for name in MEASURES}
 
 
 def study(samples: Samples, maps: np.ndarray, about: Mapping[str, str]) -> dict[str, bytes]:

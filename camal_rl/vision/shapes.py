@@ -175,14 +175,9 @@ class _Ground(NamedTuple):
 
 def _choose_ground(decoy: int, rng: np.random.Generator) -> _Ground:
     """Draw a background whose stripes name the class `decoy`."""
-    return _Ground(
-        angle=np.pi * (decoy / len(CLASSES) + rng.uniform(-TILT, TILT) / 180),
-        wavelength=rng.uniform(*WAVELENGTHS),
-        phase=rng.uniform(0, 2 * np.pi),
-        level=rng.uniform(100, 155),
-        contrast=rng.uniform(*CONTRASTS),
-        tint=rng.uniform(0.9, 1.1, 3),
-    )
+    angle = np.pi * (decoy / len(CLASSES) + rng.uniform(-TILT, TILT) / 180)
+    wavelength, phase, level = rng.uniform(*WAVELENGTHS), rng.uniform(0, 2 * np.pi), rng.uniform(100, 155)
+    return _Ground(angle, wavelength, phase, level, rng.uniform(*CONTRASTS), rng.uniform(0.9, 1.1, 3))
 
 
 def _fading(centre: np.ndarray, reach: float, size: int) -> np.ndarray:

@@ -98,11 +98,6 @@ class Args:
                 "--method prior and --prior PATH go together: the path is a file that python -m "
                 "camal_rl.vision.priors wrote, or a folder of grey PNG files."
             )
-        processes = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's
-        if self.batch_size % processes:
-            raise UserError(
-                f"--batch-size {self.batch_size} can't be shared by {processes} processes: give a multiple."
-            )
 
 
 if __name__ == "__main__":
@@ -137,8 +132,6 @@ from camal_rl.vision.models import (
 )
 from camal_rl.vision.processes import Group, processes
 
-REGIONS_AT_ONCE = 64
-"""Soft maps that are brought to the size of images at the same time."""
 WRITTEN = ("checkpoint.pt", "args.json", "scores.json", "media/overlay.png")
 """Files of a fold's folder, besides TensorBoard's."""
 SHOWN = ("train/loss", "train/accuracy", "test/accuracy", "test/iou")
@@ -165,11 +158,7 @@ class Batch(NamedTuple):
 def losses(model: nn.Module, batch: Batch, args: Args, precision: str) -> dict[str, Tensor]:
     """Return the loss of Eq. 2 and its terms for a part of a batch; the parts add up to the means of all.
 
-    Args:
-        model: `Classifier`, or `DistributedDataParallel` of one.
-        batch: this process's part.
-        args: arguments of the training.
-        precision: fp32, tf32 or bf16.
+    The model is a `Classifier`, or `DistributedDataParallel` of one.
     """
     images = normalize(batch.images).contiguous(memory_format=torch.channels_last)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -207,21 +196,15 @@ def supervision(
 ) -> tuple[Tensor, Tensor]:
     """Project masks to mask_weights, (N, 2, h, w), and say where attention is supervised, bool (N,).
 
-    Args:
-        args: arguments of the training.
-        masks: uint8 {0, 1} (N, S, S), or a prior's soft maps, float32 [0, 1] (N, h', w').
-        image_size: S. Maps are brought to it, as attention is by Eq. 3, before they are projected: a cell of
-            attention's between the pixels of a coarser map would not be supervised.
-        map_size: height and width of attention.
+    Masks are uint8 {0, 1} (N, S, S), or a prior's soft maps, float32 [0, 1] (N, h', w'). These are brought to
+    the size of images before, as attention is by Eq. 3: a cell of attention's between the pixels of a coarser
+    map would not be supervised.
     """
     size = (image_size, image_size)
-    weights = [
-        mask_weights(part if part.shape[1:] == size else metrics.upsample(part, size), map_size)
-        for part in np.split(masks, range(REGIONS_AT_ONCE, len(masks), REGIONS_AT_ONCE))
-    ]
-    projected = torch.from_numpy(np.concatenate(weights))
-    has_target = projected[:, 0].flatten(1).any(dim=1)
-    return projected, has_target | (args.empty_mask == "suppress")
+    full = (mask if mask.shape == size else metrics.upsample(mask[None], size)[0] for mask in masks)
+    weights = torch.from_numpy(np.stack([mask_weights(mask, map_size) for mask in full]))
+    has_target = weights[:, 0].flatten(1).any(dim=1)
+    return weights, has_target | (args.empty_mask == "suppress")
 
 
 # --------------------------------------------------------------------------------------------------- one fold
@@ -258,13 +241,7 @@ def folder_of(args: Args, fold: int) -> Path:
 
 
 class Learner:
-    """The training of one fold: its classifier, optimizer and samples.
-
-    Args:
-        work: what all folds share.
-        fold: number of the fold, from 1.
-        checkpoint: what `state` returned, to go on from there.
-    """
+    """The training of a fold, from a checkpoint's `state` on: its classifier, optimizer and samples."""
 
     def __init__(self, work: Work, fold: int, checkpoint: Mapping[str, Any] | None) -> None:
         args, samples = work.args, work.samples
@@ -392,7 +369,15 @@ def train_fold(work: Work, fold: int, interrupted: Callable[[], bool] = lambda: 
             run_folder.remove_remains(folder, WRITTEN)
             writer = SummaryWriter(str(folder), purge_step=learner.epoch + 1)
             stack.callback(writer.close)
-        bar = stack.enter_context(progress_bar(args, fold, learner.epoch, group))
+        bar = tqdm(
+            total=args.epochs,
+            initial=learner.epoch,
+            desc=f"fold {fold}/{args.folds}",
+            unit="epoch",
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+            disable=group.rank > 0,
+        )
+        stack.enter_context(bar)
         shown: dict[str, float] = {}
         while learner.epoch < args.epochs:
             scalars = learner.learn()
@@ -418,18 +403,6 @@ def train_fold(work: Work, fold: int, interrupted: Callable[[], bool] = lambda: 
     if group.size > 1:
         dist.barrier()
     return True
-
-
-def progress_bar(args: Args, fold: int, epoch: int, group: Group) -> Any:
-    """Show epochs of a fold in the first process."""
-    return tqdm(
-        total=args.epochs,
-        initial=epoch,
-        desc=f"fold {fold}/{args.folds}",
-        disable=group.rank > 0,
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} epochs, {remaining} left{postfix}",
-    )
 
 
 # ---------------------------------------------------------------------------------------------------- the run
@@ -461,7 +434,7 @@ def prepare(args: Args, device: torch.device, group: Group) -> Work:
             raise UserError(f"--prior {args.prior}: all maps are zero everywhere.")
         if dead and first:
             print(
-                f"{dead:.1%} of the prior's maps are zero everywhere: those images count as without a target."
+                f"{dead:.1%} of the prior's maps are zero everywhere: their images count as without target."
             )
     precision = choose_precision(args.precision, device)
     return Work(args, samples, targets, checksums, folds, device, precision, group)
@@ -485,6 +458,10 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> bool:
         torch.cuda.set_device(device)
     keep_freed_memory()
     with processes(device) as group, contextlib.ExitStack() as stack:
+        if args.batch_size % group.size:
+            raise UserError(
+                f"--batch-size {args.batch_size} can't be shared by {group.size} processes: give a multiple."
+            )
         work = prepare(args, device, group)
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(
@@ -492,11 +469,9 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> bool:
         )
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = work.precision == "tf32"
         if group.rank == 0:
-            labels, classes = work.samples.labels, work.samples.classes
             print(
-                f"camal_rl {__version__}: {args.model}, {args.data} ({len(labels):,} images, {len(classes)} "
-                f"classes), {args.method}, on {device} ({work.precision})"
-                f"{f', {group.size} processes' if group.size > 1 else ''}\n"
+                f"camal_rl {__version__}: {args.model}, {args.data} ({len(work.samples.labels):,} images), "
+                f"{args.method}, on {device} ({work.precision}), processes: {group.size}\n"
                 f"Run folders: {folder_of(args, 1).parent}\n"
                 f"TensorBoard: tensorboard --logdir {args.runs_dir}",
                 flush=True,
