@@ -14,7 +14,7 @@ import time
 import zipfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -158,8 +158,7 @@ def write_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) ->
 def lock(folder: Path, purpose: str) -> Iterator[None]:
     """Keep other processes from doing the same in a run folder, which is made where it is missing.
 
-    The operating system lets go of the lock when a process ends, however it ends. At the end the lock's file
-    is removed, and so are the folders that were made for it and in which nothing else was put.
+    The operating system lets go of the lock when a process ends, however it ends.
 
     Args:
         purpose: what is done, such as `train`; it names the lock and stands in the message.
@@ -167,23 +166,20 @@ def lock(folder: Path, purpose: str) -> Iterator[None]:
     Raises:
         UserError: another process does it, or the folder can't be written.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
     make_folder(folder, "folder")
-    file = folder / f".{purpose}.lock"
+    held = filelock.FileLock(folder / f".{purpose}.lock")
     try:
-        with filelock.FileLock(file, timeout=PATIENCE):
-            try:
-                yield
-            finally:
-                file.unlink(missing_ok=True)
+        held.acquire(timeout=PATIENCE)
     except filelock.Timeout as error:
         raise UserError(
             f"another process does the same ({purpose}) in {folder}: wait for it, or end it."
         ) from error
+    except OSError as error:
+        raise UserError(f"can't write to {folder}: {error.strerror}. Choose another folder.") from error
+    try:
+        yield
     finally:
-        for path in made:
-            with suppress(OSError):  # it is not empty
-                path.rmdir()
+        held.release()
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -237,7 +233,9 @@ def remove_remains(folder: Path, names: Sequence[str]) -> None:
 
 
 class RunFolder:
-    """An agent's run while it trains: its lock, checkpoint, logs and progress bar. A context manager.
+    """An agent's run while it trains: its checkpoint, logs and progress bar. A context manager.
+
+    Nothing is written before `resume`, when all that can be refused has been.
 
     Args:
         args: `ppo.Args`, checked.
@@ -268,19 +266,17 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         check_args_file(self.path, self.described)
-        self._cleanup.enter_context(lock(self.path, "train"))
-        try:
-            self._checkpoint = load_checkpoint(self.path / "checkpoint.pt")
-            if self._checkpoint is not None:
-                if not (self.path / "args.json").exists():
-                    raise UserError(
-                        f"{self.path} has a checkpoint but no args.json: move it away to start anew."
-                    )
-                self.iteration = self._checkpoint["iteration"]
-        except BaseException:
-            self._cleanup.close()
-            raise
+        self._load()
         return self
+
+    def _load(self) -> dict[str, Any] | None:
+        """Return the checkpoint, if there is one, and note how far it is."""
+        checkpoint = load_checkpoint(self.path / "checkpoint.pt")
+        if checkpoint is not None:
+            if not (self.path / "args.json").exists():
+                raise UserError(f"{self.path} has a checkpoint but no args.json: move it away to start anew.")
+            self.iteration = checkpoint["iteration"]
+        return checkpoint
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._cleanup.close()
@@ -302,11 +298,13 @@ class RunFolder:
         return self.iteration * int(self.args.batch_size)
 
     def resume(self, state: Mapping[str, Any]) -> bool:
-        """Open the logs and bring `state` back to the checkpoint; return whether there was one.
+        """Lock the folder, open the logs, bring `state` back to the checkpoint; return whether there was one.
 
         Args:
             state: by name what `save` saves.
         """
+        self._cleanup.enter_context(lock(self.path, "train"))
+        checkpoint = self._load()  # another process may have trained since
         options = self.described["args"] | self.described["definition"]
         print(
             f"camal_rl {__version__}: {options['env']}, {self.args.method}, seed {self.args.seed}, "
@@ -321,15 +319,14 @@ class RunFolder:
         self._writer = SummaryWriter(str(self.path), purge_step=self.step + 1)
         self._cleanup.callback(self._writer.close)
         self._curves = self._cleanup.enter_context(_open_curves(self.path / "curves.csv", self.step))
-        if self._checkpoint is None:
+        if checkpoint is None:
             rows = "\n".join(f"|{name}|{value}|" for name, value in options.items())
             self._writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
             return False
         for name, part in state.items():
             load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
-            load(self._checkpoint[name])
-        self._recent.extend(self._checkpoint["recent"])
-        self._checkpoint = None  # frees its memory
+            load(checkpoint[name])
+        self._recent.extend(checkpoint["recent"])
         print(f"Going on from step {self.step:,}.", flush=True)
         return True
 
