@@ -238,11 +238,9 @@ def by_environment(study: Study, results: Mapping[str, Results]) -> Table:
             used += [iou, scaled]
             ceiling = study.mean("iou_ceiling", environment=env, method=method)
             dead = study.mean("dead_map_fraction", environment=env, method=method)
-            # The scale is linear: the raw return's interval is that of the normalized one.
-            worst, best = (
-                None if end is None else low + end * (high - low) for end in (scaled.low, scaled.high)
-            )
-            raw = Interval(low + scaled.estimate * (high - low), worst, best)
+            ends = (scaled.estimate, scaled.low, scaled.high)  # the scale is linear
+            middle, bottom, top = (None if end is None else low + end * (high - low) for end in ends)
+            raw = Interval(middle or 0, bottom, top)
             row = [env, name(method), str(len(study.of(env, method))), shown(iou, 3), fixed(ceiling, 3)]
             rows.append([*row, percent(dead, " %"), shown(scaled, 2), shown(raw, 1)])
     note = (

@@ -212,13 +212,8 @@ def _bars(axes: Axes, panel: BarPanel, colours: Mapping[str, str]) -> None:
             if found.low is None or found.high is None:
                 axes.plot(found.estimate, y, "D", color=tint, fillstyle="none", markersize=4.5)
                 continue
-            bar: dict[str, Any] = {
-                "color": tint,
-                "alpha": BAR_OPACITY,
-                "linewidth": 0,
-                "height": min(0.62 * height, 0.3),
-            }
-            axes.barh(y, found.high - found.low, left=found.low, **bar)
+            span, thick = found.high - found.low, min(0.62 * height, 0.3)
+            axes.barh(y, span, thick, found.low, color=tint, alpha=BAR_OPACITY, linewidth=0)
             axes.plot(found.estimate, y, "o", color=tint, markersize=5.5, markeredgecolor=PAPER)
         x, ends = [panel.ceilings.get(label, np.nan)] * 2, [row - 0.4, row + 0.4]
         axes.plot(x, ends, color=MUTED, linestyle=":", linewidth=1.3)

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 import av
 import jinja2
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 from PIL import Image
 
@@ -195,6 +196,8 @@ def to_json(content: Mapping[str, Any]) -> bytes:
             return plain(vars(value))
         if isinstance(value, Mapping):
             return {" > ".join(k) if isinstance(k, tuple) else k: plain(v) for k, v in value.items()}
+        if isinstance(value, pd.DataFrame):
+            return plain(value.reset_index().to_dict("list"))
         if isinstance(value, np.ndarray):
             return plain(value.tolist())
         if isinstance(value, (list, tuple)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from pydantic import Field, StringConstraints, model_validator
 from camal_rl import metrics, stats
 from camal_rl.errors import UserError
 from camal_rl.results import comparison
-from camal_rl.results.study import Content, Fraction, differences, in_order, options, read_content, some
+from camal_rl.results.study import Content, Fraction, differences, in_order, options, read_content
 from camal_rl.stats import Band, Interval
 
 SIGNIFICANT = 0.05
@@ -197,6 +198,12 @@ def _read_options(file: Path) -> dict[str, Any]:
 # Numbers
 
 
+def mean(values: pd.Series) -> float:
+    """Mean of the values that are there, correctly rounded; NaN of none."""
+    known = values.dropna()
+    return statistics.fmean(known) if len(known) else math.nan
+
+
 Verdict = Literal["significantly higher", "higher", "equal", "lower", "significantly lower"]
 
 
@@ -209,11 +216,17 @@ class Paired:
     other: str
     measure: str
     test_set: str
-    folds: pd.DataFrame  # a row a fold: the measure as "camal" and "rival", "ceiling" and dead maps of both
+    folds: pd.DataFrame
+    """A row a fold: the measure as "camal" and "rival", "ceiling" of IoU, "dead_camal" and "dead_rival"."""
     p: float
     """Of the one-tailed Wilcoxon signed-rank test that CAMAL is higher."""
     p_lower: float
     """Of the test that it is lower."""
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """CAMAL's mean and that of the other method."""
+        return mean(self.folds["camal"]), mean(self.folds["rival"])
 
     @property
     def differing(self) -> int:
@@ -221,16 +234,12 @@ class Paired:
         return int(stats.paired_differences(*self.folds[["camal", "rival"]].to_numpy().T).size)
 
     @property
-    def difference(self) -> float:
-        """CAMAL's mean less that of the other method."""
-        return float(self.folds["camal"].mean() - self.folds["rival"].mean())
-
-    @property
     def verdict(self) -> Verdict:
         """By means and p: bold in the paper's tables is "significantly higher", underlined is "higher"."""
-        if abs(self.difference) < 1e-12:  # rounding
+        camal, rival = self.means
+        if abs(camal - rival) < 1e-12:  # rounding
             return "equal"
-        if self.difference > 0:
+        if camal > rival:
             return "significantly higher" if self.p < SIGNIFICANT else "higher"
         return "significantly lower" if self.p_lower < SIGNIFICANT else "lower"
 
@@ -263,22 +272,16 @@ class Results:
     """By other method; only those with curves."""
     variances: Mapping[str, Sequence[Variance]]
     """By other method: data sets in order, for each size of maps."""
-    notes: Sequence[str]
-    """Sentences on what was left out."""
 
     def select(self, **wanted: str) -> list[Paired]:
         """Return the pairs that have these values in these fields."""
-        return [
-            pair
-            for pair in self.paired
-            if all(getattr(pair, name) == value for name, value in wanted.items())
-        ]
+        return [pair for pair in self.paired if wanted.items() <= vars(pair).items()]
 
 
 def compare(folds: Folds) -> Results:
     """Pair CAMAL with each other method."""
     paired: list[Paired] = []
-    curves, variances, notes = {}, {}, []
+    curves, variances = {}, {}
     key = ["data", "model", "test_set", "fold"]
     wide = folds.table.pivot(index=key, columns="method", values=NUMBERS)
     for other in folds.others:
@@ -296,44 +299,33 @@ def compare(folds: Folds) -> Results:
                 p, p_lower = stats.wilcoxon(x, y), stats.wilcoxon(y, x)
                 found = rows.droplevel(key[:3])
                 paired.append(Paired(data, model, other, measure, test_set, found, p, p_lower))
-        compared, left_out = _faithfulness(folds, other)
-        notes += left_out
-        if compared:
-            curves[other] = compared
+        if found_curves := _faithfulness(folds, other):
+            curves[other] = found_curves
         if maps := _variances(folds, other):
             variances[other] = maps
-    return Results(paired, curves, variances, notes)
+    return Results(paired, curves, variances)
 
 
-def _faithfulness(folds: Folds, other: str) -> tuple[Curves | None, list[str]]:
-    """Mean and band over all sample curves of the folds that both methods have, and what was left out."""
-    found = [(pair, [fold.scores.faithfulness for fold in pair]) for pair in folds.pairs(other)]
-    there = [(pair[0].title, camal, rival) for pair, (camal, rival) in found if camal and rival]
-    if not there:
-        return None, []
-    shares = there[0][1].shares
-    same = [
-        (camal, rival)
-        for _, camal, rival in there
-        if camal.shares == rival.shares == shares and len(camal.removal) == len(rival.removal)
+def _faithfulness(folds: Folds, other: str) -> Curves | None:
+    """Mean and band over all sample curves of the folds that both methods have, of the same shares."""
+    every = [tuple(fold.scores.faithfulness for fold in pair) for pair in folds.pairs(other)]
+    there = [
+        (x, y) for x, y in every if x and y and x.shares == y.shares and len(x.removal) == len(y.removal)
     ]
-    notes = []
-    if len(same) < len(there):
-        titles = [title for title, *both in there if tuple(both) not in same]
-        notes.append(
-            f"Removal and insertion, CAMAL beside {prose(other)}: left out, for their curves are of other "
-            f"shares of pixels or of other numbers of samples, {some(titles)}."
-        )
+    if not there:
+        return None
+    shares = there[0][0].shares
+    same = [both for both in there if both[0].shares == shares]
     bands, areas, apart = {}, {}, {}
     for kind in KINDS:
-        both = [np.concatenate([getattr(pair[place], kind) for pair in same]) for place in (0, 1)]
-        bands[kind] = {method: _band(part) for method, part in zip(("camal", other), both, strict=True)}
-        camal_area, rival_area = (metrics.area(part, np.array(shares)) for part in both)  # of each sample
+        curves = [np.concatenate([getattr(both[place], kind) for both in same]) for place in (0, 1)]
+        bands[kind] = {method: _band(part) for method, part in zip(("camal", other), curves, strict=True)}
+        camal_area, rival_area = (metrics.area(part, np.array(shares)) for part in curves)  # of each sample
         areas[kind] = (float(camal_area.mean()), float(rival_area.mean()))
         band = _band((camal_area - rival_area)[:, None])
         low, high = (None if edge is None else float(edge[0]) for edge in (band.low, band.high))
         apart[kind] = Interval(float(band.estimate[0]), low, high, band.reason)
-    return Curves(np.array(shares), bands, areas, apart, len(both[0])), notes
+    return Curves(np.array(shares), bands, areas, apart, len(curves[0]))
 
 
 def _band(curves: np.ndarray) -> Band:
@@ -396,4 +388,6 @@ def _described(fold: Fold) -> dict[str, Any]:
     useless |= set() if fold.method == "prior" else {"prior"}
     known = fold.scores.model_dump(include={"epochs", "weights", "folds", "seed", "version"}) | fold.options
     known[f"test images of fold {fold.number}"] = fold.scores.samples
+    if curves := fold.scores.faithfulness:
+        known["shares of removed pixels"] = len(curves.shares)
     return {name: value for name, value in known.items() if name not in useless}
