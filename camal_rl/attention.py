@@ -4,11 +4,11 @@ A general form by automatic differentiation for any network, and the closed form
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 METHODS: tuple[str, ...] = (
@@ -177,7 +177,8 @@ def pooled_weight(fc_weight: Tensor, shape: tuple[int, int, int], channels_last:
     channels, positions = shape[0], shape[1] * shape[2]
     by_channel = (positions, channels) if channels_last else (channels, positions)
     # Divided once it is small: the backward pass of a mean would write as much as fc_weight again.
-    return fc_weight.reshape(-1, *by_channel).sum(dim=1 if channels_last else 2) / positions
+    dtype = torch.promote_types(fc_weight.dtype, torch.float32)
+    return fc_weight.reshape(-1, *by_channel).sum(dim=1 if channels_last else 2, dtype=dtype) / positions
 
 
 def closed_form_map(feature_maps: Tensor, hidden: Tensor, pooled: Tensor, out_weight: Tensor) -> Tensor:
@@ -240,6 +241,62 @@ class _ClosedForm(torch.autograd.Function):
             to_pooled = by_unit * out_weight.reshape(-1, 1)
             to_out = (by_unit * pooled).sum(dim=1).view_as(out_weight)
         return to_maps, None, to_pooled, to_out
+
+
+class ActorCritic(Protocol):
+    """What attention of an agent needs of it: the layers behind its feature maps, flattened channels last."""
+
+    fc: nn.Linear
+    actor: nn.Linear
+    critic: nn.Linear
+    map_shape: tuple[int, ...]
+
+
+class Seen(Protocol):
+    """What an agent's forward pass gives."""
+
+    @property
+    def logits(self) -> Tensor: ...
+    @property
+    def hidden(self) -> Tensor: ...
+    @property
+    def feature_maps(self) -> Tensor: ...
+
+
+def critic_cam(
+    agent: ActorCritic, output: Seen, method: str = "gradcam", generator: torch.Generator | None = None
+) -> Tensor:
+    """Attention of an agent's value, (B, h, w), not normalised (Eq. 3).
+
+    In closed form where that is exact, else by automatic differentiation of the layers behind the feature
+    maps. `diffgradcam` contrasts classes, which a value does not have: it is the actor's best action's.
+
+    Args:
+        agent: network with the head flatten -> fc -> ReLU -> critic and actor.
+        output: its forward pass.
+        method: one of METHODS.
+        generator: source of `smoothgrad`'s noise.
+    """
+    channels, height, width = agent.map_shape
+    if method in POOLED_METHODS:
+        out_weight = agent.critic.weight  # (1, 512)
+        if method == "diffgradcam":  # y_c - log sum of exp of the others: their softmax weighs their rows
+            best = output.logits.argmax(dim=1, keepdim=True)
+            others = output.logits.scatter(1, best, float("-inf")).softmax(dim=1)
+            out_weight = agent.actor.weight[best.squeeze(1)] - others @ agent.actor.weight  # (B, 512)
+        pooled = pooled_weight(agent.fc.weight, (channels, height, width), channels_last=True)
+        return closed_form_map(output.feature_maps, output.hidden, pooled, out_weight)
+    feature_maps, fc_weight = output.feature_maps.float(), agent.fc.weight.float()
+    if method not in RESAMPLING_METHODS:
+        shape = (channels, height, width)
+        gradients = head_gradient(output.hidden, fc_weight, agent.critic.weight, shape, channels_last=True)
+        return gradient_to_map(feature_maps, gradients, method)
+
+    def value(maps: Tensor) -> Tensor:
+        hidden = F.linear(maps.movedim(1, -1).flatten(1), fc_weight, agent.fc.bias.float()).relu()
+        return F.linear(hidden, agent.critic.weight, agent.critic.bias).squeeze(1)  # (B,)
+
+    return class_activation_map(feature_maps, value, method, generator=generator)
 
 
 def normalize(cam: Tensor) -> Tensor:

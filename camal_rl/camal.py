@@ -60,44 +60,38 @@ def camal_loss(heat: Tensor, mask: Tensor, *, empty_mask: str = "ignore", method
     return _mean_loss(alpha, beta, (mask != 0).flatten(1).any(dim=1), empty_mask, method)
 
 
+def projected_alpha_beta(heat: Tensor, mask_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean attention inside and outside the mask, Eq. 1, from projected masks: two tensors of shape (B,).
+
+    Args:
+        heat: (B, h, w) in [0, 1].
+        mask_weights: (B, 2, h, w), see `masks.mask_weights`.
+    """
+    if heat.dim() != 3 or mask_weights.shape != (heat.shape[0], 2, *heat.shape[1:]):
+        raise ValueError(
+            "heat (B, h, w) and mask_weights (B, 2, h, w) do not fit, "
+            f"got {tuple(heat.shape)} and {tuple(mask_weights.shape)}"
+        )
+    alpha, beta = (heat.unsqueeze(1) * mask_weights).sum(dim=(2, 3)).unbind(dim=1)
+    return alpha, beta
+
+
 def projected_loss(
-    heat: Tensor, weights: Tensor, *, empty_mask: str = "ignore", method: str = "camal"
+    heat: Tensor, mask_weights: Tensor, *, empty_mask: str = "ignore", method: str = "camal"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`camal_loss` from projected masks: the same numbers without upsampling.
 
     Args:
         heat: (B, h, w) in [0, 1].
-        weights: (B, 2, h, w), what `mask_weights` made of the masks.
+        mask_weights: (B, 2, h, w), see `masks.mask_weights`.
         empty_mask, method: as in `camal_loss`.
 
     Returns:
         The loss (scalar), alpha (B,), beta (B,), all part of the graph, and has_target (B,) bool.
     """
-    if heat.dim() != 3 or weights.shape != (heat.shape[0], 2, *heat.shape[1:]):
-        raise ValueError(
-            "heat (B, h, w) and weights (B, 2, h, w) do not fit, "
-            f"got {tuple(heat.shape)} and {tuple(weights.shape)}"
-        )
-    alpha, beta = (heat.unsqueeze(1) * weights).sum(dim=(2, 3)).unbind(dim=1)
-    has_target = (weights[:, 0] > 0).flatten(1).any(dim=1)
+    alpha, beta = projected_alpha_beta(heat, mask_weights)
+    has_target = (mask_weights[:, 0] > 0).flatten(1).any(dim=1)
     return _mean_loss(alpha, beta, has_target, empty_mask, method), alpha, beta, has_target
-
-
-def costs(weights: Tensor, *, empty_mask: str = "ignore", method: str = "camal") -> tuple[Tensor, Tensor]:
-    """What attention at each place adds to the loss, which depends on the masks alone.
-
-    The loss of `projected_loss` is the sum of heat * costs over all samples, divided by how many are counted.
-
-    Args:
-        weights, empty_mask, method: as for `projected_loss`.
-
-    Returns:
-        (B, h, w), zero for samples that are not counted, and which are counted, bool (B,).
-    """
-    _check(empty_mask, method)
-    alpha, beta = weights.unbind(dim=1)  # (B, h, w)
-    counted = _counted((alpha > 0).flatten(1).any(dim=1), empty_mask)
-    return (beta - alpha if method == "camal" else beta) * counted[:, None, None], counted
 
 
 def mean_cost(heat: Tensor, costs: Tensor, count: Tensor) -> Tensor:
@@ -112,20 +106,11 @@ def mean_cost(heat: Tensor, costs: Tensor, count: Tensor) -> Tensor:
 
 
 def _mean_loss(alpha: Tensor, beta: Tensor, has_target: Tensor, empty_mask: str, method: str) -> Tensor:
-    """The averaging rule of `camal_loss`: alpha, beta, has_target (B,) -> scalar."""
-    _check(empty_mask, method)
-    losses = beta - alpha if method == "camal" else beta  # (B,)
-    counted = _counted(has_target, empty_mask)
-    return (losses * counted).sum() / counted.sum().clamp(min=1)
-
-
-def _counted(has_target: Tensor, empty_mask: str) -> Tensor:
-    """Which samples the mean is over, bool (B,)."""
-    return has_target if empty_mask == "ignore" else torch.ones_like(has_target)
-
-
-def _check(empty_mask: str, method: str) -> None:
+    """Average as `camal_loss` says: alpha, beta, has_target (B,) -> scalar."""
     if empty_mask not in EMPTY_MASK:
         raise ValueError(f"unknown empty_mask {empty_mask!r}; valid: {', '.join(EMPTY_MASK)}")
     if method not in METHODS:
         raise ValueError(f"unknown loss method {method!r}; valid: {', '.join(METHODS)}")
+    losses = beta - alpha if method == "camal" else beta  # (B,)
+    counted = has_target if empty_mask == "ignore" else torch.ones_like(has_target)
+    return (losses * counted).sum() / counted.sum().clamp(min=1)

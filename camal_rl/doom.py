@@ -8,12 +8,11 @@ checkpoint keeps, and replaying it rebuilds the environment in any engine.
 from __future__ import annotations
 
 import operator
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import gymnasium
 import numpy as np
@@ -24,20 +23,9 @@ from gymnasium.vector.utils import batch_space
 
 from camal_rl.errors import UserError
 from camal_rl.game.definition import RENDER_RESOLUTIONS, Definition, load_definition
-from camal_rl.game.engine import (
-    ENGINE_ERRORS,
-    TIME_LIMIT,
-    EngineError,
-    check_shared_memory,
-    start_engine,
-)
+from camal_rl.game.engine import ENGINE_ERRORS, TIME_LIMIT, EngineError, check_shared_memory, start_engine
 from camal_rl.game.frames import Stack, shrinking, zero_pixels
-from camal_rl.masks import Box, target_mask
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
+from camal_rl.masks import Box, Projection, target_mask
 
 Observation = dict[str, np.ndarray]
 
@@ -47,18 +35,16 @@ FRAME_SIZE = (84, 84)
 """Height and width of the frames the agent sees, in pixels (CleanRL's CNN)."""
 FRAME_STACK = 4
 """Frames the agent sees at once, the newest last (paper, Table 8)."""
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Definitions: environments are data
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Environments
-
-
 MOST_FAILURES = 10
-"""Of engines in a row, after which another is not tried."""
+"""Engines that may end in a row before no other is tried."""
+
+
+class Episode(NamedTuple):
+    """A finished episode."""
+
+    end: int  # agent steps of its environment, from the first episode's start to this one's end
+    total: float  # raw return
+    length: int  # agent steps
 
 
 class DoomEnv(gymnasium.Env[Observation, np.int64]):
@@ -84,7 +70,9 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
     as truncated.
 
     Attributes:
-        restarts: how often an engine has been replaced.
+        restarts: engines that have been replaced.
+        steps: agent steps so far, over all episodes.
+        episode_return: raw return of the running episode so far.
 
     Raises:
         UserError: a definition, a size or a machine on which no engine can start.
@@ -140,7 +128,9 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         )
         self.game = self._start_engine()
         self.restarts = 0
-        self._failures = 0  # of engines since the last action that went well
+        self.steps = 0
+        self.episode_return = 0.0
+        self._failures = 0  # engines that ended since the last action that went well
         self.buttons = [button.name for button in self.game.get_available_buttons()]
         try:
             self.actions = _single_buttons(self.game.get_available_buttons())
@@ -150,12 +140,15 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         self.action_names = ["nothing", *(self.buttons[action.index(1.0)] for action in self.actions[1:])]
         self.action_space = spaces.Discrete(len(self.actions))
         self.write_to(zero_pixels((height, width, frame_stack)), zero_pixels(label_size))
-        self.mask_box: Box = (slice(0, 0), slice(0, 0))  # outside of it the mask is empty
+        self.mask_box: Box = (slice(0, 0), slice(0, 0))  # the mask is empty outside
         self._screen: np.ndarray | None = None
         self._episode_seed: int | None = None  # None where no episode is running
         self._episode_actions: list[int] = []
 
-    # Gymnasium's interface
+    @property
+    def episode_length(self) -> int:
+        """Agent steps of the running episode so far."""
+        return len(self._episode_actions)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -171,7 +164,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         return self._observation(), reward, terminated, truncated, {}
 
     def render(self) -> np.ndarray | None:
-        """The newest frame as it was drawn, uint8 (h_label, w_label, 3), or None without a render mode."""
+        """Return the newest frame as drawn, uint8 (h_label, w_label, 3); None without a render mode."""
         if self.render_mode is None:
             return None
         if self._screen is None:
@@ -181,8 +174,6 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
     def close(self) -> None:
         """End the engine's process."""
         self.game.close()
-
-    # What a vector environment calls
 
     def write_to(self, memory: np.ndarray, mask: np.ndarray) -> None:
         """Write observations where they are read: uint8 (H, W, stack) and (h_label, w_label)."""
@@ -199,7 +190,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         self._persist(lambda: self._start(drawn))
 
     def advance(self, action: int) -> tuple[float, bool, bool]:
-        """Act once: the reward, and whether the episode terminated or was truncated, never both."""
+        """Act once; return the reward and whether the episode terminated or was truncated, never both."""
         if self._episode_seed is None:
             raise RuntimeError("no episode is running: call reset() before step()")
         if not 0 <= action < len(self.actions):
@@ -208,6 +199,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
             reward, terminated, truncated = self._act(action)
         except ENGINE_ERRORS as error:
             reward, terminated, truncated = self._act_anew(action, error)
+        self.steps += 1
         self._episode_actions.append(action)
         if terminated or truncated:
             self._episode_seed = None
@@ -216,6 +208,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
     def _act(self, action: int) -> tuple[float, bool, bool]:
         reward = float(self.game.make_action(self.actions[action], self.definition.frame_skip))
         self._failures = 0
+        self.episode_return += reward
         if not self.game.is_episode_finished():
             self._push_frame()
             return reward, False, False
@@ -224,7 +217,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         return reward, not truncated, truncated
 
     def _act_anew(self, action: int, error: Exception) -> tuple[float, bool, bool]:
-        """The same in another engine. It is the action's fault if that one ends as well: no third tries."""
+        """Act in another engine; where that one ends as well, the action is at fault: no third is tried."""
         seed, actions = self._episode_seed, self._episode_actions
         assert seed is not None
         self._replace_engine(error)
@@ -236,7 +229,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
             return 0.0, False, True
 
     def _persist(self, play: Callable[[], None]) -> None:
-        """Play something from an episode's first frame on, anew where the engine ends in it."""
+        """Play from an episode's first frame on, and anew in another engine where this one ends."""
         while True:
             try:
                 return play()
@@ -262,7 +255,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
                 return
 
     def state_dict(self) -> dict[str, Any]:
-        """The exact state, of plain values: the episode's seed, the actions since, and the seeds to come.
+        """Return the exact state in plain values: the episode's seed, its actions, and the seeds to come.
 
         Raises:
             RuntimeError: no episode is running.
@@ -273,6 +266,8 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
             "episode_seed": self._episode_seed,
             "episode_actions": list(self._episode_actions),
             "np_random": self.np_random.bit_generator.state,
+            "steps": self.steps,
+            "restarts": self.restarts,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -282,6 +277,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
             UserError: the replayed episode ended early, so it can't be the same engine or scenario.
         """
         self.np_random.bit_generator.state = state["np_random"]
+        self.steps, self.restarts = state["steps"], state["restarts"]
         self._persist(lambda: self._replay(state["episode_seed"], state["episode_actions"]))
 
     def _replay(self, seed: int, actions: Sequence[int]) -> None:
@@ -291,6 +287,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
             visible = len(played) - index <= len(self.image)  # older frames are no longer in the stack
             self.game.set_action(self.actions[action])
             self.game.advance_action(self.definition.frame_skip, visible)
+            self.episode_return += self.game.get_last_reward()
             if self.game.is_episode_finished():
                 raise UserError(
                     f"{self.definition.name}: the replay of an episode ended after {index + 1} of its "
@@ -304,6 +301,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
     def _start(self, seed: int) -> None:
         self._episode_seed = seed
         self._episode_actions = []
+        self.episode_return = 0.0
         self.game.set_seed(seed)
         self.game.new_episode()
         if self.game.is_episode_finished():
@@ -361,7 +359,7 @@ def replay(
 
 
 def _single_buttons(buttons: Sequence[vizdoom.Button]) -> list[list[float]]:
-    """The actions: nothing, then each binary button alone, the last first, as in ViZDoom's wrapper."""
+    """Return the actions: nothing, then each binary button alone, the last first, as in ViZDoom's wrapper."""
     binary = [index for index, button in enumerate(buttons) if not vizdoom.is_delta_button(button)]
     if not binary:
         raise UserError(
@@ -377,16 +375,14 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
     observation is the new episode's first, and `infos["final_obs"]` holds the last real one of the old.
 
     Args:
-        env, frame_size, render_resolution, frame_stack, engine_timeout: as for `DoomEnv`.
-        num_envs: how many.
-        mask_transform: applied to every mask, and a box outside of which it is empty, by the thread that
-            took it; results are in `infos["mask_transform"]`, (N, ...).
-        allocate: makes the array of the images, for example in memory that a GPU reads directly.
+        env, frame_size, render_resolution, frame_stack, render_mode, engine_timeout: as for `DoomEnv`.
+        num_envs: number of games.
+        map_size: height and width of the attention map to which masks are projected, if they are.
 
     Attributes:
         images: the newest observations' images, uint8 (N, stack, H, W), overwritten by the next step.
         masks: their masks, uint8 (N, h_label, w_label).
-        transformed: what `mask_transform` made of them, or None.
+        mask_weights: their masks, projected (see `masks.mask_weights`), float32 (N, 2, h, w).
 
     Raises:
         UserError: as `DoomEnv`; the engines already started are ended first.
@@ -402,8 +398,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         render_resolution: str = "320x240",
         frame_stack: int = FRAME_STACK,
         render_mode: str | None = None,
-        mask_transform: Callable[[np.ndarray, Box], np.ndarray] | None = None,
-        allocate: Callable[[tuple[int, ...]], np.ndarray] = zero_pixels,
+        map_size: tuple[int, int] | None = None,
         engine_timeout: float = TIME_LIMIT,
     ) -> None:
         # First, because Gymnasium closes what was not even started.
@@ -414,25 +409,22 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         self.definition = env if isinstance(env, Definition) else load_definition(env)
         self.num_envs = num_envs
         self.render_mode = render_mode
-        self.mask_transform = mask_transform
         check_shared_memory(num_envs)
         try:
             for _ in range(num_envs):
                 looks = (frame_size, render_resolution, frame_stack, render_mode)
                 self.envs.append(DoomEnv(self.definition, *looks, engine_timeout=engine_timeout))
-            stack, *size = self.envs[0].image.shape
-            memory = allocate((num_envs, *size, stack))
-            self.images = np.moveaxis(memory, -1, 1)
-            self.masks = zero_pixels((num_envs, *self.envs[0].mask.shape))
-            self.transformed: np.ndarray | None = None
-            if mask_transform is not None:
-                example = mask_transform(self.masks[0], self.envs[0].mask_box)
-                self.transformed = np.zeros((num_envs, *example.shape), example.dtype)
         except BaseException:
             self.close_extras()
             raise
-        for index, one in enumerate(self.envs):
-            one.write_to(memory[index], self.masks[index])
+        stack, *size = self.envs[0].image.shape
+        memory = zero_pixels((num_envs, *size, stack))
+        self.images = np.moveaxis(memory, -1, 1)
+        self.masks = zero_pixels((num_envs, *self.envs[0].mask.shape))
+        for index, game in enumerate(self.envs):
+            game.write_to(memory[index], self.masks[index])
+        self._projection = None if map_size is None else Projection(self.envs[0].label_size, map_size)
+        self.mask_weights = np.zeros((num_envs, 2, *(map_size or (0, 0))), np.float32)
         self.single_observation_space = self.envs[0].observation_space
         self.single_action_space = self.envs[0].action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -441,6 +433,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         self._terminations = np.zeros(num_envs, np.bool_)
         self._truncations = np.zeros(num_envs, np.bool_)
         self._final: list[Observation | None] = [None] * num_envs
+        self._episodes: list[Episode] = []
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -460,7 +453,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
             raise ValueError(
                 f"{len(seeds)} seeds and a mask of {len(chosen)} for {self.num_envs} environments"
             )
-        self._each(self._reset_one, list(zip(seeds, chosen, strict=True)))
+        self._each(self._reset_game, list(zip(seeds, chosen, strict=True)))
         return self._observations(), self._infos()
 
     def step(
@@ -470,51 +463,56 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         actions = np.asarray(actions)
         if actions.shape != (self.num_envs,):
             raise ValueError(f"actions of shape {actions.shape} for {self.num_envs} environments")
-        self._each(self._step_one, actions.tolist())
+        self._each(self._step_game, actions.tolist())
         infos = self._infos()
         for index in np.flatnonzero(self._terminations | self._truncations).tolist():
             infos = self._add_info(infos, {"final_obs": self._final[index], "final_info": {}}, index)
-        return (
-            self._observations(),
-            self._rewards.copy(),
-            self._terminations.copy(),
-            self._truncations.copy(),
-            infos,
-        )
+        results = (self._rewards.copy(), self._terminations.copy(), self._truncations.copy())
+        return self._observations(), *results, infos
 
-    def step_some(
-        self, some: slice, actions: Sequence[int]
+    def step_games(
+        self, games: slice, actions: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[int, np.ndarray]]:
-        """Act in some environments only, one after the other, in the calling thread.
+        """Act in these games only, one after the other, in the calling thread.
 
-        Several threads may do so at once, each in environments of its own: then none waits for all others, as
-        in `step`. The new observations are in `images`, `masks` and `transformed`.
+        Several threads may do so at once, each in games of its own: then none waits for all others, as in
+        `step`. The new observations are in `images`, `masks` and `mask_weights`.
 
         Returns:
-            Rewards, terminations and truncations of those environments, views that their next step
-            overwrites, and the last real images of the episodes that ended, by their place among them.
+            Rewards, terminations and truncations of these games, views that their next step overwrites, and
+            the last real images of the episodes that ended, by their place among these games.
         """
-        for index, action in zip(range(self.num_envs)[some], actions, strict=True):
-            self._step_one(index, action)
-        last_images = {place: one["image"] for place, one in enumerate(self._final[some]) if one is not None}
-        return self._rewards[some], self._terminations[some], self._truncations[some], last_images
+        for index, action in zip(range(self.num_envs)[games], actions, strict=True):
+            self._step_game(index, action)
+        last_images = {place: final["image"] for place, final in enumerate(self._final[games]) if final}
+        return self._rewards[games], self._terminations[games], self._truncations[games], last_images
+
+    def finished_episodes(self) -> list[Episode]:
+        """Return the episodes that have ended since the last call, in the order of their ends."""
+        episodes, self._episodes = self._episodes, []
+        return sorted(episodes)
+
+    @property
+    def num_actions(self) -> int:
+        """Number of actions, the same in every environment."""
+        return len(self.envs[0].actions)
 
     @property
     def restarts(self) -> int:
-        """How often an engine has been replaced."""
+        """Number of engines that have been replaced."""
         return sum(env.restarts for env in self.envs)
 
     def render(self) -> tuple[Any, ...]:
-        """Each environment's newest frame, as `DoomEnv.render`."""
+        """Return each environment's newest frame, as `DoomEnv.render`."""
         return tuple(env.render() for env in self.envs)
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        """Each environment's exact state."""
-        return [env.state_dict() for env in self.envs]
+    def state_dict(self) -> dict[str, Any]:
+        """Return each environment's exact state."""
+        return {"envs": [env.state_dict() for env in self.envs]}
 
-    def load_state_dict(self, states: list[dict[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Replay to the states of `state_dict`, and return what `reset` returns: observations and infos."""
-        self._each(self._load_one, states)
+    def load_state_dict(self, state: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Replay to the states of `state_dict`, and return observations and infos as `reset` does."""
+        self._each(self._load_game, state["envs"])
         return self._observations(), self._infos()
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -526,34 +524,35 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
     def _each(self, function: Callable[[int, Any], None], arguments: Sequence[Any]) -> None:
         running = [self._threads.submit(function, *pair) for pair in enumerate(arguments)]
         wait(running)  # for all of them, also where one failed: no thread may go on behind the caller's back
-        for one in running:
-            one.result()
+        for future in running:
+            future.result()
 
-    def _reset_one(self, index: int, seed_and_chosen: tuple[int | None, bool]) -> None:
+    def _reset_game(self, index: int, seed_and_chosen: tuple[int | None, bool]) -> None:
         seed, chosen = seed_and_chosen
         if chosen:
             self.envs[index].reset(seed=seed)
-            self._transform(index)
+            self._project(index)
 
-    def _step_one(self, index: int, action: int) -> None:
+    def _step_game(self, index: int, action: int) -> None:
         env = self.envs[index]
         self._rewards[index], self._terminations[index], self._truncations[index] = env.advance(action)
         self._final[index] = None
         if self._terminations[index] or self._truncations[index]:
             self._final[index] = {"image": env.image.copy(), "mask": env.mask.copy()}
+            self._episodes.append(Episode(env.steps, env.episode_return, env.episode_length))
             env.begin_episode()
-        self._transform(index)
+        self._project(index)
 
-    def _load_one(self, index: int, state: dict[str, Any]) -> None:
+    def _load_game(self, index: int, state: dict[str, Any]) -> None:
         self.envs[index].load_state_dict(state)
-        self._transform(index)
+        self._project(index)
 
-    def _transform(self, index: int) -> None:
-        if self.mask_transform is not None and self.transformed is not None:
-            self.transformed[index] = self.mask_transform(self.masks[index], self.envs[index].mask_box)
+    def _project(self, index: int) -> None:
+        if self._projection is not None:
+            self._projection(self.masks[index], self.envs[index].mask_box, self.mask_weights[index])
 
     def _observations(self) -> dict[str, np.ndarray]:
         return {"image": self.images.copy(), "mask": self.masks.copy()}
 
     def _infos(self) -> dict[str, Any]:
-        return {} if self.transformed is None else {"mask_transform": self.transformed.copy()}
+        return {} if self._projection is None else {"mask_weights": self.mask_weights.copy()}

@@ -1,35 +1,41 @@
-"""Environments x methods x seeds: trains and evaluates every cell, on this machine or on a Ray cluster.
+"""Environments x methods x seeds -> trained and evaluated runs, on this machine or on a Ray cluster.
 
-A cell is one run folder, trained by `camal_rl.ppo` and evaluated by `camal_rl.evaluate` in processes of their
-own. What is there already is not done again, so the same command goes on after any interruption.
+A run is trained by `camal_rl.ppo` and evaluated by `camal_rl.evaluate`, in processes of their own. What is
+there already is not done again, so the same command goes on after any interruption.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
-import signal
 import sys
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from camal_rl import __version__
-from camal_rl.errors import UserError, print_mistake
-from camal_rl.run.command_line import refuse_options, split_arguments
+from camal_rl.errors import UserError
+from camal_rl.game.definition import load_definition
+from camal_rl.run import cluster
+from camal_rl.run.command_line import (
+    Count,
+    Number,
+    Positive,
+    parse,
+    refuse_options,
+    run_to_checkpoint,
+    split_arguments,
+)
 from camal_rl.run.files import make_folder, write_whole
-from camal_rl.run.runner import Cell, Outcome, Runner, bearable_jobs, describe, is_done, run_here
+from camal_rl.run.runner import Cell, Runner, bearable_jobs, describe, is_done, learned, run_here
+from camal_rl.run.toml import Table, read_toml
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-Count = Annotated[int, tyro.conf.arg(metavar="N")]
+Method = Literal["camal", "vanilla", "suppress"]
+Names = tyro.conf.arg(metavar="NAME")
 
 
 @dataclass
@@ -39,121 +45,62 @@ class Args:
     Options after -- go to every training; python -m camal_rl.ppo --help lists them.
     """
 
-    envs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = (
-        "Basic",
-        "DefendLine",
-        "DefendCenter",
-        "TakeCover",
-    )
+    # what is done
+    envs: Annotated[tuple[str, ...], Names] = ("Basic", "DefendLine", "DefendCenter", "TakeCover")
     """environments, or .toml files of your own"""
-    methods: Annotated[tuple[Literal["camal", "vanilla", "suppress"], ...], tyro.conf.arg(metavar="NAME")] = (
-        "camal",
-        "vanilla",
-    )
+    methods: Annotated[tuple[Method, ...], Names] = ("camal", "vanilla")
     """camal, vanilla, suppress; the first is shown beside the others"""
-    seeds: Count = 5
+    seeds: Positive = 5
     """runs of each environment and method: seeds 1 to N"""
-    episodes: Count = 100
+    episodes: Positive = 100
     """evaluation episodes of each run"""
     runs_dir: Path = Path("runs")
-    """holds <env>/<method>/seed<k>, a folder for each run"""
+    """parent of the run folders <env>/<method>/seed<k>"""
     matrix: Annotated[Path | None, tyro.conf.arg(metavar="TOML")] = None
-    """a file that says all this instead"""
+    """a TOML file that says all of the above instead, and options of training and evaluation"""
+
+    # machine
     jobs: Count = 0
     """runs at once, 0 for as many as cores and memory bear"""
     retries: Count = 1
     """times that a run that failed is started again"""
     ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
-    """Ray cluster to run on: auto, or its address"""
-    gpus: Annotated[float, tyro.conf.arg(metavar="X")] = 0.0
+    """address of a Ray cluster to run on, or auto"""
+    gpus: Number = 0.0
     """GPUs that each run asks of a Ray cluster, such as 0.25"""
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> tuple[Args, list[str]]:
     """Read the command line: own options, and those after `--`, which are for training."""
     own, train = split_arguments(arguments)
-    return tyro.cli(Args, prog="python -m camal_rl.experiment", args=own), train
+    return parse(Args, "python -m camal_rl.experiment", own), train
 
 
-class Matrix(NamedTuple):
-    """What is to be done."""
-
-    envs: tuple[str, ...]
-    methods: tuple[str, ...]
-    seeds: tuple[int, ...]
-    runs_dir: Path
-    train: tuple[str, ...]  # options of camal_rl.ppo, the same for all runs
-    evaluate: tuple[str, ...]  # options of camal_rl.evaluate
+def _as_tuple(values: Any) -> Any:
+    """A tuple for a list, as TOML has it."""
+    if not isinstance(values, (list, tuple)):
+        raise ValueError(f"give a list, not {values!r}.")
+    return tuple(values)
 
 
-OWN = {"train": ("env", "method", "seed", "runs-dir"), "evaluate": ("run", "env", "compare", "output")}
-"""Options that the matrix sets."""
+def _up_to(seeds: Any) -> Any:
+    """The seeds 1 to N for a number N."""
+    return tuple(range(1, seeds + 1)) if type(seeds) is int else seeds
 
 
-def read_matrix(args: Args, train: Sequence[str]) -> Matrix:
-    """The matrix of a command line, or of the TOML file it names.
-
-    Raises:
-        UserError: the file can't be read or says something else than a matrix; the message names what.
-    """
-    if args.matrix is None:
-        return Matrix(
-            args.envs,
-            args.methods,
-            tuple(range(1, args.seeds + 1)),
-            args.runs_dir,
-            tuple(train),
-            ("--episodes", str(args.episodes)),
-        )
-    usual = Args()
-    changed = [
-        name
-        for name in ("envs", "methods", "seeds", "episodes")
-        if getattr(args, name) != getattr(usual, name)
-    ]
-    if args.runs_dir != usual.runs_dir:
-        changed.append("runs_dir")
-    if train or changed:
-        raise UserError(
-            f"{args.matrix} says what is done: leave out {', '.join(changed) or 'what follows --'}."
-        )
-    try:
-        table = tomllib.loads(args.matrix.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        problem = getattr(error, "strerror", None) or error
-        raise UserError(f"can't read the matrix {args.matrix}: {problem}.") from error
-    types: dict[str, type | tuple[type, ...]] = {
-        "envs": list,
-        "methods": list,
-        "seeds": (int, list),
-        "runs_dir": str,
-        "train": dict,
-        "evaluate": dict,
-    }
-    for name, value in table.items():
-        if name not in types:
-            raise UserError(f"{args.matrix}: unknown key {name}; valid are {', '.join(types)}.")
-        if not isinstance(value, types[name]) or isinstance(value, bool):
-            raise UserError(f"{args.matrix}: {name} = {value!r} is of the wrong kind.")
-    seeds = table.get("seeds", usual.seeds)
-    numbers = list(range(1, seeds + 1)) if isinstance(seeds, int) else seeds
-    words = [*table.get("envs", ()), *table.get("methods", ())]
-    if not all(isinstance(one, str) for one in words) or not all(type(one) is int for one in numbers):
-        raise UserError(
-            f"{args.matrix}: envs and methods are lists of strings, seeds a number or a list of them."
-        )
-    return Matrix(
-        tuple(table.get("envs", usual.envs)),
-        tuple(table.get("methods", usual.methods)),
-        tuple(numbers),
-        Path(table.get("runs_dir", usual.runs_dir)),
-        _options(table.get("train", {})),
-        _options({"episodes": usual.episodes} | table.get("evaluate", {})),
-    )
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same values, of which there have to be some, and none twice."""
+    if not values:
+        raise ValueError("name at least one.")
+    if len(set(values)) < len(values):
+        raise ValueError(f"{' '.join(map(str, values))} names one twice.")
+    return values
 
 
-def _options(table: Mapping[str, Any]) -> tuple[str, ...]:
-    """A TOML table as options of a command line."""
+def _as_options(table: Any) -> Any:
+    """The options of a command line for a TOML table."""
+    if not isinstance(table, Mapping):
+        return table
     options: list[str] = []
     for name, value in table.items():
         word = name.replace("_", "-")
@@ -161,84 +108,142 @@ def _options(table: Mapping[str, Any]) -> tuple[str, ...]:
             options.append(f"--{word}" if value else f"--no-{word}")
         else:
             options += [f"--{word}", *map(str, value if isinstance(value, list) else [value])]
-    return tuple(options)
+    return options
+
+
+LISTED = BeforeValidator(_as_tuple)
+DISTINCT = AfterValidator(_distinct)
+Options = Annotated[tuple[str, ...], LISTED, BeforeValidator(_as_options)]
+
+
+class Matrix(Table):
+    """The runs to make: the content of a matrix file."""
+
+    envs: Annotated[tuple[str, ...], LISTED, DISTINCT] = Args.envs
+    methods: Annotated[tuple[Method, ...], LISTED, DISTINCT] = Args.methods
+    seeds: Annotated[tuple[int, ...], LISTED, BeforeValidator(_up_to), DISTINCT] = _up_to(Args.seeds)
+    runs_dir: Annotated[Path, Field(strict=False)] = Args.runs_dir
+    train: Options = ()
+    """options of camal_rl.ppo, the same for all runs"""
+    evaluate: Options = ()
+    """options of camal_rl.evaluate"""
+
+
+def read_matrix(args: Args, train: Sequence[str]) -> Matrix:
+    """The matrix of a command line, or of the TOML file it names.
+
+    Raises:
+        UserError: the file can't be read or is no matrix, or something is named twice.
+    """
+    if args.matrix is None:
+        evaluation = ("--episodes", str(args.episodes))
+        try:
+            return Matrix(
+                envs=args.envs,
+                methods=args.methods,
+                seeds=_up_to(args.seeds),
+                runs_dir=args.runs_dir,
+                train=tuple(train),
+                evaluate=evaluation,
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(f"--{first['loc'][0]}: {first['ctx']['error']}") from error
+    named = ("envs", "methods", "seeds", "episodes", "runs_dir")
+    changed = [name for name in named if getattr(args, name) != getattr(Args, name)]
+    if train or changed:
+        raise UserError(
+            f"{args.matrix} says what is done: leave out {', '.join(changed) or 'what follows --'}."
+        )
+    return read_toml(args.matrix, Matrix)
+
+
+SET_HERE = {"train": ("env", "method", "seed", "runs-dir"), "evaluate": ("run", "env", "compare", "output")}
+"""Options of training and evaluation that the matrix sets."""
 
 
 def cells(matrix: Matrix) -> list[Cell]:
     """All runs of a matrix, a seed of everything before the next seed.
 
     Raises:
-        UserError: nothing to do, something twice, or a run that can't be trained or evaluated so.
+        UserError: a run that can't be trained or evaluated so, or two runs in one folder.
         SystemExit: code 2, an option that `camal_rl.ppo` or `camal_rl.evaluate` does not understand.
     """
-    from camal_rl import evaluate, ppo
-
-    for name, values in (("envs", matrix.envs), ("methods", matrix.methods), ("seeds", matrix.seeds)):
-        if not values:
-            raise UserError(f"--{name}: name at least one.")
-        if len(set(values)) < len(values):
-            raise UserError(f"--{name}: {' '.join(map(str, values))} names one twice.")
-    for kind, options in (("train", matrix.train), ("evaluate", matrix.evaluate)):
-        refuse_options(OWN[kind], options, kind, "matrix")
-    planned: list[Cell] = []
-    for seed in matrix.seeds:
-        for env in matrix.envs:
-            for method in matrix.methods:
-                own = ("--env", env, "--method", method, "--seed", str(seed), "--torch-threads", "1")
-                train = (*own, *matrix.train)
-                plan = ppo.plan(ppo.parse_args([*train, "--runs-dir", str(matrix.runs_dir)]))
-                evaluation: tuple[str, ...] = (
-                    "--torch-threads",
-                    "1",
-                    "--video-episodes",
-                    "0",
-                    *matrix.evaluate,
-                )
-                if env.endswith(".toml"):
-                    evaluation += ("--env", env)
-                evaluate.check_args(evaluate.parse_args([str(plan.folder), *evaluation]))
-                if any(cell.folder == plan.folder for cell in planned):
-                    raise UserError(
-                        f"--envs: {env} and another one are both called {plan.definition.name}, and so would "
-                        f"share the folder {plan.folder}. Name it once, or rename a file."
-                    )
-                steps = plan.iterations * plan.batch_size
-                planned.append(Cell(plan.folder, train, evaluation, steps, plan.described))
-    return planned
+    refuse_options(SET_HERE["train"], matrix.train, "train", "matrix")
+    refuse_options(SET_HERE["evaluate"], matrix.evaluate, "evaluate", "matrix")
+    planned: dict[Path, Cell] = {}
+    for seed, env, method in itertools.product(matrix.seeds, matrix.envs, matrix.methods):
+        own = ("--env", env, "--method", method, "--seed", str(seed), "--torch-threads", "1")
+        train = (*own, *matrix.train)
+        folder, steps, trained = _training([*train, "--runs-dir", str(matrix.runs_dir)])
+        if folder in planned:
+            raise UserError(
+                f"--envs: {env} and another one are both called {folder.parts[-3]}, and so would share the "
+                f"folder {folder}. Name it once, or rename a file."
+            )
+        evaluation = ("--torch-threads", "1", "--video-episodes", "0", *matrix.evaluate)
+        if env.endswith(".toml"):
+            evaluation += ("--env", env)
+        settings = _settings([str(folder), *evaluation])
+        settings["attention"] = settings["attention"] or trained["args"]["attention"]
+        planned[folder] = Cell(folder, train, evaluation, steps, trained, settings)
+    return list(planned.values())
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Running
+def _training(options: list[str]) -> tuple[Path, int, dict[str, Any]]:
+    """The run folder of a training with these options, its agent steps, and what it learns.
+
+    Raises:
+        UserError: nothing can be trained so, or the folder holds another run.
+    """
+    from camal_rl import ppo  # with torch, which --help need not wait for
+    from camal_rl.run.device import choose_device, choose_precision
+    from camal_rl.run.folder import RunFolder, check_args_file
+
+    args = ppo.parse_args(options)
+    device = choose_device(args.device)
+    chosen = {"precision": choose_precision(args.precision, device), "device_type": device.type}
+    planned = RunFolder(args, load_definition(args.env), chosen)
+    check_args_file(planned.path, planned.described)
+    return planned.path, planned.total * args.batch_size, learned(planned.described)
 
 
-class Beside(NamedTuple):
-    """The first method shown beside another one."""
+def _settings(options: list[str]) -> dict[str, Any]:
+    """The settings that decide the scores of an evaluation with these options."""
+    from camal_rl import evaluate  # with torch as well
+
+    args = evaluate.parse_args(options)
+    evaluate.check_args(args)
+    return evaluate.wanted_settings(args)
+
+
+class Comparison(NamedTuple):
+    """The first method shown beside another one, by an evaluation of it with pictures and a video."""
 
     cell: Cell
-    """The first method's, whose evaluation shows it."""
+    """the first method's run, with the options of that evaluation, which gives the same scores"""
     other: Cell
     picture: Path
 
+    def can_be_made(self) -> bool:
+        """Return whether both runs are as they are to be."""
+        return is_done(self.cell) and is_done(self.other)
 
-def comparisons(matrix: Matrix, planned: Sequence[Cell]) -> list[Beside]:
-    """What shows the first method beside each other one, with the first seed, in every environment.
 
-    They are the first method's evaluations once more, which gives the same scores, with pictures and a video.
-    """
-    by_title = {cell.title: cell for cell in planned}
+def comparisons(matrix: Matrix, planned: Sequence[Cell]) -> list[Comparison]:
+    """The first method beside each other one, on the first seed of every environment."""
+    by_folder = {cell.folder: cell for cell in planned}
+    first, *others = matrix.methods
+    seed = matrix.seeds[0]
+    video = () if "--video-episodes" in matrix.evaluate else ("--video-episodes", "1")
     shown = []
-    for other_method in matrix.methods[1:]:
-        for one in planned:
-            env, method, seed = one.folder.parts[-3:]
-            if method != matrix.methods[0] or seed != f"seed{matrix.seeds[0]}":
-                continue
-            other = by_title[f"{env}/{other_method}/{seed}"]
-            options = [*one.evaluate, "--compare", str(other.folder)]
-            if "--video-episodes" not in matrix.evaluate:
-                options += ["--video-episodes", "1"]
-            name = f"evaluation-versus-{other_method}-seed-{matrix.seeds[0]}.png"
-            cell = one._replace(evaluate=tuple(options))
-            shown.append(Beside(cell, other, one.folder / "media" / name))
+    for method in others:
+        for cell in planned:
+            if cell.folder.parts[-2:] == (first, f"seed{seed}"):
+                other = by_folder[cell.folder.parents[1] / method / cell.folder.name]
+                options = (*cell.evaluate, "--compare", str(other.folder), *video)
+                picture = cell.folder / "media" / f"evaluation-versus-{method}-seed-{seed}.png"
+                shown.append(Comparison(cell._replace(evaluate=options), other, picture))
     return shown
 
 
@@ -246,17 +251,14 @@ def run(
     matrix: Matrix,
     jobs: int = 0,
     retries: int = 1,
-    stopped: threading.Event | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
     ray: str | None = None,
     gpus: float = 0,
 ) -> int:
-    """Do what is missing of a matrix, and return the exit code: 0, or 1 if a run failed, 130 if stopped."""
+    """Do what is missing of a matrix, until `interrupted()`; the exit code: 0, or 1 if a run failed."""
     planned = cells(matrix)
     missing = [cell for cell in planned if not is_done(cell)]
     _write_matrix(matrix)
-    runner = Runner(retries)
-    if stopped is not None:
-        runner.stopping = stopped
     sizes = f"{len(matrix.envs)} environments x {len(matrix.methods)} methods x {len(matrix.seeds)} seeds"
     print(
         f"camal_rl {__version__}: {len(planned)} runs ({sizes}), {len(planned) - len(missing)} done\n"
@@ -264,34 +266,32 @@ def run(
         f"TensorBoard: tensorboard --logdir {matrix.runs_dir}",
         flush=True,
     )
-    for one in (beside := comparisons(matrix, planned)):
-        if not (is_done(one.cell) and is_done(one.other)):  # they would show what is there no longer
-            for file in (one.picture, one.picture.with_suffix(".mp4")):
-                file.unlink(missing_ok=True)
-    outcomes: list[Outcome] = []
+    beside = comparisons(matrix, planned)
+    for comparison in beside:
+        if not comparison.can_be_made():  # a picture shows what is there no longer
+            comparison.picture.unlink(missing_ok=True)
+            comparison.picture.with_suffix(".mp4").unlink(missing_ok=True)
+    runner = Runner(retries, interrupted)
+    jobs_here = jobs or bearable_jobs()
+    outcomes = []
     if missing and ray is not None:
-        from camal_rl.run import cluster
-
-        outcomes = cluster.run_on_ray(missing, len(planned), runner, ray, gpus, jobs)
+        outcomes += cluster.run_on_ray(missing, len(planned), runner, ray, gpus, jobs)
     elif missing:
-        outcomes = run_here(missing, len(planned), jobs or bearable_jobs(), runner)
-    # One other method after the other: the evaluations of one run share its folder.
-    for method in matrix.methods[1:]:
-        to_show = [
-            one.cell
-            for one in beside
-            if one.other.folder.parts[-2] == method
-            and not one.picture.exists()
-            and is_done(one.cell)
-            and is_done(one.other)
+        outcomes += run_here(missing, len(planned), jobs_here, runner)
+    for method in matrix.methods[1:]:  # in turn, because the evaluations of one run share its folder
+        pending = [
+            comparison.cell
+            for comparison in beside
+            if comparison.other.folder.parts[-2] == method
+            and not comparison.picture.exists()
+            and comparison.can_be_made()
         ]
-        if to_show and not runner.stopping.is_set():
+        if pending and not interrupted():
             print(f"Pictures and videos beside {method}:", flush=True)
-            outcomes += run_here(to_show, len(to_show), jobs or bearable_jobs(), runner)
+            outcomes += run_here(pending, len(pending), jobs_here, runner)
+    if interrupted():
+        return 0
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
-    if runner.stopping.is_set():
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
-        return 130
     for outcome in failed:
         print(describe(outcome), file=sys.stderr)
     done = sum(map(is_done, planned))
@@ -302,49 +302,23 @@ def run(
 def _write_matrix(matrix: Matrix) -> None:
     """Leave on record what was to be done, so that a report can say what is missing."""
     make_folder(matrix.runs_dir, "--runs-dir")
-    content = {"version": __version__, **matrix._asdict()}
-    del content["runs_dir"]  # it is where the file lies, wherever that is moved to
+    # Not runs_dir: it is where the file lies, wherever that is moved to.
+    content = {"version": __version__, **matrix.model_dump(exclude={"runs_dir"})}
     write_whole(matrix.runs_dir / "experiment.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
 def main(args: Args, train: Sequence[str]) -> int:
     """Run the matrix; the exit code: 0, 1 if a run failed, 2 after a mistake, 130 or 143 if stopped."""
-    stopping = threading.Event()
-    received: list[int] = []
+    codes = []
 
-    def stop(number: int, frame: Any) -> None:
-        received.append(number)
-        if stopping.is_set():
-            raise KeyboardInterrupt
-        stopping.set()
-        os.write(2, b"\nStopping: every run saves where it is; once more to stop at once.\n")
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    try:
-        for option, value, least in (
-            ("seeds", args.seeds, 1),
-            ("jobs", args.jobs, 0),
-            ("retries", args.retries, 0),
-            ("gpus", args.gpus, 0),
-        ):
-            if not value >= least:
-                raise UserError(f"--{option} {value}: give a number of at least {least}.")
+    def do(interrupted: Callable[[], bool]) -> None:
         if args.gpus and args.ray is None:
             raise UserError("--gpus is what a run asks of a Ray cluster: give --ray too, or leave it out.")
-        code = run(read_matrix(args, train), args.jobs, args.retries, stopping, args.ray, args.gpus)
-    except UserError as mistake:
-        return print_mistake(mistake)
-    except KeyboardInterrupt:
-        print("Stopped at once. The same command goes on from the last checkpoints.", file=sys.stderr)
-        code = 130
-    return 128 + received[0] if received and code == 130 else code
+        matrix = read_matrix(args, train)
+        codes.append(run(matrix, args.jobs, args.retries, interrupted, args.ray, args.gpus))
+
+    return run_to_checkpoint(do, "iteration of every run", "--jobs") or codes[0]
 
 
 if __name__ == "__main__":
-    for _number in (signal.SIGINT, signal.SIGTERM):  # until `main` takes over
-        signal.signal(_number, lambda number, _: os._exit(128 + number))
-    # By its own name, because what a node of a cluster is sent is looked up there by name.
-    from camal_rl import experiment
-
-    sys.exit(experiment.main(*experiment.parse_args()))
+    sys.exit(main(*parse_args()))

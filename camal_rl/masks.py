@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import lru_cache
 from typing import Any
 
@@ -13,12 +12,6 @@ from numpy.typing import DTypeLike, NDArray
 
 from camal_rl.game.definition import Definition
 from camal_rl.game.frames import SINGLE_THREAD_PRODUCT
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
-
 
 Box = tuple[slice, slice]
 """Rows and columns."""
@@ -52,7 +45,6 @@ def mask_weights(
     mask: NDArray[np.uint8] | NDArray[np.bool_] | NDArray[np.floating],
     size: tuple[int, int],
     *,
-    out: NDArray[Any] | None = None,
     dtype: DTypeLike = np.float32,
 ) -> NDArray[Any]:
     """Project masks to feature-map resolution: alpha = <heat, weights[0]> and beta = <heat, weights[1]>.
@@ -66,8 +58,10 @@ def mask_weights(
         mask: (H, W) or (N, H, W), uint8 in {0, 1} or bool; or floating point in [0, 1], a soft mask such as a
             prior's regions.
         size: (h, w) of the attention map.
-        out: array of shape (2, h, w) or (N, 2, h, w) to write to and return.
-        dtype: of the result, where `out` is not given.
+        dtype: of the result.
+
+    Returns:
+        The weights, (2, h, w) or (N, 2, h, w).
 
     Raises:
         ValueError: shapes or dtype that do not fit, or masks with values other than 0 and 1 (soft: outside).
@@ -86,23 +80,17 @@ def mask_weights(
             f"mask must hold 0 and 1 only, got values up to {highest}: "
             "pass mask != 0, or compare a label image with the labels that are targets"
         )
-    shape = (*mask.shape[:-2], 2, *size)
-    if out is None:
-        out = np.empty(shape, dtype)
-    elif out.shape != shape:
-        raise ValueError(f"out must have shape {shape}, got {out.shape}")
     projection = _projection((mask.shape[-2], mask.shape[-1]), size)
     frames = pixels[None] if mask.ndim == 2 else pixels
-    everywhere = (slice(None), slice(None)) if soft else None
-    sums = np.array([projection(one, everywhere) for one in frames]).reshape(len(frames), *size)
-    out[...] = projection.weights(sums, soft=soft).reshape(shape)
-    return out
+    out = np.empty((len(frames), 2, *size), dtype)
+    for frame, weights in zip(frames, out, strict=True):
+        x, y, width, height = (0, 0, *frame.shape[::-1]) if soft else cv2.boundingRect(frame)
+        projection(frame, (slice(y, y + height), slice(x, x + width)), weights)
+    return out[0] if mask.ndim == 2 else out
 
 
 class Projection:
-    """`mask_weights` for games, in two steps: sums of one mask after another, then the weights of all.
-
-    Nothing is checked, and masks and maps are all of one size.
+    """`mask_weights` for masks and maps that are all of one size; nothing is checked.
 
     Args:
         mask_size: (H, W) of the masks.
@@ -111,33 +99,24 @@ class Projection:
 
     def __init__(self, mask_size: tuple[int, int], map_size: tuple[int, int]) -> None:
         rows, columns = (_interpolation(*pair) for pair in zip(mask_size, map_size, strict=True))
-        self.map_size = map_size
         self._pixels = mask_size[0] * mask_size[1]
         self._rows, self._columns = np.ascontiguousarray(rows.T), columns  # (h, H) and (W, w)
         self._everywhere = np.outer(rows.sum(0), columns.sum(0))  # of a full mask, (h, w)
 
-    def __call__(
-        self, mask: NDArray[np.uint8], box: tuple[slice, slice] | None = None
-    ) -> NDArray[np.float64]:
-        """U^T M, (h, w), of a mask (H, W) of zeros and ones, empty outside of `box` (rows, columns)."""
-        if box is None:
-            x, y, width, height = cv2.boundingRect(mask)
-            box = slice(y, y + height), slice(x, x + width)
+    def __call__(self, mask: NDArray[Any], box: Box, out: NDArray[Any]) -> None:
+        """Write the weights of a mask, uint8 or soft (H, W), empty outside `box`, into `out`, (2, h, w)."""
         rows, columns = box
-        across = _product(mask[box], self._columns[columns])  # (height, w)
-        sums: NDArray[np.float64] = self._rows[:, rows] @ across
-        return sums
-
-    def weights(self, sums: NDArray[np.float64], soft: bool = False) -> NDArray[np.float64]:
-        """(..., h, w), each as the call gives it -> (..., 2, h, w); soft masks are no whole numbers."""
-        inside = sums.sum(axis=(-2, -1), keepdims=True)  # U^T keeps the sum
-        if not soft:
-            inside = np.rint(inside)
+        sums = self._rows[:, rows] @ _product(mask[box], self._columns[columns])  # U^T M, (h, w)
+        inside = float(sums.sum())  # U^T keeps the sum
+        if mask.dtype == np.uint8:
+            inside = round(inside)
+        np.divide(sums, max(inside, 1), out=out[0], casting="same_kind")
+        if inside == self._pixels:
+            out[1] = 0
+            return
         # Where a mask covers all that a cell sees, rounding can leave a difference just below zero.
-        outside_sums = np.maximum(self._everywhere - sums, 0)
-        parts = (sums / np.maximum(inside, 1), outside_sums / np.maximum(self._pixels - inside, 1))
-        full = inside == self._pixels
-        return np.stack((parts[0], np.where(full, 0, parts[1])), axis=-3)
+        outside = np.maximum(self._everywhere - sums, 0)
+        np.divide(outside, max(self._pixels - inside, 1), out=out[1], casting="same_kind")
 
 
 _projection = lru_cache(Projection)

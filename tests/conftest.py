@@ -56,8 +56,8 @@ def _noted_init(game: engine.Engine) -> None:
     try:
         _init(game)
     finally:
-        if game._file is not None:
-            STARTED.append(game._file.name)
+        if name := game._read_note()[1]:
+            STARTED.append(name)
 
 
 engine.Engine.init = _noted_init  # type: ignore[method-assign]
@@ -158,7 +158,10 @@ class FakeGame:
     def make_action(self, action: list[float], tics: int) -> float:
         self.set_action(action)
         self.advance_action(tics, True)
-        return (3.0 if action[2] else -1.0) * tics / 4
+        return self.get_last_reward()
+
+    def get_last_reward(self) -> float:
+        return 3.0 if self.action[2] else -1.0
 
     @property
     def done(self) -> int:
@@ -198,19 +201,12 @@ def fake_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def small_args(folder: Path, **options: object) -> ppo.Args:
     """A run of 4 iterations of 64 steps that takes a second."""
-    args = ppo.Args()
-    args.run.runs_dir = folder
-    args.run.total_timesteps = 256
-    args.ppo.num_envs, args.ppo.num_steps, args.ppo.num_minibatches, args.ppo.update_epochs = 4, 16, 2, 2
-    args.environment.frame_size = (52, 60)
-    args.environment.render_resolution = "160x120"
-    args.machine.precision = "fp32"
-    args.machine.torch_threads = 1
-    args.attention.measure_every = 1
-    for name, value in options.items():
-        group = next(group for group in vars(args).values() if hasattr(group, name))
-        setattr(group, name, value)
-    return args
+    small: dict[str, Any] = {
+        "runs_dir": folder, "total_timesteps": 256, "num_envs": 4, "num_steps": 16, "num_minibatches": 2,
+        "update_epochs": 2, "frame_size": (52, 60), "render_resolution": SMALL, "precision": "fp32",
+        "torch_threads": 1, "measure_every": 1,
+    }  # fmt: skip
+    return ppo.Args(**(small | options))
 
 
 def assert_same(one: object, other: object, where: str = "checkpoint") -> None:

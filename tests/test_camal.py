@@ -1,7 +1,5 @@
 """Eq. 1 and 2 by hand, and the projected masks against plain upsampling in float64."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -11,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from camal_rl.attention import upsample
-from camal_rl.camal import EMPTY_MASK, METHODS, alpha_beta, camal_loss, costs, projected_loss
-from camal_rl.masks import Projection, mask_weights
+from camal_rl.camal import EMPTY_MASK, METHODS, alpha_beta, camal_loss, projected_loss
+from camal_rl.masks import mask_weights
 
 HEAT = torch.tensor([[[0.0, 0.2], [0.4, 1.0]]], dtype=torch.float64)
 MASK = torch.tensor([[[0, 1], [0, 1]]])
@@ -153,132 +151,6 @@ def test_projected_masks_give_the_numbers_and_gradients_of_plain_upsampling(
         (plain_gradient,) = torch.autograd.grad(plain, heat, retain_graph=True)
         scale = weights.max().item()
         torch.testing.assert_close(gradient, plain_gradient, rtol=0, atol=1e-10 * scale)
-
-
-@pytest.mark.parametrize(
-    ("mask_size", "map_size"),
-    [((240, 320), (7, 7)), ((240, 320), (26, 36)), ((84, 84), (7, 7)), ((5, 4), (5, 4)), ((3, 2), (7, 5))],
-)
-def test_projection_is_the_adjoint_of_interpolate(
-    mask_size: tuple[int, int], map_size: tuple[int, int]
-) -> None:
-    mask = (np.random.default_rng(0).random(mask_size) < 0.3).astype(np.uint8)
-    heat = torch.zeros(1, *map_size, dtype=torch.float64, requires_grad=True)
-    means = alpha_beta(upsample(heat, mask_size), torch.from_numpy(mask)[None])
-    expected = np.concatenate([torch.autograd.grad(mean, heat, retain_graph=True)[0] for mean in means])
-    weights = mask_weights(mask, map_size, dtype=np.float64)
-    np.testing.assert_allclose(weights, expected, rtol=1e-12, atol=1e-15)
-    np.testing.assert_allclose(weights.sum(axis=(1, 2)), [1, 1], rtol=1e-12)
-
-
-@pytest.mark.parametrize("box", [(0, 0, 1, 1), (239, 319, 1, 1), (100, 40, 30, 20), (1, 0, 239, 320)])
-def test_only_the_box_around_the_mask_matters(box: tuple[int, int, int, int]) -> None:
-    top, left, height, width = box
-    mask = np.zeros((240, 320), np.uint8)
-    mask[top : top + height, left : left + width] = 1
-    weights = mask_weights(mask, (7, 9), dtype=np.float64)
-    swapped = mask_weights(1 - mask, (7, 9), dtype=np.float64)
-    assert weights.min() >= 0
-    # One of the two is a difference of sums up to 1219 pixels a cell, and rounds like those.
-    np.testing.assert_allclose(weights, swapped[::-1], rtol=0, atol=1e-11)
-
-
-def test_projection_of_a_batch_is_the_projection_of_each_mask() -> None:
-    mask = (np.random.default_rng(0).random((4, 12, 15)) < 0.2).astype(np.uint8)
-    mask[1], mask[2] = 0, 1
-    weights = mask_weights(mask, (3, 4))
-    assert weights.dtype == np.float32
-    assert weights.shape == (4, 2, 3, 4)
-    for one_weights, one_mask in zip(weights, mask, strict=True):
-        assert np.array_equal(one_weights, mask_weights(one_mask, (3, 4)))
-    assert not weights[1, 0].any()
-    assert not weights[2, 1].any()
-
-
-def test_soft_masks_give_alpha_and_beta_of_plain_upsampling() -> None:
-    generator = torch.Generator().manual_seed(0)
-    masks = torch.rand(3, 12, 17, dtype=torch.float64, generator=generator)
-    masks[1] = 0
-    masks[2, :, :8] = 0
-    heat = torch.rand(3, 3, 4, dtype=torch.float64, generator=generator)
-    weights = torch.from_numpy(mask_weights(masks.numpy(), (3, 4), dtype=np.float64))
-    alpha, beta = (heat[:, None] * weights).sum(dim=(2, 3)).unbind(dim=1)
-    expected = alpha_beta(upsample(heat, (12, 17)), masks)
-    torch.testing.assert_close(torch.stack([alpha, beta]), torch.stack(expected), rtol=1e-12, atol=1e-12)
-
-
-def test_a_soft_mask_of_zeros_and_ones_is_projected_as_the_mask_is() -> None:
-    masks = np.random.default_rng(0).integers(0, 2, (2, 9, 11), dtype=np.uint8)
-    soft = mask_weights(masks.astype(np.float32), (3, 4), dtype=np.float64)
-    np.testing.assert_allclose(soft, mask_weights(masks, (3, 4), dtype=np.float64), rtol=1e-12, atol=1e-15)
-
-
-def test_projection_writes_to_the_array_given() -> None:
-    mask = (np.random.default_rng(0).random((2, 12, 15)) < 0.2).astype(np.uint8)
-    for masks, out in ((mask, np.full((2, 2, 3, 4), np.nan)), (mask[0], np.full((2, 3, 4), np.nan))):
-        assert mask_weights(masks, (3, 4), out=out) is out
-        assert np.array_equal(out, mask_weights(masks, (3, 4), dtype=np.float64))
-
-
-def test_projection_takes_bool_and_strided_masks() -> None:
-    mask = np.random.default_rng(0).random((30, 40)) < 0.2
-    expected = mask_weights(mask[::2, ::-1].T.astype(np.uint8), (3, 4))
-    assert np.array_equal(mask_weights(mask[::2, ::-1].T, (3, 4)), expected)
-
-
-def test_single_precision_weights_are_the_rounded_double_ones() -> None:
-    mask = (np.random.default_rng(0).random((240, 320)) < 0.2).astype(np.uint8)
-    double = mask_weights(mask, (7, 7), dtype=np.float64)
-    assert np.array_equal(mask_weights(mask, (7, 7)), double.astype(np.float32))
-
-
-def test_sums_of_masks_taken_one_by_one_give_the_weights_of_all() -> None:
-    rng = np.random.default_rng(0)
-    masks = np.stack([rng.random((240, 320)) < share for share in (0, 0.01, 0.5, 1)]).astype(np.uint8)
-    masks[1, :100], masks[1, :, 150:] = 0, 0
-    projection = Projection((240, 320), (7, 9))
-    sums = np.array([projection(mask) for mask in masks])
-    np.testing.assert_allclose(sums.sum(axis=(1, 2)), masks.sum(axis=(1, 2)), rtol=1e-12)
-    box = slice(90, 240), slice(0, 160)  # larger than need be
-    np.testing.assert_allclose(projection(masks[1], box), sums[1], rtol=1e-12)
-    assert not projection(masks[0], (slice(7, 7), slice(9, 9))).any()
-    assert np.array_equal(projection.weights(sums), mask_weights(masks, (7, 9), dtype=np.float64))
-    assert np.array_equal(projection.weights(sums[3]), mask_weights(masks[3], (7, 9), dtype=np.float64))
-
-
-@pytest.mark.parametrize("empty_mask", EMPTY_MASK)
-@pytest.mark.parametrize("method", METHODS)
-def test_costs_add_up_to_the_loss(empty_mask: str, method: str) -> None:
-    masks = (np.random.default_rng(0).random((5, 12, 15)) < 0.2).astype(np.uint8)
-    masks[1], masks[2] = 0, 1
-    weights = torch.from_numpy(mask_weights(masks, (3, 4), dtype=np.float64))
-    heat = torch.rand(5, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    loss, _, _, has_target = projected_loss(heat, weights, empty_mask=empty_mask, method=method)
-    values, counted = costs(weights, empty_mask=empty_mask, method=method)
-    assert ((heat * values).sum() / counted.sum()).item() == pytest.approx(loss.item(), rel=1e-14)
-    assert counted.tolist() == (has_target.tolist() if empty_mask == "ignore" else [True] * 5)
-    assert costs(weights[1:2], method=method)[0].abs().max() == 0  # nothing in view
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"mask": np.zeros((2, 2), np.int64)}, r"uint8, bool or floating .* got int64 of shape \(2, 2\)"),
-        ({"mask": np.zeros(2, np.float32)}, r"got float32 of shape \(2,\)"),
-        ({"mask": np.full((2, 2), 1.5)}, r"a soft mask must lie in \[0, 1\]"),
-        ({"mask": np.full((2, 2), np.nan)}, r"a soft mask must lie in \[0, 1\]"),
-        ({"mask": np.zeros(2, np.uint8)}, r"got uint8 of shape \(2,\)"),
-        ({"mask": np.full((2, 2), 255, np.uint8)}, "0 and 1 only, got values up to 255: pass mask != 0"),
-        ({"mask": np.eye(2, dtype=np.uint8) * 2}, "0 and 1 only, got values up to 2"),
-        (
-            {"mask": np.zeros((2, 2), np.uint8), "out": np.zeros((2, 4, 3))},
-            r"out must have shape \(2, 3, 4\), got \(2, 4, 3\)",
-        ),
-    ],
-)
-def test_projection_refuses_what_is_not_a_mask(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        mask_weights(size=(3, 4), **arguments)
 
 
 def test_losses_refuse_what_does_not_fit() -> None:

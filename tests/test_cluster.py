@@ -25,28 +25,24 @@ TRAIN = (
 
 
 def matrix_of(folder: Path) -> Matrix:
-    evaluate = ("--episodes", "2", "--faithfulness-frames", "0", "--max-steps", "50")
-    return Matrix(("Basic",), ("camal", "vanilla"), (1,), folder / "runs", TRAIN, evaluate)
+    evaluation = ("--episodes", "2", "--faithfulness-frames", "0", "--max-steps", "50")
+    return Matrix(envs=("Basic",), seeds=(1,), runs_dir=folder / "runs", train=TRAIN, evaluate=evaluation)
 
 
 def test_a_keeper_gives_the_files_to_the_next_attempt_and_hears_no_earlier_one(tmp_path: Path) -> None:
     keeper = cluster.Keeper({"a": tmp_path / "a", "b": tmp_path / "b"})
     first, files = keeper.begin("a")
     assert files == {}
-    keeper.keep("a", first, {"checkpoint.pt": b"1", "media/attention.png": b"2"})
+    assert keeper.progress(stopping=False) == {"a": None}
+    assert keeper.report("a", first, 0.1, {"checkpoint.pt": b"1", "media/attention.png": b"2"}) is False
     (tmp_path / "a" / ".half-written").write_bytes(b"?")
     second, files = keeper.begin("a")
     assert files == {"checkpoint.pt": b"1", "media/attention.png": b"2"}
-    keeper.keep("a", first, {"checkpoint.pt": b"late"})
+    assert keeper.report("a", first, 0.9, {"checkpoint.pt": b"late"}) is True  # another has taken over: stop
     assert (tmp_path / "a/checkpoint.pt").read_bytes() == b"1"
-    assert keeper.report("a", first, 0.9) is True  # another has taken over: stop
-    assert keeper.report("a", second, 0.5) is False
-    keeper.end("a", first)
-    assert keeper.state() == ({"a": 0.5}, {"a": 2, "b": 0})
-    keeper.stop()
-    assert keeper.report("a", second, 0.6) is True
-    keeper.end("a", second)
-    assert keeper.state()[0] == {}
+    assert keeper.report("a", second, 0.5, {}) is False
+    assert keeper.progress(stopping=True) == {"a": 0.5}
+    assert keeper.report("a", second, 0.6, {}) is True
 
 
 @pytest.fixture
@@ -95,15 +91,15 @@ def test_a_node_killed_in_the_middle_loses_nothing_and_nothing_is_done_twice(
         steps = [event.step for event in events.Scalars("losses/value_loss")]
         assert steps == list(range(64, 1537, 64))
     # What was taken up elsewhere is bit for bit what a run without interruption gives.
-    usual = ppo.parse_args([*TRAIN, "--torch-threads", "1", "--runs-dir", str(tmp_path / "alone")])
-    usual.run.method = matrix.methods[taken_up.index(True)]  # type: ignore[assignment]
-    alone = ppo.train(usual)
-    one, other = (
+    method = matrix.methods[taken_up.index(True)]
+    own = ("--method", method, "--torch-threads", "1", "--runs-dir", str(tmp_path / "alone"))
+    alone = ppo.train(ppo.parse_args([*TRAIN, *own]))
+    expected, found = (
         torch.load(folder / "checkpoint.pt", weights_only=True)["agent"]
         for folder in (alone, folders[taken_up.index(True)])
     )
-    for name in one:
-        assert torch.equal(one[name], other[name])
+    for name in expected:
+        assert torch.equal(expected[name], found[name])
     assert "2 of 2 runs are done" in capsys.readouterr().out
 
 

@@ -32,7 +32,7 @@ def test_freed_memory_is_kept_for_the_next_minibatch(kept):
         [
             sys.executable,
             "-c",
-            "import resource, torch; from camal_rl import device\n"
+            "import resource, torch; from camal_rl.run import device\n"
             "count = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
             f"device.keep_freed_memory() if {kept} else None\n"
             "faults = []\n"

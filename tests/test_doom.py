@@ -1,206 +1,33 @@
-"""Definitions and their mistakes; on the real engine: observations, masks, episode ends, replay, clean-up."""
+"""Environments: options; on the real engine: observations, masks, episode ends, replay, clean-up."""
 
 import os
 import signal
 import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import cv2
 import gymnasium
 import numpy as np
 import pytest
 import vizdoom
-from conftest import SMALL, FakeGame, left_of, own_engines, run
+from conftest import SMALL, FakeGame
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from camal_rl import doom, masks
+from camal_rl import doom
 from camal_rl.errors import UserError
-from camal_rl.game.definition import available, load_definition, object_names
+from camal_rl.game.definition import available, load_definition
 from camal_rl.game.engine import EngineError
+from camal_rl.masks import mask_weights
 
-ROOT = Path(__file__).resolve().parent.parent
-SCENARIOS = Path(vizdoom.scenarios_path)
 PAPER = ["Basic", "DefendLine", "DefendCenter", "TakeCover"]
 NOTHING, ATTACK = 0, 1  # in Basic, and
 MOVE_RIGHT, MOVE_LEFT = 2, 3
-
-VALID = """\
-scenario = "basic.cfg"
-frame_skip = 4
-reward_scale = 0.01
-
-[targets]
-names = ["Cacodemon"]
-categories = []
-reason = "It is the monster."
-
-[returns]
-random = -150.0
-random_source = "measured"
-reference = 80
-reference_source = "a guess"
-"""
-
-
-def write_toml(folder: Path, text: str = VALID) -> Path:
-    path = folder / "Mine.toml"
-    path.write_text(text)
-    return path
-
-
-def write_cfg(folder: Path, *lines: str, buttons: str = "MOVE_LEFT ATTACK") -> Path:
-    """A TOML of the user's own beside a .cfg of the user's own."""
-    text = "\n".join([f"available_buttons = {{ {buttons} }}" if buttons else "", *lines, ""])
-    (folder / "mine.cfg").write_text(text)
-    return write_toml(folder, VALID.replace("basic.cfg", "mine.cfg"))
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Definitions, without an engine
-
-
-@pytest.mark.parametrize("name", available())
-def test_every_environment_that_comes_with_the_package_loads(name: str) -> None:
-    definition = load_definition(name)
-    assert definition.name == name
-    assert definition.scenario.is_file()
-    assert definition.target_names or definition.target_categories
-    assert definition.random_return < definition.reference_return
-    assert load_definition(definition.path) == definition
-
-
-def test_the_papers_environments_and_the_other_stock_ones_are_there() -> None:
-    others = ["DeadlyCorridor", "HealthGathering", "HealthGatheringSupreme", "MyWayHome", "PredictPosition"]
-    assert set(available()) >= {*PAPER, *others, "RocketBasic", "SimplerBasic"}
-
-
-def test_a_users_own_file_loads_with_names_in_any_case_and_categories(tmp_path: Path) -> None:
-    text = VALID.replace('"Cacodemon"', '"cacoDEMON"').replace("categories = []", 'categories = ["Health"]')
-    definition = load_definition(write_toml(tmp_path, text))
-    assert (definition.name, definition.frame_skip, definition.reference_return) == ("Mine", 4, 80.0)
-    assert definition.is_target("Cacodemon", "Monster")
-    assert definition.is_target("Stimpack", "Health")
-    assert not definition.is_target("DeadCacodemon", "Gore")
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "words"),
-    [
-        ("frame_skip = 4", "frame_skips = 4", ["line 2: frame_skips", "unknown key", "targets.reason"]),
-        ("names =", "name =", ["line 6: targets.name:", "unknown key", "targets.names"]),
-        ("frame_skip = 4", "frame_skip = 0", ["line 2: frame_skip", "0", "at least 1 tic"]),
-        ("frame_skip = 4", "frame_skip = 4.5", ["line 2: frame_skip", "4.5", "a whole number"]),
-        ("frame_skip = 4", "frame_skip = true", ["line 2: frame_skip", "True", "a whole number"]),
-        ("frame_skip = 4\n", "", ["frame_skip is missing", "a whole number"]),
-        ("0.01", "-1", ["line 3: reward_scale", "-1", "greater than 0"]),
-        ("0.01", "nan", ["line 3: reward_scale", "nan", "finite"]),
-        ("0.01", '"x"', ["line 3: reward_scale", "'x'", "a number"]),
-        ('["Cacodemon"]', '"Cacodemon"', ["line 6: targets.names", "a list of strings"]),
-        ('["Cacodemon"]', "[1]", ["line 6: targets.names", "[1]", "a list of strings"]),
-        ('["Cacodemon"]', "[]", ["line 6: targets.names", "at least one"]),
-        ('"Cacodemon"', '"Cacodemno"', ["line 6: targets.names", "'Cacodemno'", "did you mean Cacodemon"]),
-        ('"Cacodemon"', '"xyzzyxyz"', ["line 6: targets.names", "'xyzzyxyz'", "Monster"]),
-        ("categories = []", 'categories = ["Foe"]', ["line 7: targets.categories", "'Foe'", "Monster"]),
-        ("basic.cfg", "basics.cfg", ["line 1: scenario", "'basics.cfg'", "basic.cfg", "take_cover.cfg"]),
-        ("reference = 80", "reference = -150", ["line 13: returns.reference", "greater than returns.random"]),
-        ("[targets]", "[goals]", ["line 6: goals.names", "unknown key"]),
-        ("[targets]", "[[targets]]", ["line 5: targets", "not a section", "[targets]"]),
-        ("frame_skip = 4", "frame_skip = ", ["not valid TOML", "line 2"]),
-    ],
-)
-def test_a_mistake_is_named_with_its_line_and_what_is_valid(
-    tmp_path: Path, old: str, new: str, words: list[str]
-) -> None:
-    path = write_toml(tmp_path, VALID.replace(old, new, 1))
-    with pytest.raises(UserError) as caught:
-        load_definition(path)
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in [str(path), *words]:
-        assert word in message
-
-
-@pytest.mark.parametrize(
-    ("targets", "line"),
-    [
-        ('targets = { names = ["Cacodemon"], categories = ["Foe"], reason = "" }', 4),
-        ('targets.names = []\ntargets."categories" = ["Foe"]\ntargets.reason = ""', 5),
-        ("[ targets ]\nnames = []\nreason = ''\n'categories' = [\n'Foe']", 7),
-        ("targets = 3", 4),
-    ],
-)
-def test_the_line_is_found_however_toml_writes_a_section(tmp_path: Path, targets: str, line: int) -> None:
-    head, _, tail = VALID.partition("\n[targets]")
-    with pytest.raises(UserError, match=rf"line {line}: targets"):
-        load_definition(write_toml(tmp_path, head + targets + "\n[returns]" + tail.split("[returns]")[1]))
-
-
-def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.toml: No such file"):
-        load_definition(tmp_path / "none.toml")
-    (tmp_path / "folder.toml").mkdir()
-    with pytest.raises(UserError, match=r"folder\.toml: Is a directory"):
-        load_definition(tmp_path / "folder.toml")
-    (tmp_path / "latin.toml").write_bytes(b'scenario = "\xff"')
-    with pytest.raises(UserError, match=r"latin\.toml: 'utf-8' codec"):
-        load_definition(tmp_path / "latin.toml")
-    with pytest.raises(UserError, match="scenario is missing"):
-        load_definition(write_toml(tmp_path, ""))
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"), [("basic", "did you mean Basic"), ("Tetris", "Choose one of Basic")]
-)
-def test_an_unknown_environment_gets_a_hint_and_the_list(name: str, hint: str) -> None:
-    with pytest.raises(UserError) as caught:
-        load_definition(name)
-    assert hint in str(caught.value)
-    assert "TakeCover" in str(caught.value)
-
-
-def test_a_missing_or_broken_wad_is_named(tmp_path: Path) -> None:
-    path = write_cfg(tmp_path, "doom_scenario_path = mine.wad")
-    with pytest.raises(UserError, match=r"mine\.wad: No such file .*doom_scenario_path"):
-        load_definition(path)
-    object_names.cache_clear()
-    for content in (b"", b"no WAD is like this", b"PWAD\x01\0\0\0\xff\0\0\0"):
-        (tmp_path / "mine.wad").write_bytes(content)
-        with pytest.raises(UserError, match=r"mine\.wad: not a WAD file"):
-            load_definition(path)
-
-
-def test_lines_of_a_cfg_that_vizdoom_would_skip_are_refused(tmp_path: Path, capfd: Any) -> None:
-    with pytest.raises(UserError, match=r"mine\.cfg: mend or remove the lines"):
-        load_definition(write_cfg(tmp_path, "shoes = 2"))
-    assert "Unsupported key: shoes in line #2" in capfd.readouterr().err
-
-
-def test_a_cfg_without_a_wad_plays_the_games_own(tmp_path: Path) -> None:
-    names = object_names(load_definition(write_cfg(tmp_path, "doom_map = map01")).scenario)
-    assert {"Cacodemon", "Medikit"} <= names
-    assert "CustomMedikit" not in names
-
-
-def test_a_map_that_is_nowhere_is_refused_with_those_that_are_there(tmp_path: Path) -> None:
-    (tmp_path / "mine.wad").write_bytes((SCENARIOS / "basic.wad").read_bytes())
-    with pytest.raises(UserError, match=r"doom_map MAP77 is not in mine\.wad, which has MAP01\."):
-        load_definition(write_cfg(tmp_path, "doom_scenario_path = mine.wad", "doom_map = map77"))
-
-
-def test_objects_that_the_scenario_defines_are_known(tmp_path: Path) -> None:
-    assert "CustomMedikit" in object_names(SCENARIOS / "health_gathering_supreme.cfg")
-    with zipfile.ZipFile(tmp_path / "mine.pk3", "w") as archive:
-        archive.writestr("decorate.txt", 'ACTOR "PinkElephant" : Demon\n{\n}\n')
-    path = write_cfg(tmp_path, "doom_scenario_path = mine.pk3")
-    path.write_text(path.read_text().replace("Cacodemon", "PinkElephant"))
-    assert load_definition(path).target_names == ("PinkElephant",)
 
 
 @pytest.mark.parametrize(
@@ -269,71 +96,6 @@ class StillGame:
         return float(tics)
 
 
-def test_mask_follows_the_pixels_and_not_the_list_of_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels = np.zeros((120, 160), np.uint8)
-    pixels[60:] = 1  # floor
-    pixels[10:20, 30:50] = 80
-    pixels[40:50, 30:50] = 90
-    labels = {80: "Cacodemon", 90: "DeadCacodemon", 70: "Cacodemon", 1: "Cacodemon", 0: "Cacodemon"}
-    monkeypatch.setattr(doom, "start_engine", lambda *_: StillGame(labels, pixels))
-    mask = doom.DoomEnv("Basic", (84, 84), SMALL).reset(seed=0)[0]["mask"]
-    assert mask.dtype == np.uint8
-    np.testing.assert_array_equal(mask, pixels == 80)
-
-
-@pytest.mark.parametrize("targets", range(6))
-def test_a_mask_has_the_pixels_of_every_target_however_many(targets: int) -> None:
-    definition = load_definition("Basic")
-    names = [*(["Cacodemon"] * targets), "Blood", "DoomPlayer"]
-    rng = np.random.default_rng(targets)
-    pixels = rng.integers(0, 2, (30, 40), np.uint8)
-    labels = []
-    for value, name in enumerate([*names, "Cacodemon"], 2):
-        y, x, height, width = (
-            int(rng.integers(low, high)) for low, high in ((0, 20), (0, 30), (1, 10), (1, 10))
-        )
-        pixels[y : y + height, x : x + width][rng.random((height, width)) < 0.7] = value  # over those before
-        labels.append(
-            SimpleNamespace(
-                value=value, object_name=name, object_category="Unknown", x=x, y=y, width=width, height=height
-            )
-        )
-    labels[-1].value = 1  # what a crowd has left no value for is drawn as a wall
-    pixels[pixels == len(labels) + 1] = 1
-    out = np.full((30, 40), 7, np.uint8)
-    box = masks.target_mask(cast(Any, SimpleNamespace(labels=labels, labels_buffer=pixels)), definition, out)
-    np.testing.assert_array_equal(out, (pixels >= 2) & (pixels < 2 + targets))
-    assert out[box].sum() == out.sum()
-    assert (out[box].size > 0) == (targets > 0)
-
-
-@pytest.mark.engine
-@pytest.mark.parametrize("name", available())
-def test_objects_are_drawn_within_the_boxes_of_their_labels(
-    start: Callable[..., doom.DoomEnv], name: str
-) -> None:
-    """So a mask need not look elsewhere in the buffer: its pixels are those of the whole."""
-    env = start(name)
-    env.reset(seed=0)
-    rng = np.random.default_rng(0)
-    targets = 0
-    for _ in range(150):
-        state = env.game.get_state()
-        assert state.labels is not None
-        values = [
-            label.value
-            for label in state.labels
-            if label.value > 1 and env.definition.is_target(label.object_name, label.object_category)
-        ]
-        expected = np.isin(state.labels_buffer, values)
-        np.testing.assert_array_equal(env.mask, expected)
-        assert env.mask[env.mask_box].sum() == expected.sum()
-        targets += expected.sum()
-        if any(env.advance(int(rng.integers(len(env.actions))))[1:]):
-            env.reset()
-    assert targets > 0 or name in ("HealthGathering", "MyWayHome")  # where they can be far away
-
-
 def test_actions_are_single_buttons_without_those_that_have_a_range(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doom, "start_engine", lambda *_: StillGame({}, np.zeros((120, 160), np.uint8)))
     env = doom.DoomEnv("Basic", (84, 84), SMALL)
@@ -362,34 +124,6 @@ def test_misuse_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="no action 3"):
         envs.step(np.array([0, 3]))
     envs.close()
-
-
-@pytest.mark.slow
-def test_list_names_every_environment(tmp_path: Path) -> None:
-    result = run("-m", "camal_rl.environments", folder=tmp_path)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert [line.split()[0] for line in result.stdout.splitlines()[1:-1]] == available()
-    assert "MarineChainsawVzd" in result.stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["Basics"], "did you mean Basic?"),
-        (["Basic", "--steps", "0"], "at least 1 step"),
-        (["Basic", "--random-episodes", "-1"], "not negative"),
-        (["Basic", "--output", "no/folder/b.png"], "there is no folder no/folder"),
-    ],
-)
-def test_a_mistake_on_the_command_line_is_one_line_and_code_2(
-    tmp_path: Path, arguments: list[str], words: str
-) -> None:
-    result = run("-m", "camal_rl.environments", *arguments, folder=tmp_path)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("camal_rl: ")
-    assert result.stderr.count("\n") == 1
-    assert words in result.stderr
-    assert list(tmp_path.iterdir()) == []
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -590,7 +324,7 @@ def test_make_vec_gives_the_vector_env() -> None:
 def test_vector_env_gives_what_gymnasiums_own_gives(
     start: Callable[..., doom.DoomEnv], start_vector: Callable[..., doom.DoomVectorEnv]
 ) -> None:
-    ours = start_vector("PredictPosition", 2, mask_transform=lambda mask, _: mask.sum(axis=1, dtype=np.int64))
+    ours = start_vector("PredictPosition", 2, map_size=(7, 7))
     theirs = SyncVectorEnv([lambda: start("PredictPosition")] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
     assert ours.observation_space == theirs.observation_space
     assert ours.action_space == theirs.action_space
@@ -600,7 +334,7 @@ def test_vector_env_gives_what_gymnasiums_own_gives(
     ends = 0
     for step in range(120):
         assert_same(observations, expected)
-        np.testing.assert_array_equal(infos.pop("mask_transform"), observations["mask"].sum(axis=2))
+        np.testing.assert_array_equal(infos.pop("mask_weights"), mask_weights(observations["mask"], (7, 7)))
         if step == 60:  # one of them afresh, the other goes on
             options = {"reset_mask": np.array([False, True])}
             observations, infos = ours.reset(seed=[None, 9], options=options.copy())
@@ -612,7 +346,7 @@ def test_vector_env_gives_what_gymnasiums_own_gives(
         for result, their_result in zip(results, their_results, strict=True):
             np.testing.assert_array_equal(result, their_result)
             assert result.dtype == their_result.dtype
-        assert infos.keys() - {"mask_transform"} == their_infos.keys()
+        assert infos.keys() - {"mask_weights"} == their_infos.keys()
         if "final_obs" in their_infos:
             assert infos["final_info"] == their_infos["final_info"]
             for key in ("_final_obs", "_final_info"):
@@ -629,41 +363,20 @@ def test_vector_env_gives_what_gymnasiums_own_gives(
 def test_observations_are_copies_of_what_the_next_step_overwrites(
     start_vector: Callable[..., doom.DoomVectorEnv],
 ) -> None:
-    envs = start_vector("DefendCenter", 2, mask_transform=lambda mask, _: mask.sum(axis=0))
+    envs = start_vector("DefendCenter", 2, map_size=(7, 7))
     before, _ = envs.reset(seed=2)
     after, *_, infos = envs.step(np.array([2, 1]))
     assert_same(after, {"image": envs.images, "mask": envs.masks})
-    np.testing.assert_array_equal(infos["mask_transform"], envs.transformed)
+    np.testing.assert_array_equal(infos["mask_weights"], envs.mask_weights)
     for name in ("image", "mask"):
         assert not np.shares_memory(before[name], after[name])
 
 
-def test_images_lie_in_the_memory_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    game = StillGame({}, np.zeros((120, 160), np.uint8))
-    game.state.screen_buffer[:] = 9
-    monkeypatch.setattr(doom, "start_engine", lambda *_: game)
-    given: list[np.ndarray] = []
-
-    def allocate(shape: tuple[int, ...]) -> np.ndarray:
-        given.append(np.zeros(shape, np.uint8))
-        return given[-1]
-
-    envs = doom.DoomVectorEnv("Basic", 3, (84, 84), SMALL, allocate=allocate)
-    envs.reset(seed=0)
-    (memory,) = given
-    assert memory.shape == (3, 84, 84, 4)
-    assert (memory == 9).all()
-    assert np.shares_memory(envs.images, memory)
-    envs.close()
-
-
 @pytest.mark.engine
-def test_threads_that_each_step_some_environments_give_what_a_whole_step_gives(
+def test_threads_that_each_step_games_environments_give_what_a_whole_step_gives(
     start_vector: Callable[..., doom.DoomVectorEnv],
 ) -> None:
-    whole, parts = (
-        start_vector("PredictPosition", 3, mask_transform=lambda mask, _: mask.sum(axis=0)) for _ in range(2)
-    )
+    whole, parts = (start_vector("PredictPosition", 3, map_size=(7, 7)) for _ in range(2))
     for envs in (whole, parts):
         envs.reset(seed=3)
     rng = np.random.default_rng(0)
@@ -673,20 +386,19 @@ def test_threads_that_each_step_some_environments_give_what_a_whole_step_gives(
     for step in range(steps):
         observations, *results, infos = whole.step(actions[step])
         finals = infos.get("final_obs", [None] * 3)
-        expected.append((observations, infos["mask_transform"], results, finals))
+        expected.append((observations, infos["mask_weights"], results, finals))
 
-    def play(some: slice) -> int:
+    def play(games: slice) -> int:
         ends = 0
         for step in range(steps):
-            *results, last_images = parts.step_some(some, actions[step, some].tolist())
-            observations, transformed, their_results, finals = expected[step]
-            np.testing.assert_array_equal(parts.images[some], observations["image"][some])
-            np.testing.assert_array_equal(parts.masks[some], observations["mask"][some])
-            assert parts.transformed is not None
-            np.testing.assert_array_equal(parts.transformed[some], transformed[some])
+            *results, last_images = parts.step_games(games, actions[step, games].tolist())
+            observations, weights, their_results, finals = expected[step]
+            np.testing.assert_array_equal(parts.images[games], observations["image"][games])
+            np.testing.assert_array_equal(parts.masks[games], observations["mask"][games])
+            np.testing.assert_array_equal(parts.mask_weights[games], weights[games])
             for result, their_result in zip(results, their_results, strict=True):
-                np.testing.assert_array_equal(result, their_result[some])
-            last = {place: one["image"] for place, one in enumerate(finals[some]) if one is not None}
+                np.testing.assert_array_equal(result, their_result[games])
+            last = {place: one["image"] for place, one in enumerate(finals[games]) if one is not None}
             assert last.keys() == last_images.keys()
             for place, image in last_images.items():
                 np.testing.assert_array_equal(image, last[place])
@@ -745,7 +457,7 @@ def test_replay_brings_back_an_environment_and_its_future(
     observation, _ = env.reset(seed=1)
     states, run = [], []
     for _ in range(240):
-        states.append((env.state_dict(), observation))
+        states.append((env.state_dict(), observation, env.episode_return))
         action = int(rng.integers(len(env.actions)))
         observation, *results, _ = env.step(action)
         if results[1] or results[2]:
@@ -755,10 +467,11 @@ def test_replay_brings_back_an_environment_and_its_future(
     other = start(name)
     other.reset(seed=99)
     for moment in (0, 2, 4, 60, 139):
-        state, observation = states[moment]
+        state, observation, episode_return = states[moment]
         other.load_state_dict(state)
         assert_same(other._observation(), observation)
         assert other.state_dict() == state
+        assert other.episode_return == episode_return
         for action, expected, expected_results in run[moment : moment + 100]:
             observation, *results, _ = other.step(action)
             assert results == expected_results
@@ -769,15 +482,13 @@ def test_replay_brings_back_an_environment_and_its_future(
 
 @pytest.mark.engine
 def test_replay_in_a_vector_env(start_vector: Callable[..., doom.DoomVectorEnv]) -> None:
-    one, other = (
-        start_vector("TakeCover", 2, mask_transform=lambda mask, _: mask.sum(axis=0)) for _ in range(2)
-    )
+    one, other = (start_vector("TakeCover", 2, map_size=(7, 7)) for _ in range(2))
     one.reset(seed=1)
     for _ in range(10):
         observations, *_, infos = one.step(np.array([1, 2]))
     replayed, replayed_infos = other.load_state_dict(one.state_dict())
     assert_same(replayed, observations)
-    np.testing.assert_array_equal(replayed_infos["mask_transform"], infos["mask_transform"])
+    np.testing.assert_array_equal(replayed_infos["mask_weights"], infos["mask_weights"])
     assert_same(one.step(np.array([0, 1]))[0], other.step(np.array([0, 1]))[0])
 
 
@@ -965,55 +676,27 @@ def test_closing_twice_and_after_a_failed_start_is_safe(monkeypatch: pytest.Monk
         doom.DoomVectorEnv("Basic", 3)
     assert len(started) == 1
     assert not started[0].is_running()
-    monkeypatch.setattr(doom, "start_engine", real)
-    with pytest.raises(ZeroDivisionError):
-        doom.DoomVectorEnv("Basic", 1, mask_transform=lambda mask, _: 1 / int(mask.sum()))
 
 
-@pytest.mark.engine
-@pytest.mark.parametrize(
-    ("lines", "buttons", "words"),
-    [
-        (["doom_scenario_path = basic.wad"], "TURN_LEFT_RIGHT_DELTA", "no binary button"),
-        (["doom_game_path = none.wad"], "ATTACK", r"none\.wad.* does not exist"),
-    ],
-)
-def test_a_cfg_with_which_no_game_can_start_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str], buttons: str, words: str
-) -> None:
-    (tmp_path / "basic.wad").write_bytes((SCENARIOS / "basic.wad").read_bytes())
-    with pytest.raises(UserError, match=words) as caught:
-        doom.DoomEnv(write_cfg(tmp_path, *lines, buttons=buttons), render_resolution=SMALL)
-    assert left_of(own_engines()) == []
-    assert caught.tb is not None, "which keeps the environment alive, so it was closed and not collected"
-
-
-@pytest.mark.engine
-def test_showing_an_environment_names_its_objects_and_writes_a_picture(tmp_path: Path) -> None:
-    arguments = ("--output", "b.png", "--steps", "120", "--random-episodes", "3")
-    result = run("-m", "camal_rl.environments", "Basic", *arguments, folder=tmp_path)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "actions         nothing, ATTACK, MOVE_RIGHT, MOVE_LEFT" in result.stdout
-    marked = [line.split()[0] for line in result.stdout.splitlines() if line.endswith("<- target")]
-    assert marked == ["Cacodemon"]
-    assert "DoomPlayer" in result.stdout
-    assert "in view in 100.0% of them" in result.stdout
-    assert "Random policy, 3 episodes: mean return -" in result.stdout
-    shown = cv2.imread(str(tmp_path / "b.png"))
-    assert shown.shape == (24 + 240 + 4, 4 * (320 + 4), 3)
-    drawn, seen, mask, over = (panel[24:264, :320] for panel in np.split(shown, 4, axis=1))
-    assert set(np.unique(mask)) == {0, 255}
-    target = mask[..., 0] > 0
-    assert (over[target] != drawn[target]).any()
-    np.testing.assert_array_equal(over[~target], drawn[~target])
-    assert len(np.unique(seen)) > 10
-
-
-@pytest.mark.engine
-def test_a_picture_that_cannot_be_written_is_one_line_and_code_2(tmp_path: Path) -> None:
-    result = run(
-        "-m", "camal_rl.environments", "Basic", "--steps", "1", "--output", "/proc/b.png", folder=tmp_path
-    )
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("camal_rl: can't write /proc/b.png: ")
-    assert result.stderr.count("\n") == 1
+def test_finished_episodes_come_once_in_the_order_of_their_ends_with_raw_returns(fake_engine: None) -> None:
+    envs = doom.DoomVectorEnv("Basic", 4, (52, 60), SMALL)
+    envs.reset(seed=[1, 2, 3, 4])
+    rng = np.random.default_rng(0)
+    totals, lengths = np.zeros(4), np.zeros(4, int)
+    expected = []
+    for step in range(40):
+        actions = rng.integers(envs.num_actions, size=4)
+        _, rewards, terminated, truncated, _ = envs.step(actions)
+        totals, lengths = totals + rewards, lengths + 1
+        for game in np.flatnonzero(terminated | truncated):
+            expected.append((step + 1, totals[game], lengths[game]))
+            totals[game] = lengths[game] = 0
+        if step == 20:
+            assert [tuple(episode) for episode in envs.finished_episodes()] == sorted(expected)
+            expected.clear()
+    assert [tuple(episode) for episode in envs.finished_episodes()] == sorted(expected)
+    assert envs.finished_episodes() == []
+    assert len(expected) > 4
+    assert [env.episode_return for env in envs.envs] == totals.tolist()
+    assert [env.episode_length for env in envs.envs] == lengths.tolist()
+    envs.close()

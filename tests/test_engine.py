@@ -1,6 +1,7 @@
 """The engine's process: what it survives, what it needs, and that nothing is left of it."""
 
 import ctypes
+import dataclasses
 import mmap
 import os
 import platform
@@ -8,17 +9,19 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import vizdoom
-from conftest import ROOT, left_of, own_engines, processes_of, run, wait_until
+from conftest import ROOT, SMALL, left_of, own_engines, processes_of, run, wait_until
 
 from camal_rl import doom
 from camal_rl.errors import UserError
 from camal_rl.game import engine
+from camal_rl.game.definition import load_definition
 
 
 @pytest.mark.engine
@@ -67,7 +70,8 @@ def test_an_engine_needs_no_writable_working_folder_and_leaves_nothing_there(tmp
 def test_a_fork_leaves_its_parents_engines_and_folder_alone(tmp_path: Path) -> None:
     program = (
         "import os, sys\n"
-        "from camal_rl import doom, engine\n"
+        "from camal_rl import doom\n"
+        "from camal_rl.game import engine\n"
         "folder = engine.engine_folder(os.getpid())\n"
         "child = os.fork()\n"
         "if child == 0:\n"
@@ -75,7 +79,7 @@ def test_a_fork_leaves_its_parents_engines_and_folder_alone(tmp_path: Path) -> N
         "os.waitpid(child, 0)\n"
         "env = doom.DoomEnv('Basic', render_resolution='160x120')\n"
         "env.reset(seed=1)\n"
-        "print(folder, *os.listdir(folder / 'engines'))\n"
+        "print(folder, env.game._read_note()[1])\n"
     )
     result = run("-W", "ignore", "-c", program, folder=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
@@ -89,11 +93,12 @@ def test_a_fork_leaves_its_parents_engines_and_folder_alone(tmp_path: Path) -> N
 def test_nothing_is_left_of_a_process_that_is_killed(tmp_path: Path) -> None:
     program = (
         "import os, time\n"
-        "from camal_rl import doom, engine\n"
+        "from camal_rl import doom\n"
+        "from camal_rl.game import engine\n"
         "envs = doom.DoomVectorEnv('Basic', 2, render_resolution='160x120')\n"
         "envs.reset(seed=1)\n"
         "folder = engine.engine_folder(os.getpid())\n"
-        "print(folder, *os.listdir(folder / 'engines'), flush=True)\n"
+        "print(folder, *(env.game._read_note()[1] for env in envs.envs), flush=True)\n"
         "time.sleep(60)\n"
     )
     killed = subprocess.Popen(
@@ -120,7 +125,7 @@ def test_an_engine_that_did_not_start_ends_no_other_that_started_meanwhile(
 
     failed = engine.Engine()
     with monkeypatch.context() as patch:
-        patch.setattr(vizdoom.DoomGame, "init", fail)
+        patch.setattr(engine.Engine, "_init", fail)
         with pytest.raises(vizdoom.ViZDoomErrorException):
             failed.init()
     env = start("Basic")
@@ -176,7 +181,8 @@ def test_too_little_shared_memory_is_one_clear_line(tmp_path: Path) -> None:
         pytest.skip("no right to mount a small /dev/shm")
     program = (
         "import sys\n"
-        "from camal_rl import UserError, doom, print_mistake\n"
+        "from camal_rl import doom\n"
+        "from camal_rl.errors import UserError, print_mistake\n"
         "try:\n"
         "    doom.DoomVectorEnv('Basic', int(sys.argv[1])).close()\n"
         "except UserError as mistake:\n"
@@ -192,7 +198,7 @@ def test_too_little_shared_memory_is_one_clear_line(tmp_path: Path) -> None:
 @pytest.mark.engine
 def test_a_folder_without_engines_ends_no_other_process(tmp_path: Path) -> None:
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)", "*"])
-    program = "import os\nfrom camal_rl import engine\nprint(engine.engine_folder(os.getpid()))\n"
+    program = "import os\nfrom camal_rl.game import engine\nprint(engine.engine_folder(os.getpid()))\n"
     result = run("-c", program, folder=tmp_path)
     assert result.returncode == 0
     assert wait_until(lambda: not Path(result.stdout.strip()).exists())
@@ -204,3 +210,53 @@ def test_a_folder_without_engines_ends_no_other_process(tmp_path: Path) -> None:
 def test_an_engine_that_ends_is_one_line_to_the_user() -> None:
     with pytest.raises(UserError, match=r"ended unexpectedly \(it was killed\)"), engine.engine_errors_told():
         raise vizdoom.ViZDoomUnexpectedExitException("it was\n killed")
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("available_buttons = { TURN_LEFT_RIGHT_DELTA }", "no binary button"),
+        ("available_buttons = { ATTACK }\ndoom_game_path = none.wad", r"none\.wad.* does not exist"),
+    ],
+)
+def test_a_cfg_with_which_no_game_can_start_is_refused(tmp_path: Path, line: str, words: str) -> None:
+    (tmp_path / "mine.cfg").write_text(line)
+    definition = dataclasses.replace(load_definition("Basic"), scenario=tmp_path / "mine.cfg")
+    with pytest.raises(UserError, match=words) as caught:
+        doom.DoomEnv(definition, render_resolution=SMALL)
+    assert left_of(own_engines()) == []
+    assert caught.tb is not None, "which keeps the environment alive, so it was closed and not collected"
+
+
+class StuckGame(engine.Engine):
+    """An engine that is in a call, its process killed or not, without a process."""
+
+    ended = True
+    unlocked = killed = 0
+
+    @property
+    def process(self) -> int | None:
+        return None if self.ended else 1
+
+    def kill(self) -> None:
+        self.killed += 1
+
+    def _unlock(self) -> None:
+        self.unlocked += 1
+
+
+def test_a_call_that_takes_long_is_helped_once_its_process_has_ended_and_ended_once_it_is_late() -> None:
+    game = StuckGame(time_limit=300)
+    game._limit = 20
+    for seconds, ended, expected in (
+        (None, True, (0, 0)),
+        (0.5, True, (0, 0)),
+        (2, True, (1, 0)),
+        (2, False, (1, 0)),
+        (21, False, (1, 1)),
+    ):
+        game.busy_since = None if seconds is None else time.monotonic() - seconds
+        game.ended = ended
+        game.end_if_late()
+        assert (game.unlocked, game.killed) == expected

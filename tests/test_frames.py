@@ -88,8 +88,8 @@ def test_products_are_cut_into_the_fewest_pieces_that_one_thread_computes(length
     pieces = frames._pieces(length, work)
     assert length % pieces == 0
     assert length // pieces * work <= SINGLE_THREAD_PRODUCT or pieces == length
-    fewer = [one for one in range(1, pieces) if length % one == 0]
-    assert all(length // one * work > SINGLE_THREAD_PRODUCT for one in fewer)
+    fewer = [divisor for divisor in range(1, pieces) if length % divisor == 0]
+    assert all(length // divisor * work > SINGLE_THREAD_PRODUCT for divisor in fewer)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 8])

@@ -23,11 +23,11 @@ def test_a_change_of_frames_changes_them_in_place_and_repeats_with_its_generator
     name: str, size: tuple[int, int]
 ) -> None:
     frame = np.random.default_rng(0).integers(20, 200, size, dtype=np.uint8)
-    one, other = frame.copy(), frame.copy()
-    SHIFTS[name].disturb(one, np.random.default_rng(1))  # type: ignore[misc]
-    SHIFTS[name].disturb(other, np.random.default_rng(1))  # type: ignore[misc]
-    np.testing.assert_array_equal(one, other)
-    assert (one != frame).any()
+    changed, again = frame.copy(), frame.copy()
+    SHIFTS[name].disturb(changed, np.random.default_rng(1))  # type: ignore[misc]
+    SHIFTS[name].disturb(again, np.random.default_rng(1))  # type: ignore[misc]
+    np.testing.assert_array_equal(changed, again)
+    assert (changed != frame).any()
 
 
 def test_each_change_of_frames_is_what_it_says() -> None:

@@ -9,8 +9,6 @@ import torch
 
 from camal_rl.run.workers import Workers
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture(autouse=True)
 def same_number_of_threads_afterwards() -> Iterator[None]:
@@ -26,19 +24,19 @@ def test_results_come_in_the_order_of_the_calls_which_are_made_at_once() -> None
         barrier.wait()  # passes only if all three are inside
         return number, word
 
-    with Workers(3, CPU) as workers:
+    with Workers(3) as workers:
         assert workers.run(call, [1, 2, 3], "abc") == [(1, "a"), (2, "b"), (3, "c")]
 
 
 @pytest.mark.parametrize(("threads", "calls", "share"), [(4, 2, 2), (4, 1, 4), (3, 2, 1), (2, 3, 1)])
 def test_each_call_has_an_equal_share_of_torchs_threads(threads: int, calls: int, share: int) -> None:
-    with Workers(threads, CPU) as workers:
+    with Workers(threads) as workers:
         assert workers.run(lambda _: torch.get_num_threads(), range(calls)) == [share] * calls
     assert torch.get_num_threads() == threads
 
 
 def test_one_thread_makes_one_call_after_the_other() -> None:
-    with Workers(1, CPU) as workers:
+    with Workers(1) as workers:
         threads = workers.run(lambda _: threading.current_thread(), range(3))
     assert threads == [threading.current_thread()] * 3
 
@@ -52,7 +50,7 @@ def test_a_failure_is_raised_after_all_have_ended() -> None:
         time.sleep(0.1)
         ended.append(number)
 
-    with Workers(3, CPU) as workers:
+    with Workers(3) as workers:
         for failing in range(3):
             ended.clear()
             with pytest.raises(ValueError, match=f"number {failing}"):
@@ -62,7 +60,7 @@ def test_a_failure_is_raised_after_all_have_ended() -> None:
 
 @pytest.mark.parametrize(("threads", "length"), [(1, 5), (2, 5), (3, 8), (8, 3)])
 def test_slices_cover_everything_once_and_are_as_equal_as_can_be(threads: int, length: int) -> None:
-    with Workers(threads, CPU) as workers:
+    with Workers(threads) as workers:
         slices = workers.slices(length)
     assert [index for one in slices for index in range(length)[one]] == list(range(length))
     sizes = [one.stop - one.start for one in slices]
@@ -71,5 +69,5 @@ def test_slices_cover_everything_once_and_are_as_equal_as_can_be(threads: int, l
 
 
 def test_no_part_is_shorter_than_asked_for() -> None:
-    with Workers(4, CPU) as workers:
+    with Workers(4) as workers:
         assert [workers.parts(length, 64) for length in (10, 64, 127, 128, 200, 1000)] == [1, 1, 1, 2, 3, 4]

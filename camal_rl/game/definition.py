@@ -5,23 +5,20 @@ from __future__ import annotations
 import difflib
 import re
 import struct
-import sys
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated, Literal
 
 import vizdoom
+from pydantic import Field, ValidationInfo, field_validator
 
 from camal_rl import ENVS_DIR
 from camal_rl.errors import UserError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
+from camal_rl.run.toml import Table, mistake_in, read_toml
 
 RENDER_RESOLUTIONS = {
     "160x120": (120, 160),
@@ -30,17 +27,6 @@ RENDER_RESOLUTIONS = {
     "320x240": (240, 320),
 }
 """ViZDoom's 4:3 resolutions up to the default of its scenarios: name -> (height, width) in pixels."""
-
-
-# fmt: off
-CATEGORIES = frozenset((
-    "Ammo", "Armor", "Artifact", "Breakable", "Bridge", "Dead", "Decoration", "DynamicLight", "Explosive",
-    "Gibs", "Gore", "Hazard", "Health", "Internal", "Item", "Key", "LightSource", "Monster", "Player",
-    "Powerup", "ScriptThing", "Self", "SFX", "Teleport", "Token", "Unknown", "Vegetation", "Weapon",
-))
-# fmt: on
-"""What a label can say of an object besides its name. Nineteen of them were seen by placing every object of
-ViZDoom 1.3.2 in view; the others are among the engine's strings."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +50,11 @@ class Definition:
     target_reason: str
     """Why those regions are the discriminative ones."""
     random_return: float
-    """Mean raw return of the uniform random policy: 0 on the normalised scale."""
+    """Mean raw return of the uniform random policy: 0 on the normalized scale."""
     random_source: str
     """How `random_return` was measured."""
     reference_return: float
-    """Raw return of a competent agent: 1 on the normalised scale."""
+    """Raw return of a competent agent: 1 on the normalized scale."""
     reference_source: str
     """Where `reference_return` comes from."""
 
@@ -77,25 +63,55 @@ class Definition:
         return frozenset(name.casefold() for name in self.target_names)
 
     def is_target(self, name: str, category: str) -> bool:
-        """Whether an object with this label is a target; names compare as the engine does, without case."""
+        """Return True for the label of a target; names compare as the engine does, without case."""
         return category in self.target_categories or name.casefold() in self._folded_names
 
 
-_REQUIRED: dict[str, tuple[type, ...]] = {
-    "scenario": (str,),
-    "frame_skip": (int,),
-    "reward_scale": (int, float),
-    "targets.names": (list,),
-    "targets.categories": (list,),
-    "targets.reason": (str,),
-    "returns.random": (int, float),
-    "returns.random_source": (str,),
-    "returns.reference": (int, float),
-    "returns.reference_source": (str,),
-}
+# The models of the TOML file. A label names its object and a category: nineteen of these were seen by placing
+# every object of ViZDoom 1.3.2 in view; the others are among the engine's strings.
+# fmt: off
+_Category = Literal[
+    "Ammo", "Armor", "Artifact", "Breakable", "Bridge", "Dead", "Decoration", "DynamicLight", "Explosive",
+    "Gibs", "Gore", "Hazard", "Health", "Internal", "Item", "Key", "LightSource", "Monster", "Player",
+    "Powerup", "ScriptThing", "Self", "SFX", "Teleport", "Token", "Unknown", "Vegetation", "Weapon",
+]
+# fmt: on
+_Return = Annotated[float, Field(gt=-1e9, lt=1e9)]
 
 
-_TYPE_NAMES = {str: "a string", int: "a whole number", float: "a number", list: "a list of strings"}
+class _Targets(Table):
+    categories: list[_Category]
+    names: list[str]
+    reason: str
+
+    @field_validator("names")
+    @classmethod
+    def _some_target(cls, names: list[str], fields: ValidationInfo) -> list[str]:
+        if not names and fields.data.get("categories") == []:
+            raise ValueError("name at least one object or category: without a target there is no mask.")
+        return names
+
+
+class _Returns(Table):
+    random: _Return
+    random_source: str
+    reference: _Return
+    reference_source: str
+
+    @field_validator("reference")
+    @classmethod
+    def _above_random(cls, reference: float, fields: ValidationInfo) -> float:
+        if reference <= fields.data.get("random", -1e9):
+            raise ValueError("has to be greater than returns.random, or scores can't be normalized.")
+        return reference
+
+
+class _File(Table):
+    scenario: str
+    frame_skip: Annotated[int, Field(ge=1, le=1000)]
+    reward_scale: Annotated[float, Field(gt=0, lt=1e9)]
+    targets: _Targets
+    returns: _Returns
 
 
 def available() -> list[str]:
@@ -116,78 +132,28 @@ def load_definition(env: str | Path) -> Definition:
     if path.suffix != ".toml":
         path = ENVS_DIR / f"{env}.toml"
         if str(env) not in available():
-            names = {name.casefold(): name for name in available()}
-            near = [names[match] for match in difflib.get_close_matches(str(env).casefold(), names, 1)]
+            near = _similar(str(env), available(), 1)
             raise UserError(
                 f"no environment named {str(env)!r}{'; did you mean ' + near[0] + '?' if near else '.'} "
                 f"Choose one of {', '.join(available())}, or give the path of a .toml file of your own."
             )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"can't read the environment {path}: {getattr(error, 'strerror', None) or error}."
-        ) from error
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}.") from error
-
-    def mistake(key: str, problem: str) -> UserError:
-        return UserError(f"{path}, line {_line_of(text, key)}: {key}: {problem}")
-
-    for section in ("targets", "returns"):
-        if not isinstance(table.get(section, {}), dict):
-            raise mistake(section, f"{table[section]!r} is not a section: write [{section}] above its keys.")
-    values = {
-        f"{section}.{key}" if isinstance(content, dict) else section: value
-        for section, content in table.items()
-        for key, value in (content.items() if isinstance(content, dict) else [(section, content)])
-    }
-    for key in values:
-        if key not in _REQUIRED:
-            raise mistake(key, f"unknown key. Valid keys are {', '.join(_REQUIRED)}.")
-    for key, types in _REQUIRED.items():
-        if key not in values:
-            raise UserError(f"{path}: the key {key} is missing; it is {_TYPE_NAMES[types[-1]]}.")
-        value = values[key]
-        strings = not isinstance(value, list) or all(isinstance(item, str) for item in value)
-        if not isinstance(value, types) or isinstance(value, bool) or not strings:
-            raise mistake(key, f"{value!r} is not {_TYPE_NAMES[types[-1]]}.")
-        if isinstance(value, (int, float)) and not abs(value) < 1e9:
-            raise mistake(key, f"{value!r} is not a finite number below 1e9.")
-    if not 1 <= values["frame_skip"] <= 1000:
-        raise mistake("frame_skip", f"{values['frame_skip']} is not at least 1 tic and at most 1000.")
-    if values["reward_scale"] <= 0:
-        raise mistake("reward_scale", f"{values['reward_scale']} is not greater than 0.")
-    if values["returns.reference"] <= values["returns.random"]:
-        raise mistake(
-            "returns.reference", "has to be greater than returns.random, or scores can't be normalised."
-        )
-    if not values["targets.names"] and not values["targets.categories"]:
-        raise mistake(
-            "targets.names", "name at least one object or category: without a target there is no mask."
-        )
-
-    scenario = _find_scenario(values["scenario"], path)
+    file = read_toml(path, _File)
+    folders = (path.resolve().parent, Path(vizdoom.scenarios_path))
+    scenario = next(
+        (folder / file.scenario for folder in folders if (folder / file.scenario).is_file()), None
+    )
     if scenario is None:
-        stock = ", ".join(sorted(file.name for file in Path(vizdoom.scenarios_path).glob("*.cfg")))
-        raise mistake(
-            "scenario",
-            f"no file {values['scenario']!r} beside the TOML or in ViZDoom. Stock scenarios: {stock}.",
-        )
-    for category in values["targets.categories"]:
-        if category not in CATEGORIES:
-            raise mistake(
-                "targets.categories",
-                f"unknown category {category!r}. Valid categories are {', '.join(sorted(CATEGORIES))}.",
-            )
-    known = {name.casefold(): name for name in object_names(scenario)}
-    for name in values["targets.names"]:
-        if name.casefold() not in known:
-            near = [known[match] for match in difflib.get_close_matches(name.casefold(), known, 3)]
+        stock = ", ".join(sorted(file.name for file in folders[1].glob("*.cfg")))
+        problem = f"no file {file.scenario!r} beside the TOML or in ViZDoom. Stock scenarios: {stock}."
+        raise mistake_in(path, "scenario", problem)
+    known = object_names(scenario.resolve())
+    folded = {name.casefold() for name in known}
+    for name in file.targets.names:
+        if name.casefold() not in folded:
+            near = _similar(name, known, 3)
             hint = f"did you mean {' or '.join(near)}?" if near else "no name is like it."
-            raise mistake(
+            raise mistake_in(
+                path,
                 "targets.names",
                 f"unknown object {name!r}; {hint} To see what occurs, write names = [] and "
                 'categories = ["Monster"] for now, and run `python -m camal_rl.environments` with this file.',
@@ -195,43 +161,26 @@ def load_definition(env: str | Path) -> Definition:
     return Definition(
         name=path.stem,
         path=path,
-        scenario=scenario,
-        frame_skip=values["frame_skip"],
-        reward_scale=float(values["reward_scale"]),
-        target_names=tuple(values["targets.names"]),
-        target_categories=tuple(values["targets.categories"]),
-        target_reason=values["targets.reason"],
-        random_return=float(values["returns.random"]),
-        random_source=values["returns.random_source"],
-        reference_return=float(values["returns.reference"]),
-        reference_source=values["returns.reference_source"],
+        scenario=scenario.resolve(),
+        frame_skip=file.frame_skip,
+        reward_scale=file.reward_scale,
+        target_names=tuple(file.targets.names),
+        target_categories=tuple(file.targets.categories),
+        target_reason=file.targets.reason,
+        random_return=file.returns.random,
+        random_source=file.returns.random_source,
+        reference_return=file.returns.reference,
+        reference_source=file.returns.reference_source,
     )
 
 
-def _line_of(text: str, key: str) -> int:
-    """The line of a TOML text that sets `section.key`, or that opens its section."""
-    current, opened = "", 1
-    for number, line in enumerate(text.splitlines(), start=1):
-        if header := re.match(r"\s*\[+([^\]]+)\]", line):
-            current = re.sub(r"[\s\"']", "", header[1])
-            opened = number if current == key.partition(".")[0] else opened
-        elif setting := re.match(r"([^=#]+)=", line):
-            name = re.sub(r"[\s\"']", "", setting[1])
-            full = f"{current}.{name}" if current else name
-            if full == key:
-                return number
-            opened = number if key.startswith(f"{full}.") else opened  # section = { key = ... }
-    return opened
+def _similar(word: str, names: Iterable[str], most: int) -> list[str]:
+    """The names that look most like a word, without case."""
+    folded = {name.casefold(): name for name in names}
+    return [folded[match] for match in difflib.get_close_matches(word.casefold(), folded, most)]
 
 
-def _find_scenario(name: str, toml: Path) -> Path | None:
-    for folder in (toml.resolve().parent, Path(vizdoom.scenarios_path)):
-        if (folder / name).is_file():
-            return (folder / name).resolve()
-    return None
-
-
-_ACTOR = re.compile(r"^\s*actor\s+\"?([A-Za-z_]\w*)", re.IGNORECASE | re.MULTILINE)
+_ACTOR = re.compile(rb"^\s*actor\s+\"?([A-Za-z_]\w*)", re.IGNORECASE | re.MULTILINE)
 
 
 @lru_cache
@@ -239,47 +188,41 @@ def object_names(scenario: Path) -> frozenset[str]:
     """Names of all objects that a scenario can hold: the engine's own, and those its WAD defines.
 
     Raises:
-        UserError: the .cfg has lines that ViZDoom does not understand, or its WAD is missing or is none.
+        UserError: the .cfg has lines that ViZDoom does not understand, its WAD is missing or is none, or its
+            map is nowhere, for which the engine would wait for ever.
     """
     game = vizdoom.DoomGame()
     if not game.load_config(str(scenario)):
         raise UserError(f"{scenario}: mend or remove the lines that ViZDoom's warnings name.")
-    texts = [_object_definitions(Path(vizdoom.__file__).with_name("vizdoom.pk3"))]
+    texts = [content for _, content in _lumps(Path(vizdoom.__file__).with_name("vizdoom.pk3"))]
     if game.get_doom_scenario_path():  # else it plays a map of the game's own WAD
         wad = Path(game.get_doom_scenario_path())
         try:
-            texts.append(_object_definitions(wad))
-            if not zipfile.is_zipfile(wad):
-                _check_map(scenario, wad, game.get_doom_map().upper())
+            lumps = _lumps(wad)
         except (OSError, struct.error, zipfile.BadZipFile) as error:
             problem = getattr(error, "strerror", None) or "not a WAD file"
             raise UserError(
                 f"{scenario}: can't read its WAD {wad}: {problem}. "
                 "Put the file there, or correct doom_scenario_path, which is relative to the .cfg."
             ) from error
-    return frozenset(name for text in texts for name in _ACTOR.findall(text))
+        names = [name for name, _ in lumps]
+        chosen = game.get_doom_map().upper()
+        zipped = zipfile.is_zipfile(wad)
+        if not (zipped or chosen in names or re.fullmatch(r"MAP(0[1-9]|[12]\d|3[0-2])", chosen)):
+            maps = ", ".join(
+                name for name, following in pairwise(names) if following in ("THINGS", "TEXTMAP")
+            )
+            raise UserError(f"{scenario}: doom_map {chosen} is not in {wad.name}, which has {maps}.")
+        texts += [content for name, content in lumps if zipped or name == "DECORATE"]
+    return frozenset(name.decode() for text in texts for name in _ACTOR.findall(text))
 
 
-def _check_map(scenario: Path, wad: Path, chosen: str) -> None:
-    """Refuse a map that is nowhere: the engine would wait for it for ever."""
-    standard = re.fullmatch(r"MAP(0[1-9]|[12]\d|3[0-2])", chosen)  # in the game's own WAD
-    names = [name for name, _ in _lumps(wad)]
-    if not standard and chosen not in names:
-        maps = [name for name, following in pairwise(names) if following in ("THINGS", "TEXTMAP")]
-        raise UserError(f"{scenario}: doom_map {chosen} is not in {wad.name}, which has {', '.join(maps)}.")
-
-
-def _object_definitions(archive: Path) -> str:
-    """The texts in which a WAD (lumps named DECORATE) or a .pk3 (any file) defines objects."""
+def _lumps(archive: Path) -> list[tuple[str, bytes]]:
+    """Names and contents of all that a WAD, or a .pk3, which is a ZIP file, holds."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as members:
-            return "\n".join(members.read(name).decode("latin-1") for name in members.namelist())
-    return "\n".join(lump.decode("latin-1") for name, lump in _lumps(archive) if name == "DECORATE")
-
-
-def _lumps(wad: Path) -> list[tuple[str, bytes]]:
-    """Names and contents of all that a WAD holds."""
-    content = wad.read_bytes()
+            return [(name, members.read(name)) for name in members.namelist()]
+    content = archive.read_bytes()
     magic, entries, directory = struct.unpack_from("<4sii", content)
     if magic not in (b"IWAD", b"PWAD"):
         raise struct.error(f"not a WAD: it begins with {magic!r}")

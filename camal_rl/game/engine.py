@@ -1,9 +1,10 @@
-"""The ViZDoom engine's process: it outlives Ctrl-C, is killed if it hangs, and ends when its trainer does."""
+"""A scenario -> ViZDoom's process: it outlives Ctrl-C, is killed if it hangs, and ends with its trainer."""
 
 from __future__ import annotations
 
 import atexit
 import ctypes
+import itertools
 import mmap
 import os
 import platform
@@ -15,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ ENGINE_ERRORS = (
     vizdoom.MessageQueueException,
     vizdoom.SharedMemoryException,
 )
-"""What a call into a game raises when its process is no longer there or no longer sound."""
+"""The errors of a call into a game whose process is no longer there or no longer sound."""
 
 
 @contextmanager
@@ -43,30 +44,30 @@ def engine_errors_told() -> Iterator[None]:
         raise UserError(f"a ViZDoom engine ended unexpectedly ({problem}). Run the command again.") from error
 
 
+# The launcher notes its process id, which the engine takes over, and ViZDoom's name for that engine.
 _LAUNCHER = """#!/bin/sh
 cd {folder} || exit 1
 for word; do
-    [ "$before" = +viz_instance_id ] && echo $$ > "engines/$word"
+    [ "$before" = +viz_instance_id ] && echo $$ "$word" > "$0.note"
     before=$word
 done
 exec {engine} "$@"
 """
-# A process id may long be another process's: only one whose command line holds the engine's id is killed.
+# A process id may long be another process's: only one whose command line holds the engine's name is killed.
 _CARETAKER = """
 read -r end_of_file
-cd {folder}/engines && for id in *; do
-    [ -f "$id" ] || continue
-    read -r process < "$id"
-    grep -qsF -- "$id" "/proc/$process/cmdline" && kill -9 "$process"
-    rm -f "/dev/shm/ViZDoomSM$id" "/dev/shm/ViZDoomMQCtr$id" "/dev/shm/ViZDoomMQDoom$id"
+for note in {folder}/engines/*.note; do
+    read -r process name < "$note" && [ "$name" ] || continue
+    grep -qsF -- "$name" "/proc/$process/cmdline" && kill -9 "$process"
+    rm -f "/dev/shm/ViZDoomSM$name" "/dev/shm/ViZDoomMQCtr$name" "/dev/shm/ViZDoomMQDoom$name"
 done
 rm -rf {folder}
 """
 
 
-@lru_cache
+@cache
 def engine_folder(process: int) -> Path:
-    """A folder of this process's own, with the launcher that starts engines in it.
+    """A folder of this process's own, in which its engines run: `launcher`, and `engines/` with their notes.
 
     An engine makes a folder in its working directory, and crashes the calling process where it can't: started
     here it neither litters the user's folder nor needs to write there. Nor does an engine end with a process
@@ -74,16 +75,13 @@ def engine_folder(process: int) -> Path:
     what is left of engines, shared memory and the folder.
     """
     folder = Path(tempfile.mkdtemp(prefix="camal_rl-"))
-    (folder / "engines").mkdir()  # a file for each, named as its shared memory, with its process id
-    names = {
-        "folder": shlex.quote(str(folder)),
-        "engine": shlex.quote(str(Path(vizdoom.__file__).with_name("vizdoom"))),
-    }
-    launcher = folder / "engine"
-    launcher.write_text(_LAUNCHER.format(**names))
+    (folder / "engines").mkdir()
+    program = shlex.quote(str(Path(vizdoom.__file__).with_name("vizdoom")))
+    launcher = folder / "launcher"
+    launcher.write_text(_LAUNCHER.format(folder=shlex.quote(str(folder)), engine=program))
     launcher.chmod(0o700)
     caretaker = subprocess.Popen(
-        ["/bin/sh", "-c", _CARETAKER.format(**names)],
+        ["/bin/sh", "-c", _CARETAKER.format(folder=shlex.quote(str(folder)))],
         stdin=subprocess.PIPE,  # ends when no process is left that holds the other end
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -96,24 +94,8 @@ def engine_folder(process: int) -> Path:
             caretaker.communicate(b"\n")  # a line, for a fork may hold the pipe open
 
     atexit.register(end)
+    threading.Thread(target=_watch, name="watchdog", daemon=True).start()
     return folder
-
-
-_starting = threading.Lock()  # ViZDoom 1.3.2 now and then crashes where two threads start engines at once
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Engines inherit the signal mask of the thread that starts them.
-
-    A terminal sends Ctrl-C to the whole process group: with the signals blocked an engine lives on, so that
-    the trainer can end its iteration and save.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class EngineError(UserError):
@@ -125,15 +107,32 @@ PATIENCE = 1.0
 TIME_LIMIT = 30.0
 """Seconds after which a call into an engine counts as hung."""
 START_LIMIT = 60.0
-"""Seconds after which its start does."""
+"""Seconds after which the start of an engine counts as hung."""
+
+_starting = threading.Lock()  # ViZDoom 1.3.2 now and then crashes where two threads start engines at once
+_numbers = itertools.count()
+_engines: set[Engine] = set()  # those that the watchdog looks after
 
 
-def _engine_files() -> set[Path]:
-    """Those in which the launcher has written which engine is which process."""
-    try:
-        return set((engine_folder(os.getpid()) / "engines").iterdir())
-    except OSError:  # somebody has removed them
-        return set()
+def _watch() -> None:
+    while True:
+        time.sleep(PATIENCE / 4)
+        for engine in list(_engines):
+            engine.end_if_late()
+
+
+def _watched(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a method of DoomGame one of `Engine`, whose watchdog knows when it was called."""
+
+    @wraps(call)
+    def watched(engine: Engine, *args: Any, **options: Any) -> Any:
+        engine.busy_since = time.monotonic()
+        try:
+            return call(engine, *args, **options)
+        finally:
+            engine.busy_since = None
+
+    return watched
 
 
 class Engine(vizdoom.DoomGame):
@@ -143,44 +142,37 @@ class Engine(vizdoom.DoomGame):
         time_limit: seconds that a call may take.
     """
 
+    new_episode = _watched(vizdoom.DoomGame.new_episode)
+    make_action = _watched(vizdoom.DoomGame.make_action)
+    advance_action = _watched(vizdoom.DoomGame.advance_action)
+    _init = _watched(vizdoom.DoomGame.init)
+
     def __init__(self, time_limit: float = TIME_LIMIT) -> None:
         super().__init__()
-        self.time_limit = time_limit
-        self._limit = time_limit
-        self._busy_since: float | None = None
-        self._others: set[Path] | None = None  # while it starts, the files of engines that were there before
-        self._file: Path | None = None  # in which the launcher has written which process it is
+        self.busy_since: float | None = None
+        self._time_limit = time_limit
+        # DoomGame 1.3.2 crashes, and this process with it, where the one that it is starting ends without a
+        # word (a null pointer in DoomController::close): so only what surely hangs is killed then.
+        self._limit = max(START_LIMIT, time_limit)
+        self._launcher = engine_folder(os.getpid()) / "engines" / str(next(_numbers))
+        self._note = self._launcher.with_suffix(".note")
 
     def init(self) -> None:
-        """Start the process. Not to be called by two threads at once."""
-        launcher = engine_folder(os.getpid()) / "engine"
-        if os.access(launcher, os.X_OK):  # a temporary folder mounted noexec can't hold it
-            self.set_vizdoom_path(str(launcher))
-        self._others = _engine_files()
-        _watchdog.add(self)
-        # DoomGame 1.3.2 crashes, and this process with it, where the one that it is starting ends without a
-        # word (a null pointer in DoomController::close): so only what surely hangs is killed.
-        try:
-            with self._watched(max(START_LIMIT, self.time_limit)):
-                super().init()
-        finally:
-            self._find_file()
-            self._others = None  # files that come from now on are those of other engines
-
-    def new_episode(self, *args: Any, **options: Any) -> None:
-        """As of DoomGame."""
-        with self._watched():
-            super().new_episode(*args, **options)
-
-    def make_action(self, *args: Any, **options: Any) -> float:
-        """As of DoomGame."""
-        with self._watched():
-            return super().make_action(*args, **options)
-
-    def advance_action(self, *args: Any, **options: Any) -> None:
-        """As of DoomGame."""
-        with self._watched():
-            super().advance_action(*args, **options)
+        """Start the process."""
+        with suppress(OSError):  # somebody has removed the folder
+            self._launcher.symlink_to("../launcher")
+        if os.access(self._launcher, os.X_OK):  # a temporary folder mounted noexec can't hold it
+            self.set_vizdoom_path(str(self._launcher))
+        _engines.add(self)
+        with _starting:
+            # A terminal sends Ctrl-C to the whole process group. An engine, which inherits the signal mask of
+            # the thread that starts it, lives on, so that the trainer can end its iteration and save.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+            try:
+                self._init()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._limit = self._time_limit
 
     def close(self) -> None:
         """End the process, whatever state it is in."""
@@ -191,10 +183,9 @@ class Engine(vizdoom.DoomGame):
             time.sleep(0.001)
         self._unlock()
         super().close()
-        _watchdog.remove(self)
-        if self._file is not None:
-            with suppress(OSError):
-                self._file.unlink()
+        _engines.discard(self)
+        for file in (self._note, self._launcher):
+            file.unlink(missing_ok=True)
 
     def kill(self) -> None:
         """End the process from outside: a call that waits for it fails."""
@@ -204,25 +195,25 @@ class Engine(vizdoom.DoomGame):
 
     @property
     def process(self) -> int | None:
-        """The process's number, None where it has ended or can't be known."""
-        self._find_file()
-        if self._file is None:
-            return None
-        with suppress(OSError, ValueError):
-            process = int(self._file.read_text())
-            # Once it has ended, its number may be another's.
-            if self._file.name.encode() in Path(f"/proc/{process}/cmdline").read_bytes():
+        """The process's id, None where it has ended or can't be known."""
+        process, name = self._read_note()
+        with suppress(OSError):
+            # Once it has ended, its id may be another's.
+            if name and name.encode() in Path(f"/proc/{process}/cmdline").read_bytes():
                 return process
         return None
 
-    def _find_file(self) -> None:
-        """Engines start one after the other, so the file that is new meanwhile is this one's."""
-        if self._file is None and self._others is not None:
-            self._file = next(iter(_engine_files() - self._others), None)
+    def _read_note(self) -> tuple[int, str]:
+        """The process's id and ViZDoom's name for it, with which its shared memory's names end."""
+        try:
+            process, name = self._note.read_text().split()
+            return int(process), name
+        except (OSError, ValueError):
+            return 0, ""
 
     def end_if_late(self) -> None:
         """Let a call fail that takes too long, or waits for a process that has ended."""
-        since = self._busy_since
+        since = self.busy_since
         if since is None or (seconds := time.monotonic() - since) < PATIENCE:
             return
         if self.process is None:
@@ -231,27 +222,17 @@ class Engine(vizdoom.DoomGame):
             self.kill()
 
     def _unlock(self) -> None:
-        if self._file is not None:
-            for queue in ("Ctr", "Doom"):
-                with suppress(OSError, ValueError):
-                    unlock(Path(f"/dev/shm/ViZDoomMQ{queue}{self._file.name}"))
-
-    @contextmanager
-    def _watched(self, limit: float | None = None) -> Iterator[None]:
-        self._limit = self.time_limit if limit is None else limit
-        self._busy_since = time.monotonic()
-        try:
-            yield
-        finally:
-            self._busy_since = None
+        for queue in ("Ctr", "Doom"):
+            with suppress(OSError, ValueError):
+                unlock(Path(f"/dev/shm/ViZDoomMQ{queue}{self._read_note()[1]}"))
 
 
 PROCESS_SHARED = 128
-"""In the kind of a mutex of glibc."""
+"""The kind of a mutex of glibc that processes share."""
 
 
 def unlock(shared_memory: Path) -> int:
-    """Unlock the mutexes in there whose owners have ended; how many there were.
+    """Unlock the mutexes in there whose owners have ended, and return how many they were.
 
     A process that is killed while it holds a message queue's mutex leaves it locked, and DoomGame would wait
     for it forever, in a place from which no signal brings it back. What it was about to do under the lock is
@@ -267,55 +248,12 @@ def unlock(shared_memory: Path) -> int:
         words = (ctypes.c_int * (min(len(memory), 4096) // 4)).from_buffer(memory)
         for place in range(len(words) - 9):  # a mutex has ten: lock, count, owner, users, kind and others
             locked, _, owner, users, kind = words[place : place + 5]
-            if (
-                locked in (1, 2)
-                and users > 0
-                and owner > 0
-                and kind == PROCESS_SHARED
-                and not Path(f"/proc/{owner}").exists()
-            ):
+            shared = locked in (1, 2) and users > 0 and kind == PROCESS_SHARED
+            if shared and owner > 0 and not Path(f"/proc/{owner}").exists():
                 ctypes.CDLL(None).pthread_mutex_unlock(ctypes.byref(words, 4 * place))
                 unlocked += 1
         del words  # it keeps the memory mapped
     return unlocked
-
-
-class _Watchdog:
-    """A thread that looks after all engines, as long as there are any."""
-
-    def __init__(self) -> None:
-        self._engines: set[Engine] = set()
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-        self._woken = threading.Event()
-
-    def add(self, engine: Engine) -> None:
-        with self._lock:
-            self._engines.add(engine)
-            if self._thread is None:
-                self._woken.clear()
-                self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-                self._thread.start()
-
-    def remove(self, engine: Engine) -> None:
-        with self._lock:
-            self._engines.discard(engine)
-            if self._engines or self._thread is None:
-                return
-            self._woken.set()
-            self._thread.join()
-            self._thread = None
-
-    def _watch(self) -> None:
-        pause = PATIENCE
-        while not self._woken.wait(pause):
-            engines = list(self._engines)
-            for engine in engines:
-                engine.end_if_late()
-            pause = min([PATIENCE, *(engine.time_limit / 10 for engine in engines)])
-
-
-_watchdog = _Watchdog()
 
 
 def start_engine(
@@ -352,8 +290,7 @@ def start_engine(
         prepare(game)
     check_shared_memory(1)
     try:
-        with _starting, _signals_blocked():
-            game.init()
+        game.init()
     except Exception as error:
         game.close()
         raise UserError(
@@ -376,7 +313,7 @@ def check_shared_memory(engines: int) -> None:
     """
     try:
         stats = os.statvfs("/dev/shm")
-    except (AttributeError, OSError):  # no such thing on this system
+    except OSError:  # no such thing on this system
         return
     if (free := stats.f_bavail * stats.f_frsize) < (needed := engines * ENGINE_MEMORY):
         raise UserError(

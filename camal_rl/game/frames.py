@@ -1,4 +1,4 @@
-"""What the engine draws -> what an agent sees: frames shrunk by averaging over areas, and stacked."""
+"""Drawn frames -> what an agent sees: frames shrunk by averaging over areas, and stacked."""
 
 from __future__ import annotations
 
@@ -62,14 +62,16 @@ def shrinking(source: tuple[int, int], size: tuple[int, int]) -> Callable[[np.nd
     """
     if size == source:
         return lambda frame: frame
-    periodic = any(old % new for old, new in zip(source, size, strict=True))  # else OpenCV has a fast way
-    if periodic and AreaProducts.work(source, size) < AREA_WORK * source[0] * source[1]:
+    periods = [old // math.gcd(old, new) for old, new in zip(source, size, strict=True)]
+    work = size[0] * (periods[0] * source[1] + periods[1] * size[1])  # multiply-adds of `AreaProducts`
+    whole = all(old % new == 0 for old, new in zip(source, size, strict=True))  # OpenCV has a fast way for it
+    if not whole and work < AREA_WORK * source[0] * source[1]:
         return AreaProducts(source, size)
     return partial(cv2.resize, dsize=size[::-1], interpolation=cv2.INTER_AREA)
 
 
 AREA_WORK = 30
-"""So many multiply-adds take less time than OpenCV for one pixel of the source (measured: equal at 40)."""
+"""Multiply-adds that take less time than OpenCV takes for a pixel of the source (measured: equal at 40)."""
 
 
 class AreaProducts:
@@ -84,15 +86,8 @@ class AreaProducts:
         size: height and width to shrink them to, no greater.
     """
 
-    @staticmethod
-    def work(source: tuple[int, int], size: tuple[int, int]) -> int:
-        """Multiply-adds of a frame."""
-        periods = [old // math.gcd(old, new) for old, new in zip(source, size, strict=True)]
-        return size[0] * (periods[0] * source[1] + periods[1] * size[1])
-
     def __init__(self, source: tuple[int, int], size: tuple[int, int]) -> None:
         rows, columns = (_overlaps(*pair) for pair in zip(source, size, strict=True))
-        self.size = size
         height, width = source
         blocks = math.gcd(height, size[0])
         self._pixels = np.empty(source, np.float32)
@@ -111,10 +106,7 @@ class AreaProducts:
         self._right = self._sums.reshape(pieces, lines // pieces, -1)
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
-        """A frame, uint8 of the source's size -> whole numbers, float32 of the new size.
-
-        The result is overwritten by the next call.
-        """
+        """Return the frame, uint8, shrunk: whole numbers, float32, which the next call overwrites."""
         self._pixels[...] = frame
         np.matmul(self._rows, self._above, out=self._between)
         np.matmul(self._left, self._columns, out=self._right)
@@ -124,9 +116,9 @@ class AreaProducts:
 
 
 def _overlaps(length: int, size: int) -> np.ndarray:
-    """How much each of the first new pixels of an axis covers of each of the first old ones, float32 (s, l).
+    """The part of each old pixel that each new one covers along an axis, float32 (s, l), in 1 / s old pixels.
 
-    Of as many as it takes until both begin at the same place again; in units of 1 / s of an old pixel.
+    It has as many of both as it takes until they begin at the same place again.
     """
     divisor = math.gcd(length, size)
     old, new = length // divisor, size // divisor
@@ -138,11 +130,8 @@ def _overlaps(length: int, size: int) -> np.ndarray:
 
 def _pieces(length: int, work: int) -> int:
     """The fewest equal pieces of a length, each times `work` no more than one thread computes, if any are."""
-    return next(
-        pieces
-        for pieces in range(1, length + 1)
-        if length % pieces == 0 and (length // pieces * work <= SINGLE_THREAD_PRODUCT or pieces == length)
-    )
+    divisors = [pieces for pieces in range(1, length + 1) if length % pieces == 0]
+    return next((pieces for pieces in divisors if length // pieces * work <= SINGLE_THREAD_PRODUCT), length)
 
 
 def _split(pixels: np.ndarray, blocks: int, pieces: int) -> np.ndarray:

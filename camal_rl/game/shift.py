@@ -1,4 +1,4 @@
-"""Visual changes under which a trained agent is evaluated: the same game, another look.
+"""A game or its frames -> the same game with another look, under which a trained agent is evaluated.
 
 Some are the engine's own settings, some are made on the frames that the agent sees. None of them changes what
 happens in the game for the same actions, so differences in return come from what the agent makes of them. The
@@ -25,7 +25,7 @@ class Shift:
     """One visual change."""
 
     description: str
-    """What differs, in a few words."""
+    """The difference, in a few words."""
     prepare: Callable[[vizdoom.DoomGame], None] | None = None
     """Changes the engine's settings before it starts."""
     disturb: Callable[[np.ndarray, np.random.Generator], None] | None = None
@@ -66,5 +66,5 @@ SHIFTS: dict[str, Shift] = {
     "noise": Shift(f"Gaussian noise, standard deviation {NOISE:g} of 255", disturb=_noise),
     "distractor": Shift("a square of noise, a sixth of the height, jumps about", disturb=_distractor),
 }
-"""By name. Gamma is on the frames, because the engine applies its own to its window only. Drawing another
-weapon would mean to hold it, which changes the game; `no-weapon` draws none."""
+"""The changes by name. Gamma is on the frames, because the engine applies its own to its window only. Drawing
+another weapon would mean to hold it, which changes the game; `no-weapon` draws none."""

@@ -1,4 +1,4 @@
-"""How long commands run: signals, and errors that the user can mend, as one line and an exit code."""
+"""Options and their ranges, and how commands end: on signals, and on errors as one line and an exit code."""
 
 from __future__ import annotations
 
@@ -7,9 +7,52 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import pydantic
+import tyro
 
 from camal_rl.errors import UserError, print_mistake
+
+T = TypeVar("T")
+
+NAME = tyro.conf.arg(metavar="NAME")
+_COUNT, _NUMBER = tyro.conf.arg(metavar="N"), tyro.conf.arg(metavar="X")
+Count = Annotated[int, pydantic.Field(ge=0, lt=2**63), _COUNT]
+Positive = Annotated[int, pydantic.Field(ge=1, lt=2**63), _COUNT]
+Number = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False), _NUMBER]
+Factor = Annotated[float, pydantic.Field(gt=0), _NUMBER]
+Fraction = Annotated[float, pydantic.Field(ge=0, le=1), _NUMBER]
+
+
+def parse(kind: type[T], program: str, arguments: Sequence[str] | None = None) -> T:
+    """Read a command line into a dataclass of options; exit with code 2 and a message where it can't be.
+
+    Signals end a process that reads its own command line, without a traceback, until it handles them itself.
+    """
+    if arguments is None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _: os._exit(128 + number))
+    try:
+        args = tyro.cli(kind, prog=program, args=arguments)
+        check_ranges(args)
+    except UserError as mistake:
+        sys.exit(print_mistake(mistake))
+    return args
+
+
+def check_ranges(args: Any) -> None:
+    """Check a dataclass of options against the pydantic constraints in its annotations.
+
+    Raises:
+        UserError: names the first option that is out of its range, and the range.
+    """
+    for name, hint in get_type_hints(type(args), include_extras=True).items():
+        try:
+            pydantic.TypeAdapter(hint).validate_python(getattr(args, name))
+        except pydantic.ValidationError as error:
+            problem = error.errors()[0]["msg"].removeprefix("Input ")
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: {problem}.") from error
 
 
 def run_to_checkpoint(run: Callable[[Callable[[], bool]], object], unit: str, smaller: str) -> int:

@@ -1,20 +1,85 @@
-"""What a network runs on and computes in, as asked for or as is fastest here; and memory kept for it."""
+"""Device, number type and threads that a network runs with, as asked for or as is fastest here."""
 
 from __future__ import annotations
 
+import os
+
+# Waiting torch threads spin by default, which takes the cores from the game engines. Read by torch's import.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import ctypes
 import platform
+from contextlib import ExitStack
 from typing import Literal, cast
 
 import torch
+from torch import Tensor, nn
 
 from camal_rl.errors import UserError
+from camal_rl.run.machine import cores
+from camal_rl.run.workers import Workers
 
 Precision = Literal["fp32", "tf32", "bf16"]
 
 
+def prepare_device(
+    name: str, precision: str, threads: int, stack: ExitStack
+) -> tuple[torch.device, Precision, Workers]:
+    """Choose device and precision, and start the threads that play and learn; `stack` undoes it all.
+
+    torch has one thread until `Workers.run` gives each of its threads a share: the rounding of a network's
+    initial weights depends on their number.
+
+    Args:
+        name: of the device, see `choose_device`.
+        precision: see `choose_precision`.
+        threads: CPU threads, 0 for all cores.
+
+    Raises:
+        UserError: the device or the precision is not to be had here.
+    """
+    device = choose_device(name)
+    chosen = choose_precision(precision, device)
+    keep_freed_memory()
+    stack.callback(torch.set_num_threads, torch.get_num_threads())
+    threads = threads or min(torch.get_num_threads(), cores())
+    torch.set_num_threads(1)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = chosen == "tf32"
+    dtype = torch.bfloat16 if chosen == "bf16" else torch.float32
+    return device, chosen, stack.enter_context(Workers(threads, dtype, divide=device.type == "cpu"))
+
+
+class _PackedLinear(nn.Module):
+    """A linear layer whose weight lies in memory as CPU products of bf16 want it."""
+
+    def __init__(self, linear: nn.Linear, batch_size: int) -> None:
+        super().__init__()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), batch_size)
+        self.bias = linear.bias
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return cast(
+            "Tensor", torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, "none", [], "")
+        )
+
+
+def pack_for_inference(linear: nn.Linear, batch_size: int) -> nn.Module:
+    """Return a linear layer that is faster for many small batches without gradients, on a CPU in bf16.
+
+    Its weight would be laid out in each pass otherwise, which is most of the layer's time. torch.compile uses
+    the same operations, which have no public name; where they are missing the layer is returned as it is.
+    """
+    ops = torch.ops.mkldnn
+    names = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")
+    packs = linear.weight.dtype == torch.bfloat16 and linear.weight.device.type == "cpu"
+    if packs and all(hasattr(ops, name) for name in names) and ops._is_mkldnn_bf16_supported():
+        return _PackedLinear(linear, batch_size)
+    return linear
+
+
 def choose_device(name: str) -> torch.device:
-    """The device to train on; `auto` is CUDA where there is one, else the CPU.
+    """Return the device to train on; `auto` is CUDA where there is one, else the CPU.
 
     Raises:
         UserError: no such device here.
@@ -35,7 +100,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """What the network computes in; `auto` is bf16 where the hardware has it, because it is faster there.
+    """Return the network's precision; `auto` is bf16 where the hardware has it, because it is faster there.
 
     Raises:
         UserError: tf32 elsewhere than on CUDA.
@@ -62,9 +127,5 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        for setting, value in (
-            (-4, 0),
-            (-1, 2**31 - 1),
-            (-8, 1),
-        ):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX
-            libc.mallopt(setting, value)
+        for setting, value in ((-4, 0), (-1, 2**31 - 1), (-8, 1)):
+            libc.mallopt(setting, value)  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX

@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Data -> files written whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from camal_rl.errors import UserError
@@ -28,35 +29,31 @@ def write_together(files: Mapping[Path, bytes | memoryview]) -> None:
     """
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
     try:
+        for path, data in files.items():
+            if path.is_dir():  # or its rename would fail when others are done
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            with temporary[path].open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        # No signal may come between the renames.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
-            for path, data in files.items():
-                if path.is_dir():  # or a later rename would fail when others are done
-                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-                with temporary[path].open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-            # No signal may come between the renames.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-            try:
-                for path, written in temporary.items():
-                    written.replace(path)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        except BaseException:
-            for written in temporary.values():
-                written.unlink(missing_ok=True)
-            raise
+            for path, written in temporary.items():
+                written.replace(path)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     except OSError as error:
         space = "Free some space or" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Mend that, or"
         raise UserError(f"can't write {path}: {error.strerror}. {space} choose another folder.") from error
+    finally:
+        for written in temporary.values():
+            with suppress(OSError):
+                written.unlink()
 
 
 def make_folder(folder: Path, option: str = "--output") -> None:
-    """Make a folder, and those above it, where they are missing.
-
-    Args:
-        option: that chose it, for the message.
+    """Make a folder, which `option` named, and those above it, where they are missing.
 
     Raises:
         UserError: it can't be made.

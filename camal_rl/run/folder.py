@@ -1,36 +1,37 @@
-"""The folder of a run, `<runs-dir>/<env>/<method>/seed<k>/`: what defines it and where it stands.
+"""The folder of a run, `<runs-dir>/<env>/<method>/seed<k>/`: what defines the run and where it stands.
 
 A folder belongs to one set of arguments: the same ones go on where the run stopped, others are refused.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
-import hashlib
 import io
 import json
-import os
 import sys
 import time
+import zipfile
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
+import filelock
+import numpy as np
 import torch
 import vizdoom
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from camal_rl import __version__
+from camal_rl.doom import Episode
 from camal_rl.errors import UserError
 from camal_rl.game.definition import Definition
 from camal_rl.run.files import make_folder, write_whole
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system
-    fcntl = None  # type: ignore[assignment]
-
-CHECKPOINT_VERSION = 3
+CHECKPOINT_VERSION = 4
 FREE_OPTIONS = frozenset(
     (
         *("runs_dir", "data_dir", "checkpoint_every", "image_every", "measure_every", "test_every"),
@@ -39,43 +40,42 @@ FREE_OPTIONS = frozenset(
 )
 """Options, of agents and of classifiers, that change where and how fast a run is done, or what is kept of it,
 but not what is learned."""
+GAME = ("scenario", "frame_skip", "target_names", "target_categories")
+"""Fields of an environment's definition that decide what is played and what a target is."""
+PATIENCE = 10.0
+"""Seconds to wait for another process, which may just be saving."""
+
+# -------------------------------------------------------------------------------------- args.json: what it is
 
 
-def describe(options: Mapping[str, Mapping[str, Any]], definition: Definition) -> dict[str, dict[str, Any]]:
-    """All that defines a run, in JSON's types: its options by group, and its environment.
+def describe(
+    args: Any, chosen: Mapping[str, Any] | None = None, **groups: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Return what defines a run, as JSON gives it back: its options, and groups of what else does.
 
-    The environment counts by what it says, not by where its file lies.
+    Args:
+        args: dataclass of options; those of `FREE_OPTIONS` are left out.
+        chosen: options as they were chosen for this machine, in place of `args`' own.
+        groups: mappings by name.
     """
-    described = without_free_options(options)
-    described["run"]["env"] = definition.name
-    described["definition"] = dataclasses.asdict(definition) | {
+    options = dataclasses.asdict(args) | dict(chosen or {})
+    kept = {name: value for name, value in options.items() if name not in FREE_OPTIONS}
+    described = {"args": kept, **groups}
+    plain: dict[str, dict[str, Any]] = json.loads(json.dumps(described, default=str))
+    return plain
+
+
+def describe_definition(definition: Definition) -> dict[str, Any]:
+    """Return an environment's definition as it counts: by what it says, not by where its file lies."""
+    return dataclasses.asdict(definition) | {
         "path": definition.path.name,
         "scenario": definition.scenario.name,
         "vizdoom": vizdoom.__version__,  # another one may not replay the same
     }
-    return plain(described)
 
 
-def without_free_options(options: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Options by group, but for `FREE_OPTIONS`."""
-    return {
-        group: {name: value for name, value in one.items() if name not in FREE_OPTIONS}
-        for group, one in options.items()
-    }
-
-
-def plain(described: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The same as it is read from JSON."""
-    found: dict[str, dict[str, Any]] = json.loads(json.dumps(described, default=str))
-    return found
-
-
-AGENTS_GROUPS = ("run", "environment", "ppo", "attention", "machine", "definition")
-"""Of what describes an agent's run."""
-
-
-def read_args_file(folder: Path, needed: Sequence[str] = AGENTS_GROUPS) -> dict[str, dict[str, Any]]:
-    """What `write_args_file` wrote: the description of a run, which has these groups.
+def read_args_file(folder: Path, needed: Sequence[str] = ("args", "definition")) -> dict[str, dict[str, Any]]:
+    """Read args.json: a run's description, which has these groups.
 
     Raises:
         UserError: there is none, or it is not one.
@@ -89,104 +89,41 @@ def read_args_file(folder: Path, needed: Sequence[str] = AGENTS_GROUPS) -> dict[
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"can't read {file}: {' '.join(str(error).split())}.") from error
-    groups = {name: group for name, group in content.items() if name != "version"} if content else {}
-    if not all(isinstance(groups.get(name), dict) for name in needed):
-        raise UserError(f"{file} is not a run's arguments: it needs the groups {', '.join(needed)}.")
-    return groups
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), dict) for name in needed):
+        raise UserError(f"{file} is not a run of this camal_rl: it needs the groups {', '.join(needed)}.")
+    return {name: group for name, group in content.items() if name != "version"}
 
 
-PATIENCE = 10.0
-"""Seconds to wait for another process, which may just be saving."""
-RETRY = 0.1
-"""Seconds between two looks whether it has ended."""
-MOST_MISSED = 100
-"""Times in a row that a folder is gone before anything is put there, after which it counts as impossible."""
-
-
-@contextmanager
-def lock(folder: Path, purpose: str) -> Iterator[None]:
-    """Keep other processes from doing the same in a run folder, which is made where it is missing.
-
-    The operating system lets go of the lock when a process ends, however it ends. At the end the lock's file
-    is removed, and so are the folders that were made for it and in which nothing else was put.
-
-    Args:
-        purpose: what is done, such as `train`; it names the lock and stands in the message.
+def check_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a folder that holds a run with other arguments.
 
     Raises:
-        UserError: another process does it, or the folder can't be written.
+        UserError: the message shows every difference.
     """
-    if fcntl is None:
-        yield
+    if not (folder / "args.json").exists():
         return
-    path = folder / f".{purpose}.lock"
-    made = [one for one in (folder, *folder.parents) if not one.exists()]
-    try:
-        file = _locked(
-            path, f"another process does the same ({purpose}) in {folder}: wait for it, or end it."
+    before = read_args_file(folder, tuple(described))
+    differences = [
+        f"{name} was {before[group].get(name, 'nothing')}, now {now.get(name, 'nothing')}"
+        for group, now in described.items()
+        for name in sorted(before[group].keys() | now.keys())
+        if before[group].get(name, "nothing") != now.get(name, "nothing")
+    ]
+    if differences:
+        raise UserError(
+            f"{folder} holds a run with other arguments: {'; '.join(differences)}. "
+            "Choose another --runs-dir or --seed, or move that folder away."
         )
-    except OSError as error:
-        _remove_empty(made)
-        raise UserError(f"can't make {folder}: {error.strerror}. Choose another folder.") from error
-    with file:
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                path.unlink()
-            _remove_empty(made)
 
 
-def _locked(path: Path, refusal: str) -> BinaryIO:
-    """The file, open and locked. OSError where it can't be made; UserError where another process keeps it."""
-    deadline = time.monotonic() + PATIENCE
-    missed = 0
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("ab")
-        except (FileExistsError, FileNotFoundError):
-            # Whoever had the lock may have removed the folder, empty, at this very moment.
-            missed += 1
-            if missed == MOST_MISSED:
-                raise
-            continue
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.close()
-            if time.monotonic() > deadline:
-                raise UserError(refusal) from error
-            time.sleep(RETRY)
-            continue
-        except OSError:  # a file system without locks
-            return file
-        # Whoever had it before has removed its file: a lock on that one would keep nobody away.
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        file.close()
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()
-
-
-GAME = ("scenario", "frame_skip", "target_names", "target_categories")
-"""What of an environment's definition decides what is played and what a target is."""
-
-
-def check_definition(
-    folder: Path, described: Mapping[str, Mapping[str, Any]], definition: Definition
-) -> None:
+def check_definition(folder: Path, described: Mapping[str, Any], definition: Definition) -> None:
     """Refuse an environment that is not the one a run was trained on, whatever its file is called.
 
     Raises:
         UserError: the message shows every difference.
     """
-    before, now = described["definition"], describe({"run": {}}, definition)["definition"]
+    before = described["definition"]
+    now = json.loads(json.dumps(describe_definition(definition)))
     differences = [
         f"{name} was {before.get(name)}, now {now[name]}" for name in GAME if before.get(name) != now[name]
     ]
@@ -203,36 +140,6 @@ def check_definition(
         )
 
 
-def check_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse a folder that holds a run with other arguments.
-
-    Raises:
-        UserError: the message shows every difference.
-    """
-    file = folder / "args.json"
-    if not file.exists():
-        return
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        before = {
-            name: value for group, one in content.items() if group != "version" for name, value in one.items()
-        }
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{file} is not a run's arguments: move {folder} away to start anew.") from error
-    now = {name: value for one in described.values() for name, value in one.items()}
-    absent = "nothing"
-    differences = [
-        f"{name} was {before.get(name, absent)}, now {now.get(name, absent)}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name, absent) != now.get(name, absent)
-    ]
-    if differences:
-        raise UserError(
-            f"{folder} holds a run with other arguments: {'; '.join(differences)}. "
-            "Choose another --runs-dir or --seed, or move that folder away."
-        )
-
-
 def write_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) -> None:
     """Write args.json, making the folder where it is missing.
 
@@ -244,38 +151,49 @@ def write_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) ->
     write_whole(folder / "args.json", (json.dumps(content, indent=2) + "\n").encode())
 
 
-def remove_remains(
-    folder: Path, written: Sequence[str] = ("checkpoint.pt", "args.json", "media/attention.png")
-) -> None:
-    """Remove what is left of files that a trainer, which writes these, was killed in the middle of writing.
+# ------------------------------------------------------------------------------------------- lock, checkpoint
 
-    Only under the lock on training.
+
+@contextmanager
+def lock(folder: Path, purpose: str) -> Iterator[None]:
+    """Keep other processes from doing the same in a run folder, which is made where it is missing.
+
+    The operating system lets go of the lock when a process ends, however it ends. At the end the lock's file
+    is removed, and so are the folders that were made for it and in which nothing else was put.
+
+    Args:
+        purpose: what is done, such as `train`; it names the lock and stands in the message.
+
+    Raises:
+        UserError: another process does it, or the folder can't be written.
     """
-    for name in written:
-        path = folder / name
-        for temporary in path.parent.glob(f".{path.name}.*"):
-            with suppress(OSError):
-                temporary.unlink()
-
-
-CHECKSUM = b"sha256="
-"""What the comment of a checkpoint, a ZIP file, begins with: the checksum of all bytes before it."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_folder(folder, "folder")
+    file = folder / f".{purpose}.lock"
+    try:
+        with filelock.FileLock(file, timeout=PATIENCE):
+            try:
+                yield
+            finally:
+                file.unlink(missing_ok=True)
+    except filelock.Timeout as error:
+        raise UserError(
+            f"another process does the same ({purpose}) in {folder}: wait for it, or end it."
+        ) from error
+    finally:
+        for path in made:
+            with suppress(OSError):  # it is not empty
+                path.rmdir()
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write all that a run needs to go on: tensors and plain values, whole or not at all.
-
-    The file is torch's, a ZIP archive, and `torch.load` reads it; its comment holds a checksum.
+    """Write all that a run needs to go on, tensors and plain values, as torch does: a ZIP archive.
 
     Raises:
         UserError: the disk is full or the folder can't be written; the checkpoint before is still there.
     """
     buffer = io.BytesIO()
     torch.save({"version": CHECKPOINT_VERSION, **state}, buffer)
-    length = len(CHECKSUM) + 2 * hashlib.sha256().digest_size
-    # An archive without a comment ends with the comment's length, zero. Nothing is copied: it may be large.
-    buffer.getbuffer()[-2:] = length.to_bytes(2, "little")
-    buffer.write(CHECKSUM + hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
     write_whole(path, buffer.getbuffer())
 
 
@@ -286,21 +204,16 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         UserError: not a checkpoint, a damaged one, or one of another version.
     """
     try:
-        content = path.read_bytes()
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # torch does not look at the members' checksums
+                raise zipfile.BadZipFile(path)
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        version = checkpoint["version"]
     except FileNotFoundError:
         return None
-    except OSError as error:
+    except PermissionError as error:
         raise UserError(f"can't read {path}: {error.strerror}.") from error
-    data, mark, checksum = content.rpartition(CHECKSUM)
-    whole = bool(mark) and hashlib.sha256(data).hexdigest().encode() == checksum
-    try:
-        if mark and not whole:
-            raise ValueError("its checksum is another")
-        checkpoint: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        version = checkpoint["version"]
-        if version == CHECKPOINT_VERSION and not whole:
-            raise ValueError("it has no checksum")
-    except Exception as error:  # a damaged file makes torch raise all kinds
+    except Exception as error:  # a damaged file makes zipfile and torch raise all kinds
         raise UserError(
             f"{path} is damaged or no checkpoint: move it away to start anew, or bring back a copy of it."
         ) from error
@@ -310,3 +223,188 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
             "use the camal_rl that wrote it, or move it away to start anew."
         )
     return checkpoint
+
+
+def remove_remains(folder: Path, names: Sequence[str]) -> None:
+    """Remove what is left of these files where their writer was killed in the middle; only under its lock."""
+    for name in names:
+        path = folder / name
+        for temporary in path.parent.glob(f".{path.name}.*"):
+            temporary.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------------------ the trainer's run
+
+
+class RunFolder:
+    """An agent's run while it trains: its lock, checkpoint, logs and progress bar. A context manager.
+
+    Args:
+        args: `ppo.Args`, checked.
+        definition: the environment's.
+        chosen: options as they were chosen for this machine, in place of `args`' own.
+
+    Attributes:
+        path: the folder.
+        described: what defines the run, the content of args.json.
+        total: iterations of the whole run.
+        iteration: iterations that are done, or being done.
+        status: what is shown beside the progress bar, by name.
+
+    Raises:
+        UserError: the folder is another run's, is in use or can't be written, or its checkpoint is damaged.
+    """
+
+    def __init__(self, args: Any, definition: Definition, chosen: Mapping[str, Any]) -> None:
+        self.args = args
+        self.path: Path = args.runs_dir / definition.name / args.method / f"seed{args.seed}"
+        chosen = {"env": definition.name, **chosen}
+        self.described = describe(args, chosen, definition=describe_definition(definition))
+        self._cleanup = ExitStack()
+        self._recent: deque[float] = deque(maxlen=100)  # raw returns of episodes
+        self.total: int = args.total_timesteps // args.batch_size
+        self.iteration = 0
+        self.status: dict[str, str] = {}
+
+    def __enter__(self) -> RunFolder:
+        check_args_file(self.path, self.described)
+        self._cleanup.enter_context(lock(self.path, "train"))
+        try:
+            self._checkpoint = load_checkpoint(self.path / "checkpoint.pt")
+            if self._checkpoint is not None:
+                if not (self.path / "args.json").exists():
+                    raise UserError(
+                        f"{self.path} has a checkpoint but no args.json: move it away to start anew."
+                    )
+                self.iteration = self._checkpoint["iteration"]
+        except BaseException:
+            self._cleanup.close()
+            raise
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._cleanup.close()
+        problem = ""
+        if isinstance(error, FloatingPointError):
+            problem = f"{error} is NaN or infinite"
+        elif isinstance(error, RuntimeError) and "nan values" in str(error):  # with detect_anomaly
+            problem = f"a gradient ({error}) is NaN"
+        if problem:
+            raise UserError(
+                f"iteration {self.iteration:,}: {problem}, and training has stopped. The last checkpoint is "
+                "as it was. Try a lower --learning-rate or --max-grad-norm, or --precision fp32; "
+                "--detect-anomaly names the operation that makes NaN."
+            ) from error
+
+    @property
+    def step(self) -> int:
+        """Agent steps that are done, over all games."""
+        return self.iteration * int(self.args.batch_size)
+
+    def resume(self, state: Mapping[str, Any]) -> bool:
+        """Open the logs and bring `state` back to the checkpoint; return whether there was one.
+
+        Args:
+            state: by name what `save` saves.
+        """
+        options = self.described["args"] | self.described["definition"]
+        print(
+            f"camal_rl {__version__}: {options['env']}, {self.args.method}, seed {self.args.seed}, "
+            f"{self.total:,} iterations of {self.args.batch_size:,} steps "
+            f"on {options['device_type']} ({options['precision']})\n"
+            f"Run folder:  {self.path}\nTensorBoard: tensorboard --logdir {self.args.runs_dir}",
+            flush=True,
+        )
+        write_args_file(self.path, self.described)
+        remove_remains(self.path, ("checkpoint.pt", "args.json", "curves.csv", "media/attention.png"))
+        # What a killed process logged after its last checkpoint, or without one, is done and logged again.
+        self._writer = SummaryWriter(str(self.path), purge_step=self.step + 1)
+        self._cleanup.callback(self._writer.close)
+        self._curves = self._cleanup.enter_context(_open_curves(self.path / "curves.csv", self.step))
+        if self._checkpoint is None:
+            rows = "\n".join(f"|{name}|{value}|" for name, value in options.items())
+            self._writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
+            return False
+        for name, part in state.items():
+            load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
+            load(self._checkpoint[name])
+        self._recent.extend(self._checkpoint["recent"])
+        self._checkpoint = None  # frees its memory
+        print(f"Going on from step {self.step:,}.", flush=True)
+        return True
+
+    def iterations(self) -> Iterator[int]:
+        """Yield the numbers, from 1 on, of the iterations to do, and show how far they are."""
+        self._first_step, self._began = self.step, time.perf_counter()
+        bar = tqdm(
+            total=self.total * self.args.batch_size,
+            initial=self.step,
+            unit="step",
+            unit_scale=True,
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps, {remaining} left{postfix}",
+        )
+        with bar:
+            while self.iteration < self.total:
+                self.iteration += 1
+                yield self.iteration
+                bar.set_postfix({"SPS": f"{self.speed():.0f}", **self.status}, refresh=False)
+                bar.update(self.args.batch_size)
+            bar.refresh()
+        if self._recent:
+            mean = np.mean(self._recent)
+            print(f"Done. Mean return of the last {len(self._recent)} episodes: {mean:.2f}")
+
+    def speed(self) -> float:
+        """Return agent steps a second since this process began to train."""
+        return (self.step - self._first_step) / (time.perf_counter() - self._began)
+
+    def log(self, scalars: Mapping[str, float], step: int | None = None) -> None:
+        """Log scalars by TensorBoard tag, at this iteration's end unless another agent step is given."""
+        for tag, value in scalars.items():
+            at = self.step if step is None else step
+            self._writer.add_scalar(tag, value, at)
+            self._curves.write(f"{tag},{at},{value:.9g}\n")
+
+    def log_image(self, tag: str, image: np.ndarray) -> None:
+        """Log a picture, uint8 (H, W, 3)."""
+        self._writer.add_image(tag, image, self.step, dataformats="HWC")
+
+    def log_episodes(self, episodes: Sequence[Episode]) -> None:
+        """Log return and length of finished episodes at the agent steps where they ended."""
+        for episode in episodes:
+            step = episode.end * self.args.num_envs
+            self.log(
+                {"charts/episodic_return": episode.total, "charts/episodic_length": episode.length}, step
+            )
+            self._recent.append(episode.total)
+        if self._recent:
+            self.status["return"] = f"{np.mean(self._recent):.1f}"
+
+    def passed(self, every: int) -> bool:
+        """Return whether this iteration was the last or passed a multiple of `every` agent steps."""
+        before = self.step - self.args.batch_size
+        return self.iteration == self.total or self.step // every > before // every
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write the checkpoint: what `state` holds by name, after what was logged so far."""
+        self._writer.flush()
+        self._curves.flush()
+        parts = {
+            name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
+            for name, part in state.items()
+        }
+        more = {"iteration": self.iteration, "recent": list(self._recent)}
+        save_checkpoint(self.path / "checkpoint.pt", parts | more)
+
+
+def _open_curves(path: Path, step: int) -> IO[str]:
+    """Open the table of scalars to go on with, without what was logged after `step`."""
+    kept = [["tag", "step", "value"]]
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            kept += [row for row in list(csv.reader(file))[1:] if len(row) == 3 and int(row[1]) <= step]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(kept)
+    write_whole(path, text.getvalue().encode())
+    return path.open("a", encoding="utf-8")

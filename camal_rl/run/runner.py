@@ -1,4 +1,4 @@
-"""Cells of an experiment's matrix: one run folder each, trained and evaluated in processes of their own."""
+"""Cells of an experiment, one run folder each -> trained and evaluated runs, by processes of their own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -18,60 +18,37 @@ from tqdm import tqdm
 
 from camal_rl.run import machine
 
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
-
-
 CELL_MEMORY = 1.5 * 2**30
 """Bytes that a cell may need: 0.6 GiB with the default sizes, measured, and room for larger ones."""
+TRAINING_SHARE = 0.9
+"""Share of a cell's time that is training; the rest is evaluation."""
 
 
 class Cell(NamedTuple):
-    """One run of the matrix."""
+    """One run of an experiment."""
 
     folder: Path
-    """<runs-dir>/<env>/<method>/seed<k>."""
+    """<runs-dir>/<env>/<method>/seed<k>"""
     train: tuple[str, ...]
-    """Its options of `camal_rl.ppo`, but for the runs-dir."""
+    """options of `camal_rl.ppo`, all but --runs-dir"""
     evaluate: tuple[str, ...]
-    """Its options of `camal_rl.evaluate`, but for the folder."""
+    """options of `camal_rl.evaluate`, all but the folder"""
     steps: int
-    """Agent steps when it is trained."""
-    trained: dict[str, dict[str, Any]]
-    """What its args.json says."""
+    """agent steps at the end of training"""
+    trained: dict[str, Any]
+    """what `learned` finds in its args.json"""
+    settings: dict[str, Any]
+    """settings that its scores.json has to show"""
 
     @property
     def title(self) -> str:
-        """Environment, method and seed."""
+        """The run's environment, method and seed."""
         return "/".join(self.folder.parts[-3:])
 
-
-def is_done(cell: Cell) -> bool:
-    """Whether a cell is trained to its last step and evaluated as it is to be."""
-    from camal_rl import evaluate
-
-    try:
-        scores = json.loads((cell.folder / "scores.json").read_text(encoding="utf-8"))
-        wanted = evaluate.wanted_settings(evaluate.parse_args([str(cell.folder), *cell.evaluate]))
-        settings = scores["settings"]
-        shifts = set(wanted.pop("shift"))
-        if wanted["attention"] is None:
-            wanted["attention"] = cell.trained["attention"]["attention"]
-        return bool(
-            scores["steps"] == cell.steps
-            and _same_training(scores["training"], cell.trained)
-            and all(settings[name] == value for name, value in wanted.items())
-            and set(settings["shift"]) >= shifts
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _same_training(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    groups = (set(one) | set(other)) - {"machine"}  # another machine's run is a run as well
-    return all(one.get(group) == other.get(group) for group in groups)
+    @property
+    def log(self) -> Path:
+        """The file that the processes of the cell print to."""
+        return self.folder / "experiment.log"
 
 
 class Outcome(NamedTuple):
@@ -80,7 +57,36 @@ class Outcome(NamedTuple):
     cell: Cell
     status: Literal["done", "failed", "stopped"]
     seconds: float
-    message: str  # the last line of its log, if it failed
+    message: str
+    """the last line of its log, if it failed"""
+
+
+def learned(described: Mapping[str, Any]) -> dict[str, Any]:
+    """The options and the environment that decide what a run learns, from the content of its args.json.
+
+    What differs from machine to machine is left out. Options in several groups, as earlier versions wrote
+    them, are read as well.
+    """
+    groups = [group for name, group in described.items() if name not in ("version", "definition")]
+    options = {name: value for group in groups for name, value in group.items()}
+    for name in ("precision", "device_type"):
+        options.pop(name, None)
+    return {"args": options, "definition": described["definition"]}
+
+
+def is_done(cell: Cell) -> bool:
+    """Return whether a cell is trained to its last step and evaluated as it has to be."""
+    try:
+        scores = json.loads((cell.folder / "scores.json").read_text(encoding="utf-8"))
+        settings = scores["settings"]
+        return bool(
+            scores["steps"] == cell.steps
+            and learned(scores["training"]) == cell.trained
+            and all(settings[name] == value for name, value in cell.settings.items() if name != "shift")
+            and set(settings["shift"]) >= set(cell.settings["shift"])
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 # A process asks to be stopped when the thread that started it ends, however that comes: a run that goes on
@@ -98,27 +104,31 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 class Runner:
-    """Runs cells in processes of their own, and knows how far each has come."""
+    """Runs cells in processes of their own, and knows how far each has come.
 
-    def __init__(self, retries: int) -> None:
+    Args:
+        retries: times that a cell which failed is started again.
+        interrupted: asked several times a second, by several threads; once it returns True, every process is
+            told to save and end, and no other one is started.
+    """
+
+    def __init__(self, retries: int, interrupted: Callable[[], bool] = lambda: False) -> None:
         self.retries = retries
-        self.stopping = threading.Event()
-        """Every process is asked to save and end."""
+        self.interrupted = interrupted
         self.killing = threading.Event()
-        """Every process is ended at once."""
+        """Set to end every process at once."""
         self.running: dict[Path, tuple[Cell, str, int]] = {}
         """Cells in work by folder, with the module that runs and where in the log its output begins."""
 
     def run(self, cell: Cell) -> Outcome:
-        """Train and evaluate one cell, and again if it fails; called by several threads."""
-        began = time.monotonic()
-        if self.stopping.is_set():
+        """Train and evaluate a cell, and again if it fails; called by several threads."""
+        if self.interrupted():
             return Outcome(cell, "stopped", 0, "")
+        began = time.monotonic()
         try:
-            code = self._attempts(cell)
-            message = ""
+            code, message = self._attempts(cell), ""
             if code:
-                message = last_line(cell)
+                message = last_line(cell.log)
             elif not is_done(cell):
                 message = "it ended without an error, but its scores.json is not what was asked for"
         except OSError as error:  # a full disk, a file where a folder should be
@@ -126,19 +136,19 @@ class Runner:
         finally:
             self.running.pop(cell.folder, None)
         seconds = time.monotonic() - began
-        if code and self.stopping.is_set():
+        if code and self.interrupted():
             return Outcome(cell, "stopped", seconds, "")
-        return Outcome(cell, "failed" if message or code else "done", seconds, message)
+        return Outcome(cell, "failed" if code or message else "done", seconds, message)
 
     def _attempts(self, cell: Cell) -> int:
         train = (*cell.train, "--runs-dir", str(cell.folder.parents[2]))
         evaluation = (str(cell.folder), *cell.evaluate)
         cell.folder.mkdir(parents=True, exist_ok=True)
-        with log_of(cell).open("ab") as log:
+        with cell.log.open("ab") as log:
             for _ in range(1 + self.retries):
                 code = self._process(cell, "ppo", train, log)
                 code = code or self._process(cell, "evaluate", evaluation, log)
-                if code in (0, 2) or self.stopping.is_set():  # 2: the user has to mend something first
+                if code in (0, 2) or self.interrupted():  # 2: the user has to mend something first
                     break
         return code
 
@@ -152,64 +162,56 @@ class Runner:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for this process, which tells the others once
         )
-        asked = False
+        told = False
         while process.poll() is None:
             time.sleep(0.1)
             if self.killing.is_set():
                 process.kill()
-            elif self.stopping.is_set() and not asked:
+            elif not told and self.interrupted():
                 process.terminate()
-                asked = True
+                told = True
         return process.returncode
 
     def progress(self) -> dict[str, float | None]:
-        """How far each cell in work has come, by title, from 0 to 1; None before it says so.
-
-        It is read from the progress bar in the log.
-        """
+        """Return how far each cell in work has come, by title, from 0 to 1; None before it says so."""
         return {
-            cell.title: TRAINING_SHARE if module == "evaluate" else _trained(log_of(cell), place)
-            for cell, module, place in list(self.running.values())
+            cell.title: TRAINING_SHARE if module == "evaluate" else _trained(cell.log, start)
+            for cell, module, start in list(self.running.values())
         }
 
 
-def log_of(cell: Cell) -> Path:
-    """Where the processes of a cell print."""
-    return cell.folder / "experiment.log"
+def last_line(log: Path) -> str:
+    """The last line of a log, in which a carriage return ends a line as well."""
+    lines = re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace").strip())
+    return lines[-1]
 
 
-def last_line(cell: Cell) -> str:
-    """The last line in a cell's log."""
-    lines = re.split(r"[\r\n]+", log_of(cell).read_text(encoding="utf-8", errors="replace").strip())
-    return lines[-1] if lines else ""
-
-
-def _trained(log: Path, place: int) -> float | None:
-    """How much of its cell a training has done, by what its log says beyond `place`."""
+def _trained(log: Path, start: int) -> float | None:
+    """The share of a cell that its training has done, by the progress bar in the log from `start` on."""
     try:
         with log.open("rb") as file:
-            file.seek(max(place, file.seek(0, os.SEEK_END) - 4096))
+            file.seek(max(start, file.seek(0, os.SEEK_END) - 4096))
             percents = re.findall(rb"(\d+)%\|", file.read())
     except OSError:
         return None
     return TRAINING_SHARE * int(percents[-1]) / 100 if percents else None
 
 
-TRAINING_SHARE = 0.9
-"""Of a cell's time; the rest is evaluation."""
-
-
 def bearable_jobs() -> int:
-    """How many cells at once: one a core, as long as there is memory for them."""
+    """The number of cells to run at once: one a core, as long as there is memory for them."""
     memory = machine.available_memory()
     return machine.cores() if memory is None else max(1, min(machine.cores(), int(memory // CELL_MEMORY)))
 
 
 class Display:
-    """The progress of a matrix: a bar with the time left, and a line for each cell that ended.
+    """The progress of an experiment: a bar with the time left, and a line for each cell that ended.
 
     The time left is reckoned from what this process has seen done: a cell that goes on from a checkpoint
     counts from there, and one that failed is no longer waited for.
+
+    Args:
+        total: all cells.
+        done: those that were done before.
     """
 
     def __init__(self, total: int, done: int) -> None:
@@ -218,9 +220,9 @@ class Display:
         self.failed = 0
         self.began = time.monotonic()
         self.first: dict[str, float] = {}
-        """How far each cell had come when that was first known, by title."""
+        """How far each running cell had come when that was first known, by title."""
         self.worked = 0.0
-        """Cells' worth of work by those that ended."""
+        """Work of the cells that ended, in cells."""
         self.bar = tqdm(
             total=total,
             initial=done,
@@ -237,18 +239,17 @@ class Display:
 
     def ended(self, outcome: Outcome) -> None:
         """Count and name a cell that ended."""
-        self.done += outcome.status == "done"
-        self.failed += outcome.status == "failed"
+        before = self.first.pop(outcome.cell.title, 0)
         if outcome.status == "done":
-            self.worked += 1 - self.first.get(outcome.cell.title, 0)
-        self.first.pop(outcome.cell.title, None)
+            self.done += 1
+            self.worked += 1 - before
+        self.failed += outcome.status == "failed"
         self.bar.write(describe(outcome), file=sys.stderr)
 
     def left(self, running: Mapping[str, float | None]) -> float | None:
-        """Seconds until all is done if it goes on as so far; None before anything has."""
+        """Return the seconds until all is done if it goes on as so far; None before anything was done."""
         known = {title: fraction for title, fraction in running.items() if fraction is not None}
-        for title, fraction in known.items():
-            self.first.setdefault(title, fraction)
+        self.first = known | self.first
         worked = self.worked + sum(fraction - self.first[title] for title, fraction in known.items())
         if worked <= 0:
             return None
@@ -259,8 +260,8 @@ class Display:
         """Show how far the running cells have come, by title, from 0 to 1."""
         left = self.left(running)
         self.bar.n = self.done + sum(fraction or 0 for fraction in running.values())
-        states = [f"{title} {fraction or 0:.0%}" for title, fraction in running.items()]
-        states = [f"{self.done}/{self.total} runs", *states]
+        states = [f"{self.done}/{self.total} runs"]
+        states += [f"{title} {fraction or 0:.0%}" for title, fraction in running.items()]
         remaining = "?" if left is None else tqdm.format_interval(left)
         self.bar.set_description_str(f"{remaining} left, {', '.join(states)}", refresh=False)
         self.bar.update(0)
@@ -274,9 +275,9 @@ def run_here(missing: Sequence[Cell], total: int, jobs: int, runner: Runner) -> 
         try:
             while waiting:
                 time.sleep(0.2)
-                for one in [one for one in waiting if one.done()]:
-                    waiting.remove(one)
-                    outcomes.append(one.result())
+                for ended in [future for future in waiting if future.done()]:
+                    waiting.remove(ended)
+                    outcomes.append(ended.result())
                     display.ended(outcomes[-1])
                 display.show(runner.progress())
         except KeyboardInterrupt:
@@ -287,15 +288,12 @@ def run_here(missing: Sequence[Cell], total: int, jobs: int, runner: Runner) -> 
 
 def describe(outcome: Outcome) -> str:
     """One line on how a cell ended."""
+    cell = outcome.cell
     minutes, seconds = divmod(round(outcome.seconds), 60)
     if outcome.status == "stopped":
-        return f"stopped {outcome.cell.title}"
+        return f"stopped {cell.title}"
     if outcome.status == "failed":
-        return (
-            f"failed  {outcome.cell.title} after {minutes}:{seconds:02}: "
-            f"{outcome.message} ({log_of(outcome.cell)})"
-        )
-    scores = json.loads((outcome.cell.folder / "scores.json").read_text(encoding="utf-8"))
+        return f"failed  {cell.title} after {minutes}:{seconds:02}: {outcome.message} ({cell.log})"
+    scores = json.loads((cell.folder / "scores.json").read_text(encoding="utf-8"))
     iou = "none" if scores["iou"] is None else f"{scores['iou']:.3f}"
-    total = scores["return"]["mean"]
-    return f"done    {outcome.cell.title} in {minutes}:{seconds:02}: return {total:.2f}, IoU {iou}"
+    return f"done    {cell.title} in {minutes}:{seconds:02}: return {scores['return']['mean']:.2f}, IoU {iou}"

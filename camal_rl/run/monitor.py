@@ -1,0 +1,136 @@
+"""How well attention agrees with the masks while an agent trains: scalars and pictures, for every method."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from camal_rl import attention, camal, metrics
+from camal_rl.doom import DoomVectorEnv
+from camal_rl.masks import mask_weights
+from camal_rl.results import media
+from camal_rl.run.files import make_folder, write_whole
+from camal_rl.run.folder import RunFolder
+from camal_rl.run.workers import Workers
+
+MEASURED_FRAMES = 128
+"""Frames on which attention is measured, about: more take time and, being alike, hardly tell more."""
+DEAD_MEASUREMENTS = 10
+DEAD_WARNING = (
+    f"All attention maps were zero in {DEAD_MEASUREMENTS} measurements, and nothing pulls on a dead map. "
+    "A critic of negative returns does this: try --reward scale --no-clip-vloss."
+)
+
+
+class Monitor:
+    """Measures attention on every few steps of a rollout; without gradients, and no random state is touched.
+
+    Args:
+        args: `ppo.Args`.
+        run: where scalars and pictures go.
+        envs: the games, whose masks are kept.
+    """
+
+    def __init__(self, args: Any, run: RunFolder, envs: DoomVectorEnv) -> None:
+        self.args = args
+        self.run = run
+        self.stride = max(1, args.batch_size // MEASURED_FRAMES)
+        steps = len(range(0, args.num_steps, self.stride))
+        self.masks = np.zeros((steps, *envs.masks.shape), np.uint8)  # (steps, N, H, W)
+        self._dead = 0  # measurements in a row in which all maps were
+
+    def keep_masks(self, step: int, games: slice, envs: DoomVectorEnv) -> None:
+        """Keep the masks of these games, if attention is measured at this step of the rollout."""
+        if step % self.stride == 0:
+            self.masks[step // self.stride, games] = envs.masks[games]
+
+    @torch.no_grad()
+    def measure(self, agent: Any, images: Tensor, workers: Workers) -> None:
+        """Measure and log attention, if it is time.
+
+        Args:
+            agent: network with the interface of `attention.critic_cam`.
+            images: those of the rollout, uint8 (T, N, stack, H, W).
+            workers: threads that share the work.
+        """
+        every = self.args.measure_every
+        draw = every > 0 and (self.run.iteration == 1 or self.run.passed(self.args.image_every))
+        if not draw and (every == 0 or (self.run.iteration - 1) % every):
+            return
+        images = images[:: self.stride].flatten(0, 1)
+        masks = self.masks.reshape(-1, *self.masks.shape[2:])
+        cam, weights, scores = self._maps(agent, images, masks, workers)
+        heat = attention.normalize(cam)
+        loss, alpha, beta, visible = camal.projected_loss(
+            heat,
+            weights,
+            empty_mask=self.args.empty_mask,
+            method="suppress" if self.args.method == "suppress" else "camal",
+        )
+        seen = visible.cpu().numpy()
+        scalars = {
+            "dead_map_fraction": float(attention.is_dead(cam).float().mean()),
+            "target_visible_fraction": float(seen.mean()),
+        }
+        if seen.any():
+            scalars |= {
+                "loss": float(loss),
+                "alpha": float(alpha[visible].mean()),
+                "beta": float(beta[visible].mean()),
+                "iou": float(scores[seen, 0].mean()),
+                "iou_ceiling": float(scores[seen, 1].mean()),
+            }
+        self.run.log({f"camal/{name}": value for name, value in scalars.items()})
+        for name in ("alpha", "beta", "iou"):
+            if name in scalars:
+                self.run.status[name] = f"{scalars[name]:.2f}"
+        if draw:
+            self._draw(images, masks, heat, seen)
+        self._dead = self._dead + 1 if scalars["dead_map_fraction"] > 0.99 else 0
+        if self._dead == DEAD_MEASUREMENTS and self.args.method != "vanilla":
+            tqdm.write(DEAD_WARNING, file=sys.stderr)
+
+    def _maps(
+        self, agent: Any, images: Tensor, masks: np.ndarray, workers: Workers
+    ) -> tuple[Tensor, Tensor, np.ndarray]:
+        """Return maps (B, h, w), projected masks (B, 2, h, w), and IoU and its ceiling (B, 2)."""
+        replica = agent.replica(workers.dtype)
+        method = self.args.attention
+        # Their noise has one generator.
+        parts = 1 if method in attention.RESAMPLING_METHODS else workers.parts(len(masks), 32)
+
+        @torch.no_grad()
+        def agreement(images: Tensor, masks: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
+            generator = torch.Generator(images.device).manual_seed(self.run.iteration)
+            cam = attention.critic_cam(replica, replica(images), method, generator)
+            maps = attention.normalize(cam).cpu().numpy()
+            weights = mask_weights(masks, maps.shape[1:])
+            seen = weights[:, 0].any(axis=(1, 2))
+            scores = np.full((len(maps), 2), np.nan)  # NaN where there is no target
+            scores[seen, 0] = metrics.iou(maps[seen], masks[seen])
+            scores[seen, 1] = metrics.iou_ceiling(weights[seen], masks[seen])
+            return cam, torch.from_numpy(weights).to(cam.device), scores
+
+        results = workers.run(agreement, images.tensor_split(parts), np.array_split(masks, parts))
+        cams, weights, scores = zip(*results, strict=True)
+        return torch.cat(cams), torch.cat(weights), np.concatenate(scores)
+
+    def _draw(self, images: Tensor, masks: np.ndarray, heat: Tensor, seen: np.ndarray) -> None:
+        """Draw four frames, those with a target first: frame, mask, heat map, heat map over frame."""
+        rows = np.argsort(~seen, kind="stable")[:4].tolist()
+        strips = media.stack_strips(
+            [
+                media.attention_strip(
+                    images[row, -1].cpu().numpy(), masks[row], {"": heat[row].cpu().numpy()}
+                )
+                for row in rows
+            ]
+        )
+        self.run.log_image("camal/attention", strips)
+        make_folder(self.run.path / "media")
+        write_whole(self.run.path / "media" / "attention.png", media.encode_png(strips))

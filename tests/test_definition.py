@@ -1,0 +1,151 @@
+"""Definitions: those of the package, a user's own files, and mistakes in them and in what they name."""
+
+import dataclasses
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import vizdoom
+
+from camal_rl.errors import UserError
+from camal_rl.game.definition import available, load_definition, object_names
+
+SCENARIOS = Path(vizdoom.scenarios_path)
+
+VALID = """\
+scenario = "basic.cfg"
+frame_skip = 4
+reward_scale = 0.01
+
+[targets]
+names = ["Cacodemon"]
+categories = []
+reason = "It is the monster."
+
+[returns]
+random = -150.0
+random_source = "measured"
+reference = 80
+reference_source = "a guess"
+"""
+
+
+def write_toml(folder: Path, text: str = VALID) -> Path:
+    path = folder / "Mine.toml"
+    path.write_text(text)
+    return path
+
+
+def write_cfg(folder: Path, *lines: str) -> Path:
+    """Write a TOML of the user's own beside a .cfg of the user's own."""
+    (folder / "mine.cfg").write_text("\n".join(["available_buttons = { MOVE_LEFT ATTACK }", *lines, ""]))
+    return write_toml(folder, VALID.replace("basic.cfg", "mine.cfg"))
+
+
+@pytest.mark.parametrize("name", available())
+def test_every_environment_that_comes_with_the_package_loads(name: str) -> None:
+    definition = load_definition(name)
+    assert definition.name == name
+    assert definition.scenario.is_file()
+    assert definition.target_names or definition.target_categories
+    assert definition.random_return < definition.reference_return
+    assert load_definition(definition.path) == definition
+    assert pickle.loads(pickle.dumps(definition)) == definition
+    assert dataclasses.asdict(definition)["target_names"] == definition.target_names
+
+
+def test_the_papers_environments_and_the_other_stock_ones_are_there() -> None:
+    paper = {"Basic", "DefendLine", "DefendCenter", "TakeCover"}
+    others = {"DeadlyCorridor", "HealthGathering", "HealthGatheringSupreme", "MyWayHome", "PredictPosition"}
+    assert set(available()) >= paper | others | {"RocketBasic", "SimplerBasic"}
+
+
+def test_a_users_own_file_loads_with_names_in_any_case_and_categories(tmp_path: Path) -> None:
+    text = VALID.replace('"Cacodemon"', '"cacoDEMON"').replace("categories = []", 'categories = ["Health"]')
+    definition = load_definition(write_toml(tmp_path, text))
+    assert (definition.name, definition.frame_skip, definition.reference_return) == ("Mine", 4, 80.0)
+    assert definition.is_target("Cacodemon", "Monster")
+    assert definition.is_target("Stimpack", "Health")
+    assert not definition.is_target("DeadCacodemon", "Gore")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("frame_skip = 4", "frame_skips = 4", ["line 2: frame_skips", "unknown key", "targets.reason"]),
+        ("names =", "name =", ["line 6: targets.name:", "unknown key", "targets.names"]),
+        ("frame_skip = 4", "frame_skip = 0", ["line 2: frame_skip", "greater than or equal to 1, not 0"]),
+        ("frame_skip = 4", "frame_skip = 4.5", ["line 2: frame_skip", "a valid integer, not 4.5"]),
+        ("frame_skip = 4\n", "", ["frame_skip is missing", "targets.reason"]),
+        ("0.01", "-1", ["line 3: reward_scale", "greater than 0, not -1"]),
+        ('["Cacodemon"]', '"Cacodemon"', ["line 6: targets.names", "a valid list, not 'Cacodemon'"]),
+        ('["Cacodemon"]', "[1]", ["line 6: targets.names", "a valid string, not 1"]),
+        ('["Cacodemon"]', "[]", ["line 6: targets.names", "at least one"]),
+        ('"Cacodemon"', '"Cacodemno"', ["line 6: targets.names", "'Cacodemno'", "did you mean Cacodemon"]),
+        ('"Cacodemon"', '"xyzzyxyz"', ["line 6: targets.names", "'xyzzyxyz'", "Monster"]),
+        ("categories = []", 'categories = ["Foe"]', ["line 7: targets.categories", "'Monster'", "not 'Foe'"]),
+        ("basic.cfg", "basics.cfg", ["line 1: scenario", "'basics.cfg'", "basic.cfg", "take_cover.cfg"]),
+        ("reference = 80", "reference = 1e9", ["line 13: returns.reference", "less than 1000000000"]),
+        ("reference = 80", "reference = -150", ["line 13: returns.reference", "greater than returns.random"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_line_and_what_is_valid(
+    tmp_path: Path, old: str, new: str, words: list[str]
+) -> None:
+    path = write_toml(tmp_path, VALID.replace(old, new, 1))
+    with pytest.raises(UserError) as caught:
+        load_definition(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in [str(path), *words]:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("basic", "did you mean Basic"), ("Tetris", "Choose one of Basic")]
+)
+def test_an_unknown_environment_gets_a_hint_and_the_list(name: str, hint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_definition(name)
+    assert hint in str(caught.value)
+    assert "TakeCover" in str(caught.value)
+
+
+def test_a_missing_or_broken_wad_is_named(tmp_path: Path) -> None:
+    path = write_cfg(tmp_path, "doom_scenario_path = mine.wad")
+    with pytest.raises(UserError, match=r"mine\.wad: No such file .*doom_scenario_path"):
+        load_definition(path)
+    object_names.cache_clear()
+    for content in (b"", b"no WAD is like this", b"PWAD\x01\0\0\0\xff\0\0\0"):
+        (tmp_path / "mine.wad").write_bytes(content)
+        with pytest.raises(UserError, match=r"mine\.wad: not a WAD file"):
+            load_definition(path)
+
+
+def test_lines_of_a_cfg_that_vizdoom_would_skip_are_refused(tmp_path: Path, capfd: Any) -> None:
+    with pytest.raises(UserError, match=r"mine\.cfg: mend or remove the lines"):
+        load_definition(write_cfg(tmp_path, "shoes = 2"))
+    assert "Unsupported key: shoes in line #2" in capfd.readouterr().err
+
+
+def test_a_cfg_without_a_wad_plays_the_games_own(tmp_path: Path) -> None:
+    names = object_names(load_definition(write_cfg(tmp_path, "doom_map = map01")).scenario)
+    assert {"Cacodemon", "Medikit"} <= names
+    assert "CustomMedikit" not in names
+
+
+def test_a_map_that_is_nowhere_is_refused_with_those_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "mine.wad").write_bytes((SCENARIOS / "basic.wad").read_bytes())
+    with pytest.raises(UserError, match=r"doom_map MAP77 is not in mine\.wad, which has MAP01\."):
+        load_definition(write_cfg(tmp_path, "doom_scenario_path = mine.wad", "doom_map = map77"))
+
+
+def test_objects_that_the_scenario_defines_are_known(tmp_path: Path) -> None:
+    assert "CustomMedikit" in object_names(SCENARIOS / "health_gathering_supreme.cfg")
+    with zipfile.ZipFile(tmp_path / "mine.pk3", "w") as archive:
+        archive.writestr("decorate.txt", 'ACTOR "PinkElephant" : Demon\n{\n}\n')
+    path = write_cfg(tmp_path, "doom_scenario_path = mine.pk3")
+    path.write_text(path.read_text().replace("Cacodemon", "PinkElephant"))
+    assert load_definition(path).target_names == ("PinkElephant",)

@@ -1,0 +1,85 @@
+"""Attention measured while an agent trains."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_args
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from camal_rl import attention, camal, doom, metrics, ppo
+from camal_rl.run import monitor as run_monitor
+from camal_rl.run.monitor import Monitor
+from camal_rl.run.workers import Workers
+
+
+class Logged:
+    """Takes what a run folder would log."""
+
+    def __init__(self) -> None:
+        self.iteration = 1
+        self.scalars: dict[str, float] = {}
+        self.status: dict[str, str] = {}
+
+    def passed(self, every: int) -> bool:
+        return False
+
+    def log(self, scalars: dict[str, float]) -> None:
+        self.scalars |= scalars
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("method", ["camal", "vanilla", "suppress"])
+def test_what_is_logged_is_what_the_functions_on_full_masks_say(
+    fake_engine, tmp_path, monkeypatch, method, threads
+):
+    args = small_args(tmp_path, method=method, image_every=10**6)
+    torch.manual_seed(0)
+    agent = ppo.Agent(4, (4, 52, 60))
+    envs = doom.DoomVectorEnv("Basic", 4, args.frame_size, args.render_resolution, map_size=(3, 4))
+    envs.reset(seed=1)
+    run = Logged()
+    monitor = Monitor(args, run, envs)
+    monkeypatch.setattr(monitor, "_draw", lambda *_: None)
+    store = ppo.allocate(args, agent, 4)
+    with Workers(threads) as workers:
+        ppo.rollout(agent, envs, store, args, np.random.default_rng(0).random((16, 4)), workers, monitor)
+        monitor.measure(agent, store.images, workers)
+    envs.close()
+    masks = monitor.masks.reshape(64, 120, 160)
+    cam = attention.critic_cam(agent, agent(store.images.flatten(0, 1))).detach()
+    heat = attention.normalize(cam)
+    seen = masks.any(axis=(1, 2))
+    assert 0 < seen.sum() < 64
+    loss = camal.camal_loss(heat, torch.from_numpy(masks), method="camal" if method == "vanilla" else method)
+    alpha, beta = camal.alpha_beta(attention.upsample(heat, (120, 160)), torch.from_numpy(masks))
+    expected = {
+        "loss": loss.item(),
+        "alpha": alpha[seen].mean().item(),
+        "beta": beta[seen].mean().item(),
+        "iou": metrics.iou(heat[seen].numpy(), masks[seen]).mean(),
+        "dead_map_fraction": attention.is_dead(cam).float().mean().item(),
+        "target_visible_fraction": seen.mean(),
+    }
+    for name, value in expected.items():
+        assert run.scalars[f"camal/{name}"] == pytest.approx(value, abs=1e-5), name
+    assert run.status["iou"] == f"{expected['iou']:.2f}"
+
+
+def test_about_as_many_frames_are_measured_as_are_asked_for(fake_engine, tmp_path):
+    for steps, games, frames in ((16, 4, 64), (128, 4, 128), (100, 4, 136)):
+        args = small_args(tmp_path, num_steps=steps, num_envs=games, total_timesteps=10**4)
+        envs = doom.DoomVectorEnv("Basic", games, args.frame_size, args.render_resolution)
+        assert len(Monitor(args, None, envs).masks.reshape(-1, 120, 160)) == frames
+        envs.close()
+
+
+@pytest.mark.parametrize(("method", "warnings"), [("camal", 1), ("vanilla", 0)])
+def test_a_run_whose_maps_stay_dead_is_told_so_once(
+    fake_engine, tmp_path, monkeypatch, capsys, method, warnings
+):
+    monkeypatch.setattr(attention, "critic_cam", lambda agent, output, *_: output.feature_maps.sum(1) * 0)
+    monkeypatch.setattr(run_monitor, "DEAD_MEASUREMENTS", 2)
+    folder = ppo.train(small_args(tmp_path, method=method))
+    assert capsys.readouterr().err.count("nothing pulls on a dead map") == warnings
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.value for event in events.Scalars("camal/dead_map_fraction")] == [1.0] * 4
