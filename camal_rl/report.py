@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
+import pydantic
 import tyro
 from tqdm import tqdm
 
 from camal_rl import __version__, stats
-from camal_rl.errors import UserError
 from camal_rl.results import figures
 from camal_rl.results.comparison import METRICS, TAGS, WINDOWS, Pair, Results, compute, jobs, name
 from camal_rl.results.figures import BarPanel, LinePanel, Table, fixed, percent, shown
 from camal_rl.results.page import Drawing, Listing, Media, Page, Part, publish
 from camal_rl.results.study import Study, comparability, read_study, some, training
-from camal_rl.run.command_line import run_at_once
+from camal_rl.run.command_line import Positive, parse, run_at_once
 from camal_rl.run.files import make_folder
 from camal_rl.stats import Interval
 
@@ -38,7 +38,7 @@ STATISTIC_NAMES = {"mean": "Mean", "median": "Median", "iqm": "IQM", "optimality
 LABELS = {"iou": "IoU", "return": "Normalized return"}
 SHORT = {"iou": "IoU", "return": "return"}
 
-Count = Annotated[int, tyro.conf.arg(metavar="N")]
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32), tyro.conf.arg(metavar="N")]
 
 
 @dataclass
@@ -49,15 +49,15 @@ class Args:
     """folder that holds <env>/<method>/seed<k>/scores.json"""
     output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """folder to write to, RUNS/report if none is given"""
-    repetitions: Count = stats.REPETITIONS
+    repetitions: Positive = stats.REPETITIONS
     """of the bootstrap"""
-    seed: Count = 0
+    seed: Seed = 0
     """of the bootstrap"""
 
 
 def parse_args(arguments: list[str] | None = None) -> Args:
     """Read the command line; exits with code 2 and a message where it can't be understood."""
-    return tyro.cli(Args, prog="python -m camal_rl.report", args=arguments)
+    return parse(Args, "python -m camal_rl.report", arguments)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -108,11 +108,8 @@ def warnings(study: Study, results: Mapping[str, Results]) -> list[str]:
         sentences.append(f"Missing: {', '.join(study.missing)}.")
     if study.unevaluated:
         sentences.append(f"Trained but not evaluated: {', '.join(study.unevaluated)}.")
-    cells = {(env, method): len(study.of(env, method)) for env in study.envs for method in study.methods}
-    if max(cells.values()) > min(cells.values()):
-        told = "; ".join(f"{env}, {name(method)}: {count}" for (env, method), count in cells.items())
-        sentences.append(f"Unequal numbers of seeds. {told}.")
-    if max(cells.values()) == 1:
+    cells = [(env, method) for env in study.envs for method in study.methods]
+    if max(len(study.of(*cell)) for cell in cells) == 1:
         sentences.append("There is one seed: nothing is known about how much runs differ.")
     sentences += comparability(study)
     left_out: dict[str, list[str]] = {}
@@ -253,14 +250,9 @@ def by_environment(study: Study, results: Mapping[str, Results]) -> Table:
 
 def every_run(study: Study) -> Table:
     """Return a row a run."""
-    rows = []
-    for run in study.table().to_dict("records"):
-        row = [run["environment"], name(run["method"]), str(run["seed"]), fixed(run["iou"], 3)]
-        row += [fixed(run["iou_ceiling"], 3), percent(run["dead_map_fraction"], " %")]
-        row += [fixed(run["normalized_return"], 3), fixed(run["return"], 2)]
-        rows.append([*row, f"{run['steps']:,}", str(run["episodes"])])
-    columns = [*COLUMNS[:2], "Seed", *COLUMNS[3:], "Steps", "Episodes"]
-    return Table("Every run", columns, rows, labels=2)
+    table = study.table()
+    rows = [[fixed(v, 3) if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(False)]
+    return Table("Every run", [column.replace("_", " ") for column in table], rows, labels=2)
 
 
 def data_files(study: Study) -> dict[str, bytes]:
@@ -387,18 +379,6 @@ def media(study: Study) -> list[Part]:
     return [*found, *([limit] if left_out else [])]
 
 
-def commands(study: Study, args: Args) -> list[str]:
-    """Return what was run, as far as it is on record."""
-    runs, lines = str(args.runs), []
-    if study.experiment:
-        train = shlex.join(["--runs-dir", runs, *study.experiment.train])
-        evaluate = shlex.join([f"{runs}/ENV/METHOD/seedK", *study.experiment.evaluate])
-        lines.append(f"python -m camal_rl.ppo --env ENV --method METHOD --seed K {train}")
-        lines.append(f"python -m camal_rl.evaluate {evaluate}")
-    own = ["python", "-m", "camal_rl.report", runs, "--repetitions", str(args.repetitions)]
-    return [*lines, shlex.join([*own, "--seed", str(args.seed)])]
-
-
 def report_page(study: Study, results: Mapping[str, Results], args: Args) -> Page:
     """Return all that the report says and shows."""
 
@@ -418,6 +398,7 @@ def report_page(study: Study, results: Mapping[str, Results], args: Args) -> Pag
     first = study.runs[0]
     others = "; see the warnings for other runs" if comparability(study) else ", as of all runs"
     known = training(first) | first.scores.settings
+    own = (args.runs, "--repetitions", args.repetitions, "--seed", args.seed)
     record = [f"{key} = {json.dumps(value)}" for key, value in known.items()]
     return Page(
         f"{' and '.join(map(name, study.methods))}: attention and return",
@@ -435,7 +416,7 @@ def report_page(study: Study, results: Mapping[str, Results], args: Args) -> Pag
             "What the agents look at": media(study),
             "Every run": [every_run(study)],
             "How it was made": [
-                Listing(commands(study, args)),
+                Listing([shlex.join(["python", "-m", "camal_rl.report", *map(str, own)])]),
                 Listing(record, f"Options and versions of {first.title}{others}"),
                 "The same numbers are in statistics.json, scores.csv, iou.csv, return.csv, tables.md and "
                 "tables.tex beside this page, the figures in PNG and SVG files.",
@@ -452,11 +433,8 @@ def make(args: Args) -> list[str]:
     """Write the report, and return what the command line prints.
 
     Raises:
-        UserError: arguments, runs or folder with which that can't be done; nothing was written then.
+        UserError: there are no runs, or a file or folder can't be used; nothing was written then.
     """
-    for option, value, least in (("repetitions", args.repetitions, 1), ("seed", args.seed, 0)):
-        if not least <= value < 2**32:
-            raise UserError(f"--{option} {value}: give a number of at least {least} and below 2^32.")
     study = read_study(args.runs)
     folder = args.output or args.runs / "report"
     make_folder(folder)

@@ -83,8 +83,6 @@ class Experiment(Content):
     envs: list[str] = []
     methods: list[str] = []
     seeds: list[int] = []
-    train: list[str] = []
-    evaluate: list[str] = []
 
 
 def options(described: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,7 +153,6 @@ class Study(NamedTuple):
     methods: list[str]
     missing: list[str]  # titles of runs of which there is nothing
     unevaluated: list[str]  # titles of runs that are trained, without scores
-    experiment: Experiment | None
     scales: dict[str, tuple[float, float]]  # random and reference return by environment
 
     def of(self, env: str, method: str) -> list[Run]:
@@ -204,8 +201,7 @@ def read_study(folder: Path) -> Study:
     """
     file = folder / "experiment.json"
     hint = "Run python -m camal_rl.experiment again, or delete it."
-    experiment = read_content(file, Experiment, hint) if file.is_file() else None
-    planned = experiment or Experiment()
+    planned = read_content(file, Experiment, hint) if file.is_file() else Experiment()
     runs, trained = [], set()
     for place in sorted(folder.glob("*/*/seed*")):
         if not re.fullmatch(r"seed(0|[1-9]\d*)", place.name):
@@ -241,7 +237,7 @@ def read_study(folder: Path) -> Study:
         for there in (False, True)
     )
     scales = {env: run.scale for env, run in first.items()}
-    return Study(runs, envs, methods, missing, unevaluated, experiment, scales)
+    return Study(runs, envs, methods, missing, unevaluated, scales)
 
 
 def in_order(known: Iterable[str], found: Iterable[str]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints
 
 from camal_rl import metrics, stats
 from camal_rl.errors import UserError
@@ -61,12 +61,6 @@ class Faithfulness(Content):
     shares: list[float]
     removal: list[list[float]]
     insertion: list[list[float]]
-
-    @model_validator(mode="after")
-    def _check_lengths(self) -> Faithfulness:
-        if {len(curve) for curve in (*self.removal, *self.insertion)} != {len(self.shares)}:
-            raise ValueError("a curve has not a number for each share")
-        return self
 
 
 class Measures(Content):
@@ -309,16 +303,14 @@ def compare(folds: Folds) -> Results:
 def _faithfulness(folds: Folds, other: str) -> Curves | None:
     """Mean and band over all sample curves of the folds that both methods have, of the same shares."""
     every = [tuple(fold.scores.faithfulness for fold in pair) for pair in folds.pairs(other)]
-    there = [
-        (x, y) for x, y in every if x and y and x.shares == y.shares and len(x.removal) == len(y.removal)
-    ]
+    alike = [(x, y) for x, y in every if x and y and len(x.removal) == len(y.removal)]
+    there = [(x, y) for x, y in alike if x.shares == y.shares == alike[0][0].shares]
     if not there:
         return None
     shares = there[0][0].shares
-    same = [both for both in there if both[0].shares == shares]
     bands, areas, apart = {}, {}, {}
     for kind in KINDS:
-        curves = [np.concatenate([getattr(both[place], kind) for both in same]) for place in (0, 1)]
+        curves = [np.concatenate([getattr(both[place], kind) for both in there]) for place in (0, 1)]
         bands[kind] = {method: _band(part) for method, part in zip(("camal", other), curves, strict=True)}
         camal_area, rival_area = (metrics.area(part, np.array(shares)) for part in curves)  # of each sample
         areas[kind] = (float(camal_area.mean()), float(rival_area.mean()))
