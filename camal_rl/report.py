@@ -222,9 +222,6 @@ def _reasons(intervals: Sequence[Interval]) -> list[str]:
     return list(dict.fromkeys(interval.reason for interval in intervals if interval.reason))
 
 
-COLUMNS = ("Environment", "Method", "Runs", "IoU", "Ceiling", "Dead maps", "Normalized", "Return")
-
-
 def by_environment(study: Study, results: Mapping[str, Results]) -> Table:
     """Return means over runs by environment and method."""
     rows, used = [], []
@@ -245,14 +242,16 @@ def by_environment(study: Study, results: Mapping[str, Results]) -> Table:
         "is the IoU that the target's mask itself has when it is shown at the resolution of attention; "
         "attention can have more. A dead map is all zero and counts as IoU 0."
     )
-    return Table("By environment", COLUMNS, rows, " ".join([note, *_reasons(used)]), labels=2)
+    columns = ["Environment", "Method", "Runs", "IoU", "Ceiling", "Dead maps", "Normalized", "Return"]
+    return Table("By environment", columns, rows, " ".join([note, *_reasons(used)]), labels=2)
 
 
 def every_run(study: Study) -> Table:
     """Return a row a run."""
     table = study.table()
     rows = [[fixed(v, 3) if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(False)]
-    return Table("Every run", [column.replace("_", " ") for column in table], rows, labels=2)
+    columns = ["Environment", "Method", "Seed", "Return", "Normalized", "IoU", "Ceiling", "Dead maps"]
+    return Table("Every run", [*columns, "Steps", "Episodes"], rows, labels=2)
 
 
 def data_files(study: Study) -> dict[str, bytes]:

@@ -246,10 +246,20 @@ def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
         lambda: stats.poi(scores_RE, VANILLA_RE),
         lambda: stats.poi(VANILLA_RE, scores_RE),
         lambda: stats.performance_profile(scores_RE, np.array([0.5])),
-        lambda: stats.mean_band(scores_RE),
     ):
         with pytest.raises(ValueError, match=r"2 of 20 scores of .* are not finite"):
             call()
+
+
+def test_a_band_has_no_value_where_a_curve_has_none() -> None:
+    curves_RS = RNG.normal(size=(5, 4))
+    whole = stats.mean_band(curves_RS, QUICK)
+    curves_RS[3, 1] = math.nan
+    band = stats.mean_band(curves_RS, QUICK)
+    for side, of_whole in ((band.estimate, whole.estimate), (band.low, whole.low), (band.high, whole.high)):
+        assert np.isnan(side[1])
+        np.testing.assert_array_equal(np.delete(side, 1), np.delete(of_whole, 1))
+    assert stats.mean_band(np.full((2, 3), math.nan)).low is None
 
 
 @pytest.mark.parametrize("shape", [(5,), (0, 4), (5, 0), (5, 4, 2)])

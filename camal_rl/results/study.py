@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
-from pydantic import AliasPath, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import AliasPath, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from camal_rl import stats
 from camal_rl.errors import UserError
@@ -66,7 +66,7 @@ class Scores(Content):
     env: str
     method: str
     seed: int
-    steps: PositiveInt
+    steps: int = Field(gt=0, lt=2**63)
     mean_return: float = Field(validation_alias=AliasPath("return", "mean"))
     iou: Fraction | None
     iou_ceiling: Fraction | None
