@@ -456,7 +456,8 @@ def make(args: Args) -> list[str]:
     )
     files = {f"{n}.csv": figures.table_csv(t) for n, t in (alignment | accuracy | tests | every).items()}
     files["scores.csv"] = folds.table.to_csv(index=False).encode()
-    return publish(folder, page, vars(results), files)
+    paired = [vars(pair) | {"verdict": pair.verdict} for pair in results.paired]
+    return publish(folder, page, vars(results) | {"paired": paired}, files)
 
 
 def main(args: Args) -> int:

@@ -238,7 +238,8 @@ class Paired:
         return "significantly lower" if self.p_lower < SIGNIFICANT else "lower"
 
 
-class Curves(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Curves:
     """Confidence under removal and insertion, of CAMAL and another method."""
 
     shares: np.ndarray  # (S,)
@@ -248,7 +249,8 @@ class Curves(NamedTuple):
     samples: int  # curves of each method
 
 
-class Variance(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Variance:
     """Variance over test samples at each place of a map, mean of the folds that both methods have."""
 
     data: str
