@@ -22,7 +22,18 @@ from tqdm import tqdm
 
 from camal_rl import __version__, stats
 from camal_rl.results import figures
-from camal_rl.results.comparison import METRICS, TAGS, WINDOWS, Pair, Results, compute, jobs, name
+from camal_rl.results.comparison import (
+    METRICS,
+    TAGS,
+    WINDOWS,
+    Comparison,
+    Lines,
+    Pair,
+    Results,
+    compute,
+    jobs,
+    name,
+)
 from camal_rl.results.figures import BarPanel, LinePanel, Table, fixed, percent, shown
 from camal_rl.results.page import Drawing, Listing, Media, Page, Part, publish
 from camal_rl.results.study import Study, comparability, read_study, some, training
@@ -112,13 +123,8 @@ def warnings(study: Study, results: Mapping[str, Results]) -> list[str]:
     if max(len(study.of(*cell)) for cell in cells) == 1:
         sentences.append("There is one seed: nothing is known about how much runs differ.")
     sentences += comparability(study)
-    left_out: dict[str, list[str]] = {}
-    for metric, found in results.items():
-        for sentence in found.left_out:
-            left_out.setdefault(sentence, []).append(LABELS[metric])
-    for sentence, labels in left_out.items():
-        over = "" if len(labels) == len(results) else f", {labels[0]}"
-        sentences.append(f"Over all environments{over}: {sentence}")
+    left_out = dict.fromkeys(sentence for found in results.values() for sentence in found.left_out)
+    sentences += [f"Over all environments: {sentence}" for sentence in left_out]
     for run in study.runs:
         if run.scores.iou is None:
             why = (run.scores.undefined or {}).get("iou", "scores.json gives no reason")
@@ -176,20 +182,18 @@ def pair(methods: Pair) -> str:
 
 def tables(study: Study, results: Mapping[str, Results]) -> list[Table]:
     """Return tables of all environments: statistics of each method, then improvement of each pair."""
-    rows, used, counts = [], [], []
+    rows, used = [], []
     for metric, found in results.items():
         for statistic, label in STATISTIC_NAMES.items():
             intervals = [found.joint.sbci[method][statistic] for method in study.methods]
             used += intervals
             rows.append([f"{LABELS[metric]}: {label}", *(shown(interval, 3) for interval in intervals)])
-        runs = ", ".join(f"{count} of {name(method)}" for method, count in found.joint.runs.items())
-        counts.append(f"Runs with {LABELS[metric]}: {runs}.")
     note = (
         "Point estimate and 95 % stratified bootstrap interval. IQM is the mean of the middle half, the gap "
         "(optimality gap, low is good) how far scores stay below 1 on average."
     )
     columns = ["", *map(name, study.methods)]
-    overall = Table("Over all environments", columns, rows, " ".join([note, *counts, *_reasons(used)]))
+    overall = Table("Over all environments", columns, rows, " ".join([note, *_reasons(used)]))
     return [overall, *(_improvement(study, results, methods) for methods in combinations(study.methods, 2))]
 
 
@@ -270,47 +274,59 @@ def data_files(study: Study) -> dict[str, bytes]:
 def drawings(study: Study, results: Mapping[str, Results]) -> dict[str, Drawing]:
     """Return all figures by name."""
     methods = {method: name(method) for method in study.methods}
-    first, *others = study.methods
-    over = name(others[0]) if len(others) == 1 else "method of the colour"
-    ceilings = {env: study.mean("iou_ceiling", environment=env) for env in study.envs}
-    files: dict[str, dict[str, bytes]] = {}
-    singles, profiles = [], []
-    curves: list[list[LinePanel]] = [[] for _ in study.envs]
-    for metric, found in results.items():
-        rows = {
-            label: {method: found.joint.sbci[method][statistic] for method in methods}
-            for statistic, label in STATISTIC_NAMES.items()
-        }
-        gap = BarPanel("", "Optimality gap (low is good)", {"Gap": rows.pop("Gap")})
-        panels = [BarPanel("SBCI, 95 %", LABELS[metric], rows)]
-        if others:
-            improvements = found.joint.poi.items()
-            rows = {f"{pair(both)}\n{shown(poi, 2)}": {both[1]: poi} for both, poi in improvements}
-            panels.append(BarPanel("POI, 95 %", "P(X > Y)", rows, probability=True))
-        figure = {"iou": "figure4", "return": "figure6"}[metric]
-        files[figure] = figures.bars_figure(figure, methods, [panels, [gap]])
-        single = found.environments
-        rows = {env: {m: single[env].sbci[m]["mean"] for m in methods} for env in study.envs}
-        dotted = ceilings if metric == "iou" else {}
-        panels = [BarPanel(f"Mean {SHORT[metric]}", LABELS[metric], rows, ceilings=dotted)]
-        if others:
-            rows = {env: {other: single[env].poi[first, other] for other in others} for env in study.envs}
-            panels.append(BarPanel("POI", f"P({name(first)} > {over})", rows, probability=True))
-        singles.append(panels)
-        profiles.append(LinePanel(LABELS[metric], found.profile.x, found.profile.bands, share=True))
-        for line, (env, lines) in zip(curves, found.curves.items(), strict=True):
-            levels = {"ceiling": ceilings[env]}
-            if metric == "return":
-                random, reference = study.scales.get(env, (math.nan, math.nan))
-                levels = {"random": random, "reference": reference}
-            title, from_zero = f"{env}: {SHORT[metric]}", metric == "iou"
-            line.append(LinePanel(title, lines.x, lines.bands, levels=levels, from_zero=from_zero))
-    files["environments"] = figures.bars_figure("environments", methods, singles)
+    grids = {
+        "figure4": _joint_panels("iou", results["iou"].joint),
+        "figure6": _joint_panels("return", results["return"].joint),
+        "environments": [_environment_panels(study, metric, found) for metric, found in results.items()],
+    }
+    files = {key: figures.bars_figure(key, methods, grid) for key, grid in grids.items()}
+    profiles = [
+        LinePanel(LABELS[metric], found.profile.x, found.profile.bands, share=True)
+        for metric, found in results.items()
+    ]
     above = "Share of runs above it"
     files["profiles"] = figures.lines_figure("profiles", methods, [profiles], "Threshold", above, 1.9)
-    if any(panel.bands for line in curves for panel in line):
+    curves = [
+        [_curve_panel(study, env, metric, found.curves[env]) for metric, found in results.items()]
+        for env in study.envs
+    ]
+    if any(panel.bands for panels in curves for panel in panels):
         files["curves"] = figures.lines_figure("curves", methods, curves, "Agent steps")
     return {key: Drawing(key, text, files[key]) for key, text in captions(study).items() if key in files}
+
+
+def _joint_panels(metric: str, joint: Comparison) -> list[list[BarPanel]]:
+    rows = {
+        label: {method: intervals[statistic] for method, intervals in joint.sbci.items()}
+        for statistic, label in STATISTIC_NAMES.items()
+    }
+    gap = BarPanel("", "Optimality gap (low is good)", {"Gap": rows.pop("Gap")})
+    panels = [BarPanel("SBCI, 95 %", LABELS[metric], rows)]
+    if joint.poi:
+        rows = {f"{pair(both)}\n{shown(poi, 2)}": {both[1]: poi} for both, poi in joint.poi.items()}
+        panels.append(BarPanel("POI, 95 %", "P(X > Y)", rows, probability=True))
+    return [panels, [gap]]
+
+
+def _environment_panels(study: Study, metric: str, found: Results) -> list[BarPanel]:
+    first, *others = study.methods
+    single = found.environments
+    rows = {env: {m: single[env].sbci[m]["mean"] for m in study.methods} for env in study.envs}
+    ceilings = {env: study.mean("iou_ceiling", environment=env) for env in study.envs if metric == "iou"}
+    panels = [BarPanel(f"Mean {SHORT[metric]}", LABELS[metric], rows, ceilings=ceilings)]
+    if others:
+        rows = {env: {other: single[env].poi[first, other] for other in others} for env in study.envs}
+        over = name(others[0]) if len(others) == 1 else "method of the colour"
+        panels.append(BarPanel("POI", f"P({name(first)} > {over})", rows, probability=True))
+    return panels
+
+
+def _curve_panel(study: Study, env: str, metric: str, lines: Lines) -> LinePanel:
+    levels = {"ceiling": study.mean("iou_ceiling", environment=env)}
+    if metric == "return":
+        levels = dict(zip(("random", "reference"), study.scales.get(env, ()), strict=False))
+    title, from_zero = f"{env}: {SHORT[metric]}", metric == "iou"
+    return LinePanel(title, lines.x, lines.bands, levels=levels, from_zero=from_zero)
 
 
 def captions(study: Study) -> dict[str, str]:

@@ -301,7 +301,7 @@ def _at(band: Band, index: int) -> Interval:
 
 
 def _aggregate(scores_RE: np.ndarray) -> np.ndarray:
-    """Return rliable's aggregates in the order of `STATISTICS`, (T,), from one sort: 50,000 calls take long."""
+    """Return rliable's aggregates in the order of `STATISTICS`, (T,), from one sort, for speed."""
     ordered = np.sort(scores_RE, axis=None)
     cut = ordered.size // 4
     means_E = np.sort(scores_RE.sum(axis=0)) / len(scores_RE)
@@ -316,7 +316,7 @@ def _aggregate(scores_RE: np.ndarray) -> np.ndarray:
 
 
 def _improvement(x_RE: np.ndarray, y_RE: np.ndarray) -> np.ndarray:
-    """Return rliable's probability of improvement, (1,): the share of pairs X wins, a tie being half a win."""
+    """Return rliable's probability of improvement, (1,): the share of pairs X wins; a tie is half a win."""
     x_RRE, y_RRE = x_RE[:, None], y_RE[None]
     points = np.count_nonzero(x_RRE > y_RRE) + np.count_nonzero(x_RRE >= y_RRE)
     return np.array([points / (2 * len(x_RE) * y_RE.size)])

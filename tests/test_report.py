@@ -326,7 +326,7 @@ def test_an_iou_that_is_null_is_left_out_with_its_reason(runs: Path) -> None:
     write_scores(runs, "A/camal/seed1", 20, None)
     sentences = warned(runs)
     assert "A/camal/seed1 has no IoU: no target was ever in view." in sentences
-    assert "Over all environments, IoU: Left out camal seed 1" in sentences
+    assert "Over all environments: Left out camal seed 1" in sentences
     found = statistics_of(make(runs)[1])["metrics"]
     assert found["iou"]["joint"]["runs"] == {"camal": 1, "vanilla": 2}
     assert found["return"]["joint"]["runs"] == {"camal": 2, "vanilla": 2}

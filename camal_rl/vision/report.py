@@ -318,14 +318,13 @@ def overlays(folds: Folds, other: str) -> tuple[Strips, list[str], list[str]]:
             continue
         try:
             (image, mask, _, own), (same_image, _, _, others) = map(first_panels, files)
-        except (OSError, ValueError):
-            problems.append(f"No picture of {camal.title} and {prose(other)}: it can't be read.")
+            if not np.array_equal(image, same_image):
+                raise ValueError("they show different samples")
+        except (OSError, ValueError) as error:
+            problems.append(f"No picture of {camal.title} and {prose(other)}: {error}.")
             continue
-        if np.array_equal(image, same_image):
-            strips[camal.data] = [image, mask, own, others]
-            titles.append(f"{prose(camal.data)}: {prose(camal.model)}, fold {camal.number}")
-        else:
-            problems.append(f"No picture of {camal.title} and {prose(other)}: they show different samples.")
+        strips[camal.data] = [image, mask, own, others]
+        titles.append(f"{prose(camal.data)}: {prose(camal.model)}, fold {camal.number}")
     return strips, titles, problems
 
 
