@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import tyro
 
@@ -84,12 +84,12 @@ from camal_rl.run.device import choose_device, choose_precision, prepare_device
 from camal_rl.run.files import make_folder, write_together
 from camal_rl.run.machine import cores, processor
 
-FORMAT = 2
-"""Version of the layout of benchmark.json."""
+FORMAT = 2  # of benchmark.json
 Values = dict[str, list[float]]
 """Values of each way, such as a method, one a repetition: in ms, or as a way named SPS or MiB says."""
 Cases = dict[str, Values]
 """Values by case, such as a size."""
+progress = partial(tqdm, leave=False, disable=None)  # none where nobody looks
 METHODS: tuple[Literal["camal", "vanilla"], ...] = ("camal", "vanilla")
 
 
@@ -131,7 +131,7 @@ def take_turns(ways: Mapping[str, Callable[[], object]], plan: Plan) -> Values:
     for function in ways.values():
         function()
     medians: Values = {way: [] for way in ways}
-    for _ in tqdm(range(plan.repetitions), leave=False, disable=None):
+    for _ in progress(range(plan.repetitions)):
         times: Values = {way: [] for way in ways}
         for turn in range(plan.turns):
             for way in list(ways)[:: 1 if turn % 2 else -1]:  # or the first would always find the same caches
@@ -186,8 +186,8 @@ def words_of(args: Any) -> list[str]:
     words = []
     for field in dataclasses.fields(args):
         if (value := getattr(args, field.name)) != field.default:
-            values = () if value is True else value if isinstance(value, tuple) else (value,)
-            words += [f"--{field.name.replace('_', '-')}", *map(str, values)]
+            values = value if isinstance(value, tuple) else () if isinstance(value, bool) else (value,)
+            words += [f"--{'no-' * (value is False)}{field.name.replace('_', '-')}", *map(str, values)]
     return words
 
 
@@ -255,9 +255,8 @@ def rollout(plan: Plan) -> Cases:
             raw = DoomVectorEnv(args.env, args.num_envs, render_resolution=resolution)
             stack.enter_context(closing(raw))
             raw.reset(seed=args.seed)
-            threads = stack.enter_context(ThreadPoolExecutor(args.num_envs))
             ways: dict[str, Callable[[], object]] = {
-                "raw engine": partial(play_raw, raw, args.num_steps, threads),
+                "raw engine": partial(play_raw, raw, args.num_steps),
                 "rollout": loop.play,
                 "projection": partial(project, loop.envs, args.num_steps),
             }
@@ -265,7 +264,7 @@ def rollout(plan: Plan) -> Cases:
     return cases
 
 
-def play_raw(envs: DoomVectorEnv, steps: int, threads: ThreadPoolExecutor) -> None:
+def play_raw(envs: DoomVectorEnv, steps: int) -> None:
     """Act at random in every game's engine, in a thread for each, and take frame and labels; no more."""
 
     def play(env: DoomEnv) -> None:
@@ -276,7 +275,8 @@ def play_raw(envs: DoomVectorEnv, steps: int, threads: ThreadPoolExecutor) -> No
             state = env.game.get_state()
             _ = state.screen_buffer, state.labels_buffer
 
-    list(threads.map(play, envs.envs))
+    with ThreadPoolExecutor(envs.num_envs) as threads:
+        list(threads.map(play, envs.envs))
 
 
 def project(envs: DoomVectorEnv, times: int) -> None:
@@ -291,8 +291,7 @@ def runs(plan: Plan) -> Cases:
     """SPS of several trainings at once, added up, each with one thread or with all of them."""
     cases: Cases = defaultdict(lambda: defaultdict(list))
     threads = sorted({1, plan.base.torch_threads})
-    combinations = list(itertools.product(range(plan.repetitions), plan.runs, threads))
-    for _, count, of_each in tqdm(combinations, leave=False, disable=None):
+    for _, count, of_each in progress(list(itertools.product(range(plan.repetitions), plan.runs, threads))):
         args = [dataclasses.replace(plan.base, torch_threads=of_each, seed=seed) for seed in range(count)]
         with ThreadPoolExecutor(count) as pool:
             speeds = [sps for sps, _ in pool.map(train, args, [plan.turns] * count)]
@@ -344,8 +343,7 @@ def scaling(plan: Plan) -> Cases:
         **{f"rendered at {size}": {"render_resolution": size} for size in plan.resolutions},
     }
     cases: Cases = defaultdict(lambda: defaultdict(list))
-    combinations = list(itertools.product(range(plan.repetitions), varied.items()))
-    for _, (case, changes) in tqdm(combinations, leave=False, disable=None):
+    for _, (case, changes) in progress(list(itertools.product(range(plan.repetitions), varied.items()))):
         sps, samples = train(dataclasses.replace(plan.base, **changes), plan.turns)
         cases[case]["SPS"].append(sps)
         cases[case]["MiB"].append(max(samples))
@@ -381,12 +379,16 @@ def vision(plan: Plan) -> Cases:
         torch.set_num_threads(plan.base.torch_threads)
         for name in models.ARCHITECTURES:
             model = models.Classifier(name, 37).to(device)  # as many classes as Oxford-IIIT-Pet has
-            images = torch.randint(256, (32, 3, 224, 224), dtype=torch.uint8)
-            costs, count = torch.rand(32, *models.map_size(model, 224)), torch.tensor(32)
-            batch = train.Batch(images, torch.randint(37, (32,)), costs, count, count).to(device)
+            batch = train.Batch(
+                images=torch.randint(256, (32, 3, 224, 224), dtype=torch.uint8),
+                labels=torch.randint(37, (32,)),
+                mask_weights=torch.rand(32, 2, *models.map_size(model, 224)),
+                supervised=torch.full((32,), 1 / 32),
+                total=torch.tensor(32),
+            ).to(device)
             optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-4)
             step = partial(train.update, model, optimizer, batch, group=group, precision=precision)
-            methods = {method: train.Args(model=name, method=method) for method in METHODS}
+            methods = {method: train.Args(model=cast(Any, name), method=method) for method in METHODS}
             cases[name] = take_turns({way: partial(step, args=args) for way, args in methods.items()}, plan)
     return cases
 
@@ -406,16 +408,15 @@ PARTS: dict[Part, tuple[Callable[[Plan], Cases], str, str]] = {
 """The function that measures each part, the part's title, and the way that the others are divided by."""
 
 
-def spread(values: Any) -> tuple[float, float, float]:
-    """Median, lowest and highest."""
-    return float(np.median(values)), float(np.min(values)), float(np.max(values))
+SPREAD: tuple[Callable[[Any], Any], ...] = (np.median, np.min, np.max)
 
 
 def tabulate(title: str, cases: Cases, baseline: str = "", note: str = "") -> Table:
     """Return a line a case: median [lowest to highest] of every way, and of its ratio to the baseline."""
 
     def shown(values: Any) -> str:
-        median, low, high = (f"{value:.3f}" if value < 10 else f"{value:.0f}" for value in spread(values))
+        numbers = (pick(values) for pick in SPREAD)
+        median, low, high = (f"{number:.3f}" if number < 10 else f"{number:.0f}" for number in numbers)
         return f"{median} [{low} to {high}]"
 
     ways = list(next(iter(cases.values())))
@@ -433,8 +434,8 @@ def draw_extraction(figure: Figure, cases: Cases) -> None:
     axes = figure.add_subplot(ylabel="time / time without attention", yscale="log")
     without, *ways = next(iter(cases.values()))
     for place, way in enumerate(ways):
-        ratios = [spread(np.array(values[way]) / values[without]) for values in cases.values()]
-        medians, low, high = zip(*ratios, strict=True)
+        ratios = [np.array(values[way]) / values[without] for values in cases.values()]
+        medians, low, high = ([pick(ratio) for ratio in ratios] for pick in SPREAD)
         axes.plot(list(cases), medians, DASHES[place], color=colour(place), marker="o", label=way)
         axes.fill_between(list(cases), low, high, color=colour(place), alpha=0.2, linewidth=0)
     axes.tick_params(axis="x", rotation=45)
@@ -516,5 +517,4 @@ def run(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    STOPPED = f"Finished parts are in {ARGS.output / 'benchmark.md'}."
-    sys.exit(run_at_once(lambda: run(ARGS), STOPPED))
+    sys.exit(run_at_once(lambda: run(ARGS), f"Finished parts are in {ARGS.output}."))
