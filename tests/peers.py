@@ -1,4 +1,4 @@
-"""Other libraries' PPO on the work that our training does, but without masks and attention: time an iteration.
+"""Other libraries' PPO on our training's work, but without masks and attention: time an iteration.
 
 Each library needs an environment of its own:
 
@@ -6,8 +6,8 @@ Each library needs an environment of its own:
     python3 -m venv sb3 && sb3/bin/pip install torch stable-baselines3==2.9.2 vizdoom opencv-python-headless
     python tests/peers.py sample-factory=sf/bin/python stable-baselines3=sb3/bin/python
 
-measures camal_rl, with CAMAL, and both libraries in turns, and writes peers.json and peers.md; it takes half an
-hour on two cores. Each library has its own best settings for a machine of few cores.
+measures camal_rl, with CAMAL, and both libraries in turns, and writes peers.json and peers.md; it takes half
+an hour on two cores. Each library has its own best settings for a machine of few cores.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WARMUP, ITERATIONS = 2, 10
 
 
 def parse_args() -> argparse.Namespace:
-    """Read the command line: of all libraries in turns, or, with NAME alone, of one of them in this process."""
+    """Read the command line: all libraries in turns, or, with NAME alone, one of them in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("libraries", nargs="+", metavar="NAME=PYTHON", help="interpreters that have them")
     parser.add_argument("--env", default="Basic", help="environment or .toml file")
@@ -196,7 +196,7 @@ def stable_baselines3(args: argparse.Namespace) -> float:
 
 
 def sample_factory(args: argparse.Namespace) -> float:
-    """Seconds an iteration of APPO, which collects while it learns, in as many processes as there are cores."""
+    """Seconds an iteration of APPO, which collects while it learns, in as many processes as cores."""
     from sample_factory.algo.runners.runner import AlgoObserver, Runner
     from sample_factory.algo.utils.misc import ExperimentStatus
     from sample_factory.cfg.arguments import parse_full_cfg, parse_sf_args
