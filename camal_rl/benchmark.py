@@ -93,7 +93,7 @@ METHODS: tuple[Literal["camal", "vanilla"], ...] = ("camal", "vanilla")
 
 
 class Plan(NamedTuple):
-    """What is measured, how often and at which sizes."""
+    """The measurements to make, how often and at which sizes."""
 
     base: ppo.Args  # options of every training
     repetitions: int

@@ -167,7 +167,7 @@ from camal_rl.run.workers import Workers
 
 
 class Output(NamedTuple):
-    """What the network makes of a batch of images."""
+    """The network's outputs for a batch of images."""
 
     logits: Tensor  # (B, actions)
     value: Tensor  # (B,)

@@ -78,7 +78,7 @@ WORDS = {
     "iou": ("attention", "better aligned than", "worse aligned than"),
     "return": ("return", "better than", "worse than"),
 }
-"""What a verdict speaks of, and how it calls the first method's where that has more or less of it."""
+"""Subjects of a verdict, and how it calls the first method's where that has more or less of it."""
 
 
 def verdicts(methods: Sequence[str], results: Mapping[str, Results]) -> list[str]:

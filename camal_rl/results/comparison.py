@@ -18,7 +18,7 @@ from camal_rl.results.study import Study, curve, read_curve
 from camal_rl.stats import Band, Interval, Verdict
 
 METRICS = {"iou": "iou", "return": "normalized_return"}
-"""What methods are compared by, and the column of a study's table that has it."""
+"""The quantities by which methods are compared, and the column of a study's table that has it."""
 TAGS = {"iou": "camal/iou", "return": "charts/episodic_return"}
 WINDOWS = 50
 """Positions of a learning curve."""

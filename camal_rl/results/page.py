@@ -1,4 +1,4 @@
-"""What a report says -> its page in one HTML file, the same in Markdown, and all files beside it."""
+"""A report's content -> its page in one HTML file, the same in Markdown, and all files beside it."""
 
 from __future__ import annotations
 

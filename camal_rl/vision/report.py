@@ -79,7 +79,7 @@ WORDS = {
     "iou": ("attention", "better aligned than", "worse aligned than", "as well aligned as"),
     "accuracy": ("accuracy", "higher than", "lower than", "the same as"),
 }
-"""What a verdict speaks of, and how it calls CAMAL's where that has more of it, less or as much."""
+"""Subjects of a verdict, and how it calls CAMAL's where that has more of it, less or as much."""
 
 
 def verdicts(folds: Folds, results: Results) -> list[str]:

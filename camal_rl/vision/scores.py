@@ -40,7 +40,7 @@ MODELS = {
 }
 METHODS = {**comparison.NAMES, "prior": "Prior"}
 MEASURES = {"iou": "IoU", "accuracy": "accuracy"}
-"""What methods are compared by, and its name in prose."""
+"""The quantities by which methods are compared, and its name in prose."""
 KINDS = ("removal", "insertion")
 UNSHIFTED = "unshifted"
 """The test set that is like the training set."""
@@ -213,9 +213,9 @@ class Paired:
     folds: pd.DataFrame
     """A row a fold: the measure as "camal" and "rival", "ceiling" of IoU, "dead_camal" and "dead_rival"."""
     p: float
-    """Of the one-tailed Wilcoxon signed-rank test that CAMAL is higher."""
+    """p-value of the one-tailed Wilcoxon signed-rank test that CAMAL is higher."""
     p_lower: float
-    """Of the test that it is lower."""
+    """p-value of the test that it is lower."""
 
     @property
     def means(self) -> tuple[float, float]:
@@ -263,7 +263,7 @@ class Results:
     """All that is computed of the pairs."""
 
     paired: Sequence[Paired]
-    """Those with a fold, in the report's order."""
+    """Pairs with a fold in common, in the report's order."""
     curves: Mapping[str, Curves]
     """By other method; only those with curves."""
     variances: Mapping[str, Sequence[Variance]]
