@@ -1,235 +1,519 @@
-"""Speed, overhead and memory, measured: training's own functions against the goals that the README quotes.
+"""Training on this machine -> tables and figures of its speed and memory; the paper's Figure 2 and Table 6.
 
-Each part measures one thing, as ratios of what was measured in turns, and keeps every repetition in
-`benchmark.json`. A part that is measured again replaces its own results there, and no others.
+Every part calls training's own functions, or its command. Ways that are compared take turns, so that whatever
+else the machine does hits all of them, and ratios are formed within a repetition.
 """
 
 from __future__ import annotations
 
-import json
 import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch's import
+
+import dataclasses
+import itertools
+import json
+import platform
+import re
 import shlex
-import signal
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import tyro
 
-from camal_rl.errors import UserError, print_mistake
-from camal_rl.game.definition import load_definition
-from camal_rl.run.command_line import refuse_options, split_arguments
-from camal_rl.run.files import make_folder, write_together
+from camal_rl.errors import UserError
+from camal_rl.run.command_line import NAME, Count, Positive, check_ranges, parse, run_at_once
 
-if TYPE_CHECKING:
-    from camal_rl.benchmark_parts import Settings
-
-Count = Annotated[int, tyro.conf.arg(metavar="N")]
-Part = Literal[
-    "overhead", "peers", "rollout", "runs", "extraction", "scaling", "startup", "profile", "vision"
-]
-PARTS: tuple[Part, ...] = (
-    "overhead",
-    "peers",
-    "rollout",
-    "runs",
-    "extraction",
-    "scaling",
-    "startup",
-    "profile",
-    "vision",
-)
-"""In the order in which they are measured."""
-FORMAT = 1
+Part = Literal["overhead", "rollout", "runs", "extraction", "scaling", "startup", "vision"]
 
 
 @dataclass
 class Args:
-    """Measure speed and memory. Parts: overhead (CAMAL's cost), peers (other libraries), rollout (beside the
-    raw engine), runs (several at once), extraction (the paper's Figure 2), scaling (sizes and memory),
-    startup, profile (where time goes), vision (Table 6). Parts that were measured before stay in the results.
+    """Measure speed and memory. A part that is measured again replaces its own results, and no others.
 
-    Options after -- go to every training; python -m camal_rl.ppo --help lists them.
+    Parts: overhead (CAMAL's cost), rollout (beside the raw engine), runs (several at once), extraction (the
+    paper's Figure 2), scaling (sizes and memory), startup, vision (the paper's Table 6).
     """
 
     parts: tyro.conf.Positional[tuple[Part, ...]] = ()
-    """what to measure; without one, all but peers and vision"""
-    output: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/benchmark")
-    """folder for benchmark.json, benchmark.md and figures"""
-    repetitions: Count = 5
-    """of each measurement"""
-    iterations: Count = 10
-    """of training in each repetition"""
-    env: Annotated[str, tyro.conf.arg(metavar="NAME")] = "Basic"
-    """or .toml file; python -m camal_rl.environments lists them"""
-    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
+    """parts to measure; all but vision, unless named"""
+    env: Annotated[str, NAME] = "Basic"
+    """environment or .toml file; python -m camal_rl.environments lists"""
+    repetitions: Positive = 5
+    """repetitions of every measurement; 1 with --quick"""
+    quick: bool = False
+    """measure once and at fewer sizes, in minutes instead of an hour"""
+    output: Path = Path("runs/benchmark")
+    """folder for benchmark.md, benchmark.json and figures"""
+    device: Annotated[str, NAME] = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
-    precision: Annotated[Literal["auto", "fp32", "bf16"], tyro.conf.arg(metavar="NAME")] = "auto"
-    """fp32, bf16, or auto: bf16 where the hardware has it"""
     torch_threads: Count = 0
-    """CPU threads of an update, 0 for all cores"""
-    peers: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=PYTHON")] = ()
-    """interpreters that have sample-factory or stable-baselines3, which the part peers measures"""
+    """CPU threads that play and learn, 0 for all cores"""
 
-
-def parse_args(arguments: Sequence[str] | None = None) -> tuple[Args, list[str]]:
-    """Read the command line: own options, and those after `--`, which are for training."""
-    own, train = split_arguments(arguments)
-    return tyro.cli(Args, prog="python -m camal_rl.benchmark", args=own), train
-
-
-OWN = ("env", "method", "seed", "total-timesteps", "runs-dir", "device", "precision", "torch-threads")
-"""Options of a training that the benchmark sets."""
-
-
-def chosen_parts(args: Args) -> list[Part]:
-    """What to measure, in order."""
-    if args.parts:
-        return [part for part in PARTS if part in args.parts]
-    return [part for part in PARTS if part != "vision" and (part != "peers" or args.peers)]
-
-
-def settings_of(args: Args, train: Sequence[str]) -> Settings:
-    """How to measure.
-
-    Raises:
-        UserError: arguments with which that can't be done.
-        SystemExit: code 2, an option that `camal_rl.ppo` does not understand.
-    """
-    import torch
-
-    from camal_rl import ppo
-    from camal_rl.benchmark_parts import Settings, training_args
-    from camal_rl.run.device import choose_device
-
-    for option, value, least in (
-        ("repetitions", args.repetitions, 1),
-        ("iterations", args.iterations, 1),
-        ("torch-threads", args.torch_threads, 0),
-    ):
-        if value < least:
-            raise UserError(f"--{option} {value}: give a number of at least {least}.")
-    refuse_options(OWN, train, "training", "benchmark")
-    threads = args.torch_threads or torch.get_num_threads()
-    options = ("--env", args.env, "--device", args.device, "--precision", args.precision)
-    settings = Settings(
-        (*options, "--torch-threads", str(threads), *train), args.repetitions, args.iterations
-    )
-    planned = training_args(settings, Path())
-    ppo.check_args(planned)
-    choose_device(args.device)
-    load_definition(args.env)
-    return settings
-
-
-def command(part: Part, args: Args, train: Sequence[str]) -> str:
-    """The command that measures one part so, whatever else this one did, and without this machine's paths."""
-    usual = asdict(Args())
-    words: list[str] = [part]
-    for name, value in asdict(args).items():
-        if name not in ("parts", "output", "peers") and value != usual[name]:
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    if part == "peers":
-        words += ["--peers", *(f"{peer.partition('=')[0]}=PYTHON" for peer in args.peers)]
-    return f"python -m camal_rl.benchmark {shlex.join([*words, *(['--', *train] if train else [])])}"
-
-
-def earlier_results(folder: Path) -> dict[str, Any]:
-    """What parts measured before, by part.
-
-    Raises:
-        UserError: there is a file which is not a benchmark's.
-    """
-    file = folder / "benchmark.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT or not content["parts"].keys() <= set(PARTS):
-            raise ValueError("another format")
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file} can't be added to ({' '.join(str(error).split())}): move it away, "
-            "or choose another --output."
-        ) from error
-    return cast("dict[str, Any]", content["parts"])
-
-
-def save(folder: Path, parts: Mapping[str, Any]) -> list[Path]:
-    """Write all results, and return the files.
-
-    Raises:
-        UserError: they can't be written.
-    """
-    from camal_rl.benchmark_tables import documents
-
-    content = {"format": FORMAT, "parts": {part: parts[part] for part in PARTS if part in parts}}
-    files = {"benchmark.json": (json.dumps(content, indent=1) + "\n").encode()} | documents(parts)
-    write_together({folder / name: data for name, data in files.items()})
-    return [folder / name for name in files]
-
-
-def run(args: Args, train: Sequence[str]) -> None:
-    """Measure part after part, each saved as soon as it is there.
-
-    Raises:
-        UserError: arguments, folder or peers with which that can't be done.
-    """
-    from camal_rl import benchmark_parts
-    from camal_rl.benchmark_tables import ACCOUNTS, goal
-
-    wanted = chosen_parts(args)
-    settings = settings_of(args, train)
-    interpreters = benchmark_parts.check_peers(args.peers)
-    if "peers" in wanted:
-        missing = [peer for peer in benchmark_parts.PEERS if peer not in interpreters]
-        how = [
-            f"{benchmark_parts.installation(peer)}, then --peers {peer}={peer}/bin/python" for peer in missing
-        ]
-        if not interpreters:
-            raise UserError(f"peers: name at least one with --peers. To install them: {'; or '.join(how)}.")
-        for peer, words in zip(missing, how, strict=True):
-            print(f"{peer} is not measured. To install it: {words}", flush=True)
-    make_folder(args.output)
-    results = earlier_results(args.output)
-    machine = benchmark_parts.machine(settings)
-    files = save(args.output, results)
-    for part in wanted:
-        if part == "peers":
-            result = benchmark_parts.peers(settings, interpreters)
-        else:
-            result = getattr(benchmark_parts, part)(settings)
-        results[part] = {"machine": machine, "command": command(part, args, train), "result": result}
-        files = save(args.output, results)
-        for finding in ACCOUNTS[part](result, machine).findings:
-            name, value, wanted_value, met = goal(finding)
-            print(f"{name}: {value}; goal: {wanted_value}: {'met' if met == 'yes' else 'missed'}", flush=True)
-    print("\n".join(f"  {file}" for file in files))
-
-
-def main(args: Args, train: Sequence[str]) -> int:
-    """Measure, and return the exit code: 0, 2 after a user's mistake, 130 or 143 after a signal."""
-    received: list[int] = []
-
-    def stop(number: int, frame: Any) -> None:
-        if not received:  # a second one would interrupt the ending of engines
-            received.append(number)
-            os.write(2, b"\nStopping.\n")
-            raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    try:
-        run(args, train)
-    except UserError as mistake:
-        return print_mistake(mistake)
-    except KeyboardInterrupt:
-        print(f"Stopped. Finished parts are in {args.output / 'benchmark.json'}.", file=sys.stderr)
-        return 128 + received[0]
-    return 0
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 if __name__ == "__main__":
-    sys.exit(main(*parse_args()))
+    ARGS = parse(Args, "python -m camal_rl.benchmark")  # before torch is imported: --help answers at once
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+from camal_rl import attention, camal, ppo
+from camal_rl.doom import DoomEnv, DoomVectorEnv
+from camal_rl.game.definition import load_definition
+from camal_rl.masks import Projection
+from camal_rl.results.figures import DASHES, Table, colour, draw, markdown
+from camal_rl.run.device import choose_device, choose_precision, prepare_device
+from camal_rl.run.files import make_folder, write_together
+from camal_rl.run.machine import cores, processor
+
+FORMAT = 2  # of benchmark.json
+Values = dict[str, list[float]]
+"""Values of each way, such as a method, one a repetition: in ms, or as a way named SPS or MiB says."""
+Cases = dict[str, Values]
+"""Values by case, such as a size."""
+progress = partial(tqdm, leave=False, disable=None)  # none where nobody looks
+METHODS: tuple[Literal["camal", "vanilla"], ...] = ("camal", "vanilla")
+
+
+class Plan(NamedTuple):
+    """The measurements to make, how often and at which sizes."""
+
+    base: ppo.Args  # options of every training
+    repetitions: int
+    turns: int = 5  # in a repetition, and iterations of a training
+    resolutions: tuple[Literal["160x120", "320x240"], ...] = ("160x120", "320x240")
+    runs: tuple[int, ...] = (1, 2, 3, 4)  # at once
+    batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    num_envs: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    frame_sizes: tuple[tuple[int, int], ...] = ((84, 84), (120, 160), (240, 320))
+    length: int = 60  # iterations of the training whose memory is watched
+
+
+def make_plan(args: Args) -> Plan:
+    """Return what the command line asks for.
+
+    Raises:
+        UserError: there is no such environment or device.
+    """
+    load_definition(args.env)
+    choose_device(args.device)
+    threads = args.torch_threads or min(torch.get_num_threads(), cores())
+    plan = Plan(ppo.Args(env=args.env, device=args.device, torch_threads=threads), args.repetitions)
+    if args.quick:
+        plan = plan._replace(repetitions=1, turns=3, runs=(1, 2), batch_sizes=(1, 16, 128))
+        plan = plan._replace(num_envs=(2, 8), frame_sizes=((84, 84), (120, 160)), length=12)
+    return plan
+
+
+# --------------------------------------------------------------------------------------------- how to measure
+
+
+def take_turns(ways: Mapping[str, Callable[[], object]], plan: Plan) -> Values:
+    """Time functions in turns, after a call of each that does not count; return medians, one a repetition."""
+    for function in ways.values():
+        function()
+    medians: Values = {way: [] for way in ways}
+    for _ in progress(range(plan.repetitions)):
+        times: Values = {way: [] for way in ways}
+        for turn in range(plan.turns):
+            for way in list(ways)[:: 1 if turn % 2 else -1]:  # or the first would always find the same caches
+                began = time.perf_counter()
+                ways[way]()
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                times[way].append(1000 * (time.perf_counter() - began))
+        for way in ways:
+            medians[way].append(float(np.median(times[way])))
+    return medians
+
+
+def train(args: ppo.Args, iterations: int) -> tuple[float, list[float]]:
+    """Train in a process of its own, as the command does; return SPS, and memory in MiB once a second.
+
+    Raises:
+        UserError: it failed.
+    """
+    args = dataclasses.replace(args, total_timesteps=iterations * args.batch_size)
+    samples = []
+    with tempfile.TemporaryDirectory(prefix="camal_rl-benchmark-") as folder:
+        command = [sys.executable, "-m", "camal_rl.ppo", *words_of(args), "--runs-dir", folder]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            try:
+                while process.poll() is None:
+                    samples.append(memory(process.pid))
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(1)
+            finally:
+                process.kill()
+            said = process.communicate()[1].decode().splitlines()
+        if process.returncode:
+            raise UserError(f"a training failed: {said[-1].removeprefix('camal_rl: ') if said else '?'}")
+        curves = next(Path(folder).rglob("curves.csv")).read_text()
+    return float(re.findall(r"charts/SPS,\d+,(.+)", curves)[-1]), samples
+
+
+def memory(process: int) -> float:
+    """MiB of a process and its children, what they share counted once (PSS); 0 where there is no /proc."""
+    total = 0
+    with suppress(OSError):  # it has ended meanwhile
+        children = [file.read_text().split() for file in Path(f"/proc/{process}/task").glob("*/children")]
+        for member in (process, *itertools.chain(*children)):
+            text = Path(f"/proc/{member}/smaps_rollup").read_text()
+            total += sum(map(int, re.findall(r"^Pss: *(\d+) kB", text, re.MULTILINE)))
+    return total / 1024
+
+
+def words_of(args: Any) -> list[str]:
+    """Return the command line of a dataclass of options, without those at their defaults."""
+    words = []
+    for field in dataclasses.fields(args):
+        if (value := getattr(args, field.name)) != field.default:
+            values = value if isinstance(value, tuple) else () if isinstance(value, bool) else (value,)
+            words += [f"--{'no-' * (value is False)}{field.name.replace('_', '-')}", *map(str, values)]
+    return words
+
+
+class Loop:
+    """The body of the loop of `ppo.train`, without its run folder; `stack` ends engines and threads."""
+
+    def __init__(self, args: ppo.Args, stack: ExitStack) -> None:
+        self.args = args
+        self.device, _, self.workers = prepare_device(args.device, args.precision, args.torch_threads, stack)
+        map_size = None if args.method == "vanilla" else ppo.feature_map_size(args.frame_size)
+        looks = (args.frame_size, args.render_resolution)
+        self.envs = DoomVectorEnv(args.env, args.num_envs, *looks, map_size=map_size)
+        stack.enter_context(closing(self.envs))
+        self.envs.reset(seed=args.seed)
+        torch.manual_seed(args.seed)
+        self.agent = ppo.Agent(self.envs.num_actions, self.envs.images.shape[1:]).to(self.device)
+        fused = self.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.Adam(self.agent.parameters(), args.learning_rate, eps=1e-5, fused=fused)
+        self.generator = torch.Generator(self.device)
+        self.store = ppo.allocate(args, self.agent, self.envs.images.shape[1])
+
+    def play(self) -> Tensor:
+        """Play a rollout, and return the values of the newest observations."""
+        draws = np.random.default_rng(0).random((self.args.num_steps, self.args.num_envs))
+        return ppo.rollout(self.agent, self.envs, self.store, self.args, draws, self.workers)
+
+    def iterate(self) -> None:
+        """Play and learn."""
+        steps = (self.store.rewards, self.store.values, self.store.ends, self.play())
+        advantages, returns = ppo.gae(*steps, self.args.gamma, self.args.gae_lambda)
+        self.batch = ppo.flatten(self.store, advantages, returns, self.args, self.device)
+        self.update()
+
+    def update(self) -> None:
+        """Learn from what the last iteration played."""
+        ppo.update(self.agent, self.optimizer, self.batch, self.args, self.generator, self.workers)
+
+
+# -------------------------------------------------------------------------------------------------- the parts
+
+
+def overhead(plan: Plan) -> Cases:
+    """Iterations of 1,024 agent steps (rollout and update, no logging), and updates alone, in turns.
+
+    The learning rate is 0, so that both methods play the same games: some views take longer to draw.
+    """
+    with ExitStack() as stack:
+        options = [dataclasses.replace(plan.base, method=method, learning_rate=0.0) for method in METHODS]
+        loops = {args.method: Loop(args, stack) for args in options}
+        iteration = take_turns({method: loop.iterate for method, loop in loops.items()}, plan)
+        update = take_turns({method: loop.update for method, loop in loops.items()}, plan)
+        return {"iteration": iteration, "update": update}
+
+
+def rollout(plan: Plan) -> Cases:
+    """Rollouts of 1,024 agent steps, raw engines, and the projection of as many masks by one thread.
+
+    Each of the raw engines plays at random in a thread of its own, and frames and labels are taken.
+    """
+    cases = {}
+    for resolution in plan.resolutions:
+        args = dataclasses.replace(plan.base, render_resolution=resolution)
+        with ExitStack() as stack:
+            loop = Loop(args, stack)
+            raw = DoomVectorEnv(args.env, args.num_envs, render_resolution=resolution)
+            stack.enter_context(closing(raw))
+            raw.reset(seed=args.seed)
+            ways: dict[str, Callable[[], object]] = {
+                "raw engine": partial(play_raw, raw, args.num_steps),
+                "rollout": loop.play,
+                "projection": partial(project, loop.envs, args.num_steps),
+            }
+            cases[f"rendered at {resolution}"] = take_turns(ways, plan)
+    return cases
+
+
+def play_raw(envs: DoomVectorEnv, steps: int) -> None:
+    """Act at random in every game's engine, in a thread for each, and take frame and labels; no more."""
+
+    def play(env: DoomEnv) -> None:
+        for action in np.random.default_rng(0).integers(len(env.actions), size=steps).tolist():
+            env.game.make_action(env.actions[action], env.definition.frame_skip)
+            if env.game.is_episode_finished():
+                env.game.new_episode()
+            state = env.game.get_state()
+            _ = state.screen_buffer, state.labels_buffer
+
+    with ThreadPoolExecutor(envs.num_envs) as threads:
+        list(threads.map(play, envs.envs))
+
+
+def project(envs: DoomVectorEnv, times: int) -> None:
+    """Project every game's newest mask so many times."""
+    out = np.zeros_like(envs.mask_weights[0])  # (2, h, w)
+    projection = Projection(envs.envs[0].label_size, out.shape[1:])
+    for env in envs.envs * times:
+        projection(env.mask, env.mask_box, out)
+
+
+def runs(plan: Plan) -> Cases:
+    """SPS of several trainings at once, added up, each with one thread or with all of them."""
+    cases: Cases = defaultdict(lambda: defaultdict(list))
+    threads = sorted({1, plan.base.torch_threads})
+    for _, count, of_each in progress(list(itertools.product(range(plan.repetitions), plan.runs, threads))):
+        args = [dataclasses.replace(plan.base, torch_threads=of_each, seed=seed) for seed in range(count)]
+        with ThreadPoolExecutor(count) as pool:
+            speeds = [sps for sps, _ in pool.map(train, args, [plan.turns] * count)]
+        cases[f"{count} at once, torch threads: {of_each}"]["SPS"].append(sum(speeds))
+    return cases
+
+
+def extraction(plan: Plan) -> Cases:
+    """A forward and backward pass in fp32, without attention and with attention extracted in three ways."""
+    cases = {}
+    with ExitStack() as stack:
+        device, _, _ = prepare_device(plan.base.device, "fp32", plan.base.torch_threads, stack)
+        torch.set_num_threads(plan.base.torch_threads)
+        agent = ppo.Agent(4, (4, *plan.base.frame_size)).to(device)
+        for size in plan.batch_sizes:
+            images = torch.randint(256, (size, 4, *plan.base.frame_size), dtype=torch.uint8, device=device)
+            mask_weights = torch.rand((size, 2, *agent.map_shape[1:]), device=device)
+            ways = ("no attention", "one pass a sample", "one pass (Eq. 4)", "closed form")
+            functions = {way: partial(extract, agent, images, mask_weights, way) for way in ways}
+            cases[f"batch of {size}"] = take_turns(functions, plan)
+    return cases
+
+
+def extract(agent: ppo.Agent, images: Tensor, mask_weights: Tensor, way: str) -> None:
+    """Make a forward and backward pass with attention extracted in one of the ways."""
+    agent.zero_grad()
+    output = agent(images)
+    loss = output.value.square().mean() + output.logits.logsumexp(dim=1).mean()
+    if way != "no attention":
+        if way == "closed form":
+            cam = attention.critic_cam(agent, output)
+        else:
+            per_sample = way == "one pass a sample"
+            cam = attention.class_activation_map(output.feature_maps, output.value, per_sample=per_sample)
+        alpha, beta = camal.projected_alpha_beta(attention.normalize(cam), mask_weights)
+        loss = loss + (beta - alpha).mean()
+    loss.backward()
+
+
+def scaling(plan: Plan) -> Cases:
+    """SPS, and highest memory of the trainer and its engines, what they share counted once (PSS).
+
+    In the longer training, for whose thirds the median is shown, every iteration measures attention with a
+    picture and saves a checkpoint.
+    """
+    varied: dict[str, dict[str, Any]] = {
+        **{f"{number} games": {"num_envs": number} for number in plan.num_envs},
+        **{f"frames of {h}x{w}": {"frame_size": (h, w)} for h, w in plan.frame_sizes},
+        **{f"rendered at {size}": {"render_resolution": size} for size in plan.resolutions},
+    }
+    cases: Cases = defaultdict(lambda: defaultdict(list))
+    for _, (case, changes) in progress(list(itertools.product(range(plan.repetitions), varied.items()))):
+        sps, samples = train(dataclasses.replace(plan.base, **changes), plan.turns)
+        cases[case]["SPS"].append(sps)
+        cases[case]["MiB"].append(max(samples))
+    always = dataclasses.replace(plan.base, checkpoint_every=1, image_every=1, measure_every=1)
+    sps, samples = train(always, plan.length)
+    for third, part in enumerate(np.array_split(samples, 3), start=1):
+        case = f"{plan.length} iterations, third {third}"
+        cases[case] = {"SPS": [sps], "MiB": [float(np.median(part))]}
+    return cases
+
+
+def startup(plan: Plan) -> Cases:
+    """New processes: one that prints its help, and one that ends after its first gradient step."""
+    short = dataclasses.replace(plan.base, num_steps=2, num_minibatches=1, update_epochs=1, measure_every=0)
+    command = [sys.executable, "-m", "camal_rl.ppo", "--help"]
+    ways: dict[str, Callable[[], object]] = {
+        "--help": partial(subprocess.run, command, stdout=subprocess.DEVNULL, check=True),
+        "first gradient step, and end": partial(train, short, 1),
+    }
+    return {"python -m camal_rl.ppo": take_turns(ways, plan)}
+
+
+def vision(plan: Plan) -> Cases:
+    """A training step of the paper's classifiers on 32 random images of 224x224, with CAMAL and without."""
+    from camal_rl.vision import check_torchvision
+
+    check_torchvision()
+    from camal_rl.vision import models, processes, train
+
+    cases, group = {}, processes.Group()
+    with ExitStack() as stack:
+        device, precision, _ = prepare_device(plan.base.device, "auto", plan.base.torch_threads, stack)
+        torch.set_num_threads(plan.base.torch_threads)
+        for name in models.ARCHITECTURES:
+            model = models.Classifier(name, 37).to(device)  # as many classes as Oxford-IIIT-Pet has
+            batch = train.Batch(
+                images=torch.randint(256, (32, 3, 224, 224), dtype=torch.uint8),
+                labels=torch.randint(37, (32,)),
+                mask_weights=torch.rand(32, 2, *models.map_size(model, 224)),
+                supervised=torch.full((32,), 1 / 32),
+                total=torch.tensor(32),
+            ).to(device)
+            optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-4)
+            step = partial(train.update, model, optimizer, batch, group=group, precision=precision)
+            methods = {method: train.Args(model=cast(Any, name), method=method) for method in METHODS}
+            cases[name] = take_turns({way: partial(step, args=args) for way, args in methods.items()}, plan)
+    return cases
+
+
+# ----------------------------------------------------------------------------------------- tables and figures
+
+
+PARTS: dict[Part, tuple[Callable[[Plan], Cases], str, str]] = {
+    "overhead": (overhead, "CAMAL's cost", "vanilla"),
+    "rollout": (rollout, "Rollouts beside the raw engine", "rollout"),
+    "runs": (runs, "Several trainings at once", ""),
+    "extraction": (extraction, "Extraction of attention (the paper's Figure 2)", "no attention"),
+    "scaling": (scaling, "Speed and memory against sizes", ""),
+    "startup": (startup, "Starting", ""),
+    "vision": (vision, "CAMAL's cost for classifiers (the paper's Table 6)", "vanilla"),
+}
+"""The function that measures each part, the part's title, and the way that the others are divided by."""
+
+
+SPREAD: tuple[Callable[[Any], Any], ...] = (np.median, np.min, np.max)
+
+
+def tabulate(title: str, cases: Cases, baseline: str = "", note: str = "") -> Table:
+    """Return a line a case: median [lowest to highest] of every way, and of its ratio to the baseline."""
+
+    def shown(values: Any) -> str:
+        numbers = (pick(values) for pick in SPREAD)
+        median, low, high = (f"{number:.3f}" if number < 10 else f"{number:.0f}" for number in numbers)
+        return f"{median} [{low} to {high}]"
+
+    ways = list(next(iter(cases.values())))
+    others = [way for way in ways if baseline and way != baseline]
+    lines = []
+    for case, values in cases.items():
+        ratios = [np.array(values[way]) / np.array(values[baseline]) for way in others]
+        lines.append([case, *map(shown, [*values.values(), *ratios])])
+    columns = [way if way in ("SPS", "MiB") else f"{way}, ms" for way in ways]
+    return Table(title, ["", *columns, *(f"{way} / {baseline}" for way in others)], lines, note)
+
+
+def draw_extraction(figure: Figure, cases: Cases) -> None:
+    """Draw the time that extracting attention takes, over the batch size: the paper's Figure 2."""
+    axes = figure.add_subplot(ylabel="time / time without attention", yscale="log")
+    without, *ways = next(iter(cases.values()))
+    for place, way in enumerate(ways):
+        ratios = [np.array(values[way]) / values[without] for values in cases.values()]
+        medians, low, high = ([pick(ratio) for ratio in ratios] for pick in SPREAD)
+        axes.plot(list(cases), medians, DASHES[place], color=colour(place), marker="o", label=way)
+        axes.fill_between(list(cases), low, high, color=colour(place), alpha=0.2, linewidth=0)
+    axes.tick_params(axis="x", rotation=45)
+    axes.legend(loc="upper left")
+
+
+def draw_scaling(figure: Figure, cases: Cases) -> None:
+    """Draw speed and memory of every size."""
+    for place, axes in enumerate(figure.subplots(1, 2, sharey=True)):
+        axes.set_xlabel(unit := ("SPS", "MiB")[place])
+        axes.barh(list(cases), [np.median(values[unit]) for values in cases.values()], color=colour(place))
+    axes.invert_yaxis()
+
+
+FIGURES = {"extraction": draw_extraction, "scaling": draw_scaling}
+
+# ---------------------------------------------------------------------------------------------------- results
+
+
+def machine(base: ppo.Args) -> str:
+    """Return a line on what is measured on."""
+    device = choose_device(base.device)
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "vizdoom", "numpy"))
+    gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+    return (
+        f"{processor()[0]}, {cores()} cores{gpu}; {choose_precision(base.precision, device)} on "
+        f"{device.type}, {base.torch_threads} threads; Python {platform.python_version()}, {versions}."
+    )
+
+
+def earlier_results(file: Path) -> dict[str, Any]:
+    """Return the parts that were measured before.
+
+    Raises:
+        UserError: the file is not this benchmark's.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["format"] == FORMAT:
+            return dict(content["parts"])
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    raise UserError(f"{file} can't be added to: move it away, or choose another --output.")
+
+
+def write(folder: Path, parts: Mapping[str, Any]) -> None:
+    """Write all that was measured as data, tables and figures."""
+    files: dict[str, bytes] = {}
+    text = []
+    for name, (measure, title, baseline) in PARTS.items():
+        if name in parts:
+            part = parts[name]
+            note = " ".join((measure.__doc__ or "").split())
+            text.append(markdown(tabulate(title, part["cases"], baseline, note)))
+            if name in FIGURES:
+                files |= draw(name, 4.0, partial(FIGURES[name], cases=part["cases"]))
+                text.append(f"![{title}]({name}.png)\n")
+            text.append(f"{part['machine']}\n\n```bash\n{part['command']}\n```\n")
+    files["benchmark.json"] = (json.dumps({"format": FORMAT, "parts": parts}, indent=1) + "\n").encode()
+    files["benchmark.md"] = "\n".join(text).encode()
+    write_together({folder / name: content for name, content in files.items()})
+
+
+def run(args: Args) -> None:
+    """Measure part after part, and write each as soon as it is there."""
+    plan = make_plan(args)
+    make_folder(args.output)
+    parts = earlier_results(args.output / "benchmark.json")
+    options = words_of(dataclasses.replace(args, parts=(), output=Args.output))
+    for name, (measure, title, baseline) in PARTS.items():
+        if name in args.parts or (not args.parts and name != "vision"):
+            command = shlex.join(["python", "-m", "camal_rl.benchmark", name, *options])
+            parts[name] = {"command": command, "machine": machine(plan.base), "cases": measure(plan)}
+            write(args.output, parts)
+            print(markdown(tabulate(title, parts[name]["cases"], baseline)), flush=True)
+    print(f"Results: {args.output / 'benchmark.md'}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_at_once(lambda: run(ARGS), f"Finished parts are in {ARGS.output}."))

@@ -439,7 +439,7 @@ def load_runs(args: Args) -> list[TrainedRun]:
     if args.compare is None:
         return [run]
     other = play.load_run(args.compare, args.env, device, args.attention)
-    run_folder.check_definition(args.run, run.trained, other.definition)
+    run_folder.check_definition(args.run, run.trained["definition"], other.definition.described())
     if other.folder.resolve() == run.folder.resolve():
         raise UserError(f"--compare {args.compare}: that is the run itself; give another one.")
     if other.method != run.method:

@@ -203,7 +203,7 @@ def _training(options: list[str]) -> tuple[Path, int, dict[str, Any]]:
     args = ppo.parse_args(options)
     device = choose_device(args.device)
     chosen = {"precision": choose_precision(args.precision, device), "device_type": device.type}
-    planned = RunFolder(args, load_definition(args.env), chosen)
+    planned = RunFolder(args, load_definition(args.env).described(), chosen)
     check_args_file(planned.path, planned.described)
     return planned.path, planned.total * args.batch_size, learned(planned.described)
 

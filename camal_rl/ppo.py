@@ -167,7 +167,7 @@ from camal_rl.run.workers import Workers
 
 
 class Output(NamedTuple):
-    """What the network makes of a batch of images."""
+    """The network's outputs for a batch of images."""
 
     logits: Tensor  # (B, actions)
     value: Tensor  # (B,)
@@ -284,7 +284,7 @@ def rollout(
             if args.method != "vanilla":
                 memory.mask_weights[step, games] = envs.mask_weights[games]  # CAMAL
             if monitor is not None:
-                monitor.keep_masks(step, games, envs)
+                monitor.keep_masks(step, games, envs.masks)
             logits, values = forward(envs.images[games])
             actions = sample(logits, draws[step, games])
             rewards, terminated, truncated, last_images = envs.step_games(games, actions.tolist())
@@ -454,7 +454,7 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
         stack.enter_context(torch.autograd.set_detect_anomaly(args.detect_anomaly))
         device, precision, workers = prepare_device(args.device, args.precision, args.torch_threads, stack)
         chosen = {"precision": precision, "device_type": device.type}
-        run = stack.enter_context(RunFolder(args, definition, chosen))
+        run = stack.enter_context(RunFolder(args, definition.described(), chosen))
         if run.iteration >= run.total:
             print(f"{run.path} is already done: {run.step:,} steps. Nothing to do.")
             return run.path
@@ -476,7 +476,7 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
         if not run.resume(state):
             envs.reset(seed=np.random.SeedSequence(args.seed).generate_state(args.num_envs).tolist())
         store = allocate(args, agent, envs.images.shape[1])
-        monitor = Monitor(args, run, envs)
+        monitor = Monitor(args, run, envs.masks)
 
         for iteration in run.iterations():  # shows progress
             if args.anneal_lr:

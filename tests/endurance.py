@@ -19,7 +19,7 @@ from faults import Faults, held
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from camal_rl import ppo
-from camal_rl.benchmark_training import memory
+from camal_rl.benchmark import memory
 from camal_rl.run import folder as run_folder
 
 SOAK_MINUTES = float(os.environ.get("SOAK_MINUTES", "30"))
@@ -116,7 +116,7 @@ def test_memory_threads_descriptors_and_shared_memory_stay_flat(
             samples.append(
                 {
                     "minutes": (time.monotonic() - began) / 60,
-                    **{name: size / 2**20 for name, size in memory().items()},
+                    "memory": memory(os.getpid()),
                     **held(),
                     "shared": shared / 2**20,
                     "restarts": faults.envs.restarts,
@@ -138,7 +138,7 @@ def test_memory_threads_descriptors_and_shared_memory_stay_flat(
         observer.join()
     third = len(samples) // 3
     parts = samples[third : 2 * third], samples[-third:]
-    for name in ("rss", "pss", "threads", "descriptors", "shared"):
+    for name in ("memory", "threads", "descriptors", "shared"):
         early, late = (np.median([one[name] for one in part]) for part in parts)
         print(f"{name}: {early:.1f} in the second third, {late:.1f} in the last")
         assert late <= early * 1.02 + 1

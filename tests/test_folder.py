@@ -22,7 +22,7 @@ from camal_rl.run import folder as run_folder
 
 
 def described(**options: object) -> dict:
-    definition = run_folder.describe_definition(load_definition("Basic"))
+    definition = load_definition("Basic").described()
     return run_folder.describe(ppo.Args(**options), definition=definition)
 
 

@@ -169,8 +169,8 @@ class MasksKept:
     def __init__(self, steps: int = 16) -> None:
         self.masks = np.zeros((steps, 4, 120, 160), np.uint8)
 
-    def keep_masks(self, step: int, games: slice, envs: doom.DoomVectorEnv) -> None:
-        self.masks[step, games] = envs.masks[games]
+    def keep_masks(self, step: int, games: slice, masks: np.ndarray) -> None:
+        self.masks[step, games] = masks[games]
 
 
 def filled_rollout(args, agent, envs, workers=ALONE, monitor=None) -> ppo.Rollout:

@@ -80,7 +80,7 @@ def load_run(folder: Path, toml: Path | None, device: torch.device, method: str 
     mismatch = f"{folder}: checkpoint.pt does not belong to args.json"
     try:
         definition = load_definition(str(args["env"]) if toml is None else toml)
-        run_folder.check_definition(folder, trained, definition)
+        run_folder.check_definition(folder, trained["definition"], definition.described())
         checkpoint = run_folder.load_checkpoint(path)
         if checkpoint is None:
             raise UserError(f"{folder} has no checkpoint.pt: train first, python -m camal_rl.ppo.")

@@ -156,5 +156,5 @@ def refuse_options(own: Iterable[str], options: Sequence[str], kind: str, setter
         UserError: one of `own`, names without dashes in front, is among them.
     """
     for option in own:
-        if any(one.replace("_", "-").split("=")[0] == f"--{option}" for one in options):
+        if any(word.replace("_", "-").split("=")[0] == f"--{option}" for word in options):
             raise UserError(f"--{option} can't be one of the options of {kind}: the {setter} sets it.")

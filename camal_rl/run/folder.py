@@ -21,14 +21,11 @@ from typing import IO, Any
 import filelock
 import numpy as np
 import torch
-import vizdoom
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from camal_rl import __version__
-from camal_rl.doom import Episode
 from camal_rl.errors import UserError
-from camal_rl.game.definition import Definition
 from camal_rl.run.files import make_folder, write_whole
 
 CHECKPOINT_VERSION = 4
@@ -63,15 +60,6 @@ def describe(
     described = {"args": kept, **groups}
     plain: dict[str, dict[str, Any]] = json.loads(json.dumps(described, default=str))
     return plain
-
-
-def describe_definition(definition: Definition) -> dict[str, Any]:
-    """Return an environment's definition as it counts: by what it says, not by where its file lies."""
-    return dataclasses.asdict(definition) | {
-        "path": definition.path.name,
-        "scenario": definition.scenario.name,
-        "vizdoom": vizdoom.__version__,  # another one may not replay the same
-    }
 
 
 def read_args_file(folder: Path, needed: Sequence[str] = ("args", "definition")) -> dict[str, dict[str, Any]]:
@@ -116,14 +104,14 @@ def check_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) ->
         )
 
 
-def check_definition(folder: Path, described: Mapping[str, Any], definition: Definition) -> None:
+def check_definition(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse an environment that is not the one a run was trained on, whatever its file is called.
+
+    Both are as `Definition.described` returns them.
 
     Raises:
         UserError: the message shows every difference.
     """
-    before = described["definition"]
-    now = json.loads(json.dumps(describe_definition(definition)))
     differences = [
         f"{name} was {before.get(name)}, now {now[name]}" for name in GAME if before.get(name) != now[name]
     ]
@@ -239,7 +227,7 @@ class RunFolder:
 
     Args:
         args: `ppo.Args`, checked.
-        definition: the environment's.
+        definition: the environment's, as `Definition.described` returns it.
         chosen: options as they were chosen for this machine, in place of `args`' own.
 
     Attributes:
@@ -253,11 +241,10 @@ class RunFolder:
         UserError: the folder is another run's, is in use or can't be written, or its checkpoint is damaged.
     """
 
-    def __init__(self, args: Any, definition: Definition, chosen: Mapping[str, Any]) -> None:
+    def __init__(self, args: Any, definition: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
         self.args = args
-        self.path: Path = args.runs_dir / definition.name / args.method / f"seed{args.seed}"
-        chosen = {"env": definition.name, **chosen}
-        self.described = describe(args, chosen, definition=describe_definition(definition))
+        self.path: Path = args.runs_dir / definition["name"] / args.method / f"seed{args.seed}"
+        self.described = describe(args, {"env": definition["name"], **chosen}, definition=definition)
         self._cleanup = ExitStack()
         self._recent: deque[float] = deque(maxlen=100)  # raw returns of episodes
         self.total: int = args.total_timesteps // args.batch_size
@@ -367,14 +354,12 @@ class RunFolder:
         """Log a picture, uint8 (H, W, 3)."""
         self._writer.add_image(tag, image, self.step, dataformats="HWC")
 
-    def log_episodes(self, episodes: Sequence[Episode]) -> None:
-        """Log return and length of finished episodes at the agent steps where they ended."""
-        for episode in episodes:
-            step = episode.end * self.args.num_envs
-            self.log(
-                {"charts/episodic_return": episode.total, "charts/episodic_length": episode.length}, step
-            )
-            self._recent.append(episode.total)
+    def log_episodes(self, episodes: Sequence[tuple[int, float, int]]) -> None:
+        """Log return and length of finished episodes, see `doom.Episode`, at the steps where they ended."""
+        for end, total, length in episodes:
+            scalars = {"charts/episodic_return": total, "charts/episodic_length": length}
+            self.log(scalars, end * self.args.num_envs)
+            self._recent.append(total)
         if self._recent:
             self.status["return"] = f"{np.mean(self._recent):.1f}"
 
