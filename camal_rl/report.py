@@ -429,7 +429,7 @@ def report_page(study: Study, results: Mapping[str, Results], args: Args) -> Pag
             "How scores are distributed": [figure["profiles"]],
             "How they were learned": [figure["curves"]] if "curves" in figure else [],
             "What the agents look at": media(study),
-            "Every run": [every_run(study)],
+            "All runs": [every_run(study)],
             "How it was made": [
                 Listing([shlex.join(["python", "-m", "camal_rl.report", *map(str, own)])]),
                 Listing(record, f"Options and versions of {first.title}{others}"),

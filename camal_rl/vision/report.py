@@ -437,7 +437,7 @@ def make(args: Args) -> list[str]:
         "Attention faithfulness": faithful,
         "Generalization": list(accuracy.values()),
         "Tests": list(tests.values()),
-        "All methods": list(every.values()),
+        "In numbers": list(every.values()),
         "How to read it": [LIMITS],
         "How it was made": [
             Listing([shlex.join(["python", "-m", "camal_rl.vision.report", str(args.runs)])]),
