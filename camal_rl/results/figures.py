@@ -24,7 +24,7 @@ from camal_rl.stats import Band, Interval
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#5b6570", "#dde1e6", "#fefefe"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Of methods, in their order; they start again after the sixth."""
+"""Colours of methods, in their order; they start again after the sixth."""
 DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 BAR_OPACITY = 0.55
 WIDTH = 4.4
@@ -271,7 +271,7 @@ def percent(fraction: float, unit: str = "") -> str:
 
 # Private-use characters, which pass through the escapes of all formats and then become each one's own.
 BOLD, UNDERLINED = ("\ue000", "\ue001"), ("\ue002", "\ue003")
-"""What is put before and behind a cell's text."""
+"""Signs before and behind a cell's text."""
 BREAK = "\ue004"
 """In a column's title: what stands before it is shared with its neighbours."""
 

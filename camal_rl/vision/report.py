@@ -79,7 +79,7 @@ WORDS = {
     "iou": ("attention", "better aligned than", "worse aligned than", "as well aligned as"),
     "accuracy": ("accuracy", "higher than", "lower than", "the same as"),
 }
-"""What a verdict speaks of, and how it calls CAMAL's where that has more of it, less or as much."""
+"""Measure -> its name in a verdict, and how CAMAL's is called where it is higher, lower or the same."""
 
 
 def verdicts(folds: Folds, results: Results) -> list[str]:
