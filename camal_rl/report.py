@@ -61,9 +61,9 @@ class Args:
     output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """folder to write to, RUNS/report if none is given"""
     repetitions: Positive = stats.REPETITIONS
-    """of the bootstrap"""
+    """how often the bootstrap resamples the runs"""
     seed: Seed = 0
-    """of the bootstrap"""
+    """seed of the bootstrap"""
 
 
 def parse_args(arguments: list[str] | None = None) -> Args:
@@ -78,11 +78,11 @@ WORDS = {
     "iou": ("attention", "better aligned than", "worse aligned than"),
     "return": ("return", "better than", "worse than"),
 }
-"""Subjects of a verdict, and how it calls the first method's where that has more or less of it."""
+"""Measure -> its name in a verdict, and how the first method's is called where it is better or worse."""
 
 
 def verdicts(methods: Sequence[str], results: Mapping[str, Results]) -> list[str]:
-    """Say what was found: a sentence on the first method and each other one."""
+    """Say what was found: a sentence on the first method and each other method."""
     first, *others = methods
     if not others:
         iou, mean_return = (shown(results[metric].joint.sbci[first]["mean"], 2) for metric in METRICS)
@@ -217,7 +217,7 @@ def _improvement(study: Study, results: Mapping[str, Results], methods: Pair) ->
 
 
 def _chance(results: Mapping[str, Results], methods: Pair, env: str) -> float:
-    """How often chance makes a verdict in an environment, over all if it is ""; 0 where none can be."""
+    """Rate at which chance makes a verdict in an environment, or over all (""); 0 where none can be."""
     every = [found.environments.get(env, found.joint) for found in results.values()]
     return max(compared.false_positive_rate.get(methods, 0) for compared in every)
 
@@ -429,7 +429,7 @@ def report_page(study: Study, results: Mapping[str, Results], args: Args) -> Pag
             "How scores are distributed": [figure["profiles"]],
             "How they were learned": [figure["curves"]] if "curves" in figure else [],
             "What the agents look at": media(study),
-            "Every run": [every_run(study)],
+            "All runs": [every_run(study)],
             "How it was made": [
                 Listing([shlex.join(["python", "-m", "camal_rl.report", *map(str, own)])]),
                 Listing(record, f"Options and versions of {first.title}{others}"),

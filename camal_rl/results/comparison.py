@@ -18,7 +18,7 @@ from camal_rl.results.study import Study, curve, read_curve
 from camal_rl.stats import Band, Interval, Verdict
 
 METRICS = {"iou": "iou", "return": "normalized_return"}
-"""The quantities by which methods are compared, and the column of a study's table that has it."""
+"""Measure that methods are compared by -> the column of a study's table that has it."""
 TAGS = {"iou": "camal/iou", "return": "charts/episodic_return"}
 WINDOWS = 50
 """Positions of a learning curve."""
@@ -39,7 +39,7 @@ class Comparison:
     """The methods by one metric, over all environments or in one."""
 
     runs: Mapping[str, int]
-    """How many of each method count."""
+    """Number of runs of each method that count."""
     sbci: Mapping[str, Mapping[str, Interval]]
     """Method -> statistic -> interval; its estimate is NaN where there is no run that counts."""
     poi: Mapping[Pair, Interval]
@@ -47,7 +47,7 @@ class Comparison:
     verdicts: Mapping[Pair, Verdict]
     """`stats.verdict` of it."""
     false_positive_rate: Mapping[Pair, float]
-    """How often two equal methods would be found different by so many runs, either way, where it can be."""
+    """Rate at which two equal methods would be found different by so many runs, where a verdict can be."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def compare(scores: Mapping[str, np.ndarray], where: str, repetitions: int, seed
 
 
 def jobs(study: Study) -> int:
-    """How often `compute` says that something is done."""
+    """Number of times that `compute` says that something is done."""
     return len(METRICS) * (1 + len(study.envs))
 
 

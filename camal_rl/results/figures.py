@@ -271,7 +271,7 @@ def percent(fraction: float, unit: str = "") -> str:
 
 # Private-use characters, which pass through the escapes of all formats and then become each one's own.
 BOLD, UNDERLINED = ("\ue000", "\ue001"), ("\ue002", "\ue003")
-"""Marks that are put before and behind a cell's text."""
+"""Signs before and behind a cell's text."""
 BREAK = "\ue004"
 """In a column's title: what stands before it is shared with its neighbours."""
 

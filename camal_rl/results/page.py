@@ -1,4 +1,4 @@
-"""A report's content -> its page in one HTML file, the same in Markdown, and all files beside it."""
+"""Sentences, tables and figures of a report -> its page in one HTML file, the same in Markdown, and files."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ WORDS = {
     "iou": ("attention", "better aligned than", "worse aligned than", "as well aligned as"),
     "accuracy": ("accuracy", "higher than", "lower than", "the same as"),
 }
-"""Subjects of a verdict, and how it calls CAMAL's where that has more of it, less or as much."""
+"""Measure -> its name in a verdict, and how CAMAL's is called where it is higher, lower or the same."""
 
 
 def verdicts(folds: Folds, results: Results) -> list[str]:
@@ -437,7 +437,7 @@ def make(args: Args) -> list[str]:
         "Attention faithfulness": faithful,
         "Generalization": list(accuracy.values()),
         "Tests": list(tests.values()),
-        "All methods": list(every.values()),
+        "In numbers": list(every.values()),
         "How to read it": [LIMITS],
         "How it was made": [
             Listing([shlex.join(["python", "-m", "camal_rl.vision.report", str(args.runs)])]),

@@ -40,7 +40,7 @@ MODELS = {
 }
 METHODS = {**comparison.NAMES, "prior": "Prior"}
 MEASURES = {"iou": "IoU", "accuracy": "accuracy"}
-"""The quantities by which methods are compared, and its name in prose."""
+"""Measures that methods are compared by, and their names in prose."""
 KINDS = ("removal", "insertion")
 UNSHIFTED = "unshifted"
 """The test set that is like the training set."""
@@ -263,7 +263,7 @@ class Results:
     """All that is computed of the pairs."""
 
     paired: Sequence[Paired]
-    """Pairs with a fold in common, in the report's order."""
+    """Pairs that have a fold, in the report's order."""
     curves: Mapping[str, Curves]
     """By other method; only those with curves."""
     variances: Mapping[str, Sequence[Variance]]
@@ -376,7 +376,7 @@ def comparability(folds: Folds) -> list[str]:
 
 
 def _described(fold: Fold) -> dict[str, Any]:
-    """How a fold was trained and tested, but for what names it and what its method has no use for."""
+    """Return how a fold was trained and tested, but for what names it and what its method has no use for."""
     useless = {"data", "model", "method", "fold"}
     useless |= {"camal_coef", "empty_mask"} if fold.method == "vanilla" else set()
     useless |= set() if fold.method == "prior" else {"prior"}
