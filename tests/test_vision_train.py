@@ -35,7 +35,7 @@ def test_a_fold_is_trained_logged_and_scored(method: str, tmp_path: Path) -> Non
     args = small_args(tmp_path, method=method)
     assert train.train(args)
     folder = tmp_path / "shapes" / "resnet18" / method / "fold1"
-    assert {path.name for path in folder.iterdir() if not path.name.startswith("events")} == {
+    assert {path.name for path in folder.iterdir() if not path.name.startswith(("events", "."))} == {
         "args.json",
         "checkpoint.pt",
         "scores.json",
