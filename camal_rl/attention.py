@@ -176,9 +176,10 @@ def pooled_weight(fc_weight: Tensor, shape: tuple[int, int, int], channels_last:
     """
     channels, positions = shape[0], shape[1] * shape[2]
     by_channel = (positions, channels) if channels_last else (channels, positions)
-    # Divided once it is small: the backward pass of a mean would write as much as fc_weight again.
-    dtype = torch.promote_types(fc_weight.dtype, torch.float32)
-    return fc_weight.reshape(-1, *by_channel).sum(dim=1 if channels_last else 2, dtype=dtype) / positions
+    # Of another type before the sum: the gradient that comes back is then laid out as fc_weight is, and is
+    # added to its other one in place. Divided once it is small.
+    weight = fc_weight.to(torch.promote_types(fc_weight.dtype, torch.float32))
+    return weight.reshape(-1, *by_channel).sum(dim=1 if channels_last else 2) / positions
 
 
 def closed_form_map(feature_maps: Tensor, hidden: Tensor, pooled: Tensor, out_weight: Tensor) -> Tensor:

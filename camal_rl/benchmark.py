@@ -280,10 +280,9 @@ def play_raw(envs: DoomVectorEnv, steps: int) -> None:
 
 def project(envs: DoomVectorEnv, times: int) -> None:
     """Project every game's newest mask so many times."""
-    out = np.zeros_like(envs.mask_weights[0])  # (2, h, w)
-    projection = Projection(envs.envs[0].label_size, out.shape[1:])
-    for env in envs.envs * times:
-        projection(env.mask, env.mask_box, out)
+    projection = Projection(envs.envs[0].label_size, envs.mask_weights.shape[2:])
+    for _ in range(times):
+        projection.weights(np.stack([projection(env.mask, env.mask_box) for env in envs.envs]))
 
 
 def runs(plan: Plan) -> Cases:

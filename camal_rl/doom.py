@@ -424,6 +424,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         for index, game in enumerate(self.envs):
             game.write_to(memory[index], self.masks[index])
         self._projection = None if map_size is None else Projection(self.envs[0].label_size, map_size)
+        self._mask_sums = np.zeros((num_envs, *(map_size or (0, 0))))
         self.mask_weights = np.zeros((num_envs, 2, *(map_size or (0, 0))), np.float32)
         self.single_observation_space = self.envs[0].observation_space
         self.single_action_space = self.envs[0].action_space
@@ -454,6 +455,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
                 f"{len(seeds)} seeds and a mask of {len(chosen)} for {self.num_envs} environments"
             )
         self._each(self._reset_game, list(zip(seeds, chosen, strict=True)))
+        self._weigh(slice(None))
         return self._observations(), self._infos()
 
     def step(
@@ -464,6 +466,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         if actions.shape != (self.num_envs,):
             raise ValueError(f"actions of shape {actions.shape} for {self.num_envs} environments")
         self._each(self._step_game, actions.tolist())
+        self._weigh(slice(None))
         infos = self._infos()
         for index in np.flatnonzero(self._terminations | self._truncations).tolist():
             infos = self._add_info(infos, {"final_obs": self._final[index], "final_info": {}}, index)
@@ -484,6 +487,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         """
         for index, action in zip(range(self.num_envs)[games], actions, strict=True):
             self._step_game(index, action)
+        self._weigh(games)
         last_images = {place: final["image"] for place, final in enumerate(self._final[games]) if final}
         return self._rewards[games], self._terminations[games], self._truncations[games], last_images
 
@@ -513,6 +517,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
     def load_state_dict(self, state: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Replay to the states of `state_dict`, and return observations and infos as `reset` does."""
         self._each(self._load_game, state["envs"])
+        self._weigh(slice(None))
         return self._observations(), self._infos()
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -549,7 +554,11 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
 
     def _project(self, index: int) -> None:
         if self._projection is not None:
-            self._projection(self.masks[index], self.envs[index].mask_box, self.mask_weights[index])
+            self._mask_sums[index] = self._projection(self.masks[index], self.envs[index].mask_box)
+
+    def _weigh(self, games: slice) -> None:
+        if self._projection is not None:
+            self.mask_weights[games] = self._projection.weights(self._mask_sums[games])
 
     def _observations(self) -> dict[str, np.ndarray]:
         return {"image": self.images.copy(), "mask": self.masks.copy()}

@@ -87,16 +87,17 @@ def mask_weights(
             "pass mask != 0, or compare a label image with the labels that are targets"
         )
     projection = _projection((mask.shape[-2], mask.shape[-1]), size)
-    frames = pixels[None] if mask.ndim == 2 else pixels
-    out = np.empty((len(frames), 2, *size), dtype)
-    for frame, weights in zip(frames, out, strict=True):
+    sums = np.zeros((*mask.shape[:-2], *size))
+    for frame, of_frame in zip(pixels.reshape(-1, *mask.shape[-2:]), sums.reshape(-1, *size), strict=True):
         x, y, width, height = (0, 0, *frame.shape[::-1]) if soft else cv2.boundingRect(frame)
-        projection(frame, (slice(y, y + height), slice(x, x + width)), weights)
-    return out[0] if mask.ndim == 2 else out
+        of_frame[:] = projection(frame, (slice(y, y + height), slice(x, x + width)))
+    return projection.weights(sums, soft).astype(dtype)
 
 
 class Projection:
-    """`mask_weights` for masks and maps that are all of one size; nothing is checked.
+    """`mask_weights` for games, in two steps: sums of one mask after another, then the weights of several.
+
+    Nothing is checked, and masks and maps are all of one size.
 
     Args:
         mask_size: (H, W) of the masks.
@@ -109,20 +110,21 @@ class Projection:
         self._rows, self._columns = np.ascontiguousarray(rows.T), columns  # (h, H) and (W, w)
         self._everywhere = np.outer(rows.sum(0), columns.sum(0))  # of a full mask, (h, w)
 
-    def __call__(self, mask: NDArray[Any], box: Box, out: NDArray[Any]) -> None:
-        """Write the weights of a mask, uint8 or soft (H, W), empty outside `box`, into `out`, (2, h, w)."""
+    def __call__(self, mask: NDArray[Any], box: Box) -> NDArray[np.float64]:
+        """Return U^T M, (h, w), of a mask (H, W) that is empty outside `box`."""
         rows, columns = box
-        sums = self._rows[:, rows] @ _product(mask[box], self._columns[columns])  # U^T M, (h, w)
-        inside = float(sums.sum())  # U^T keeps the sum
-        if mask.dtype == np.uint8:
-            inside = round(inside)
-        np.divide(sums, max(inside, 1), out=out[0], casting="same_kind")
-        if inside == self._pixels:
-            out[1] = 0
-            return
+        sums: NDArray[np.float64] = self._rows[:, rows] @ _product(mask[box], self._columns[columns])
+        return sums
+
+    def weights(self, sums: NDArray[np.float64], soft: bool = False) -> NDArray[np.float64]:
+        """Return the weights, (..., 2, h, w), of masks whose sums are (..., h, w)."""
+        inside = sums.sum(axis=(-2, -1), keepdims=True)  # U^T keeps the sum
+        if not soft:
+            inside = np.rint(inside)
+        outside = self._pixels - inside
         # Where a mask covers all that a cell sees, rounding can leave a difference just below zero.
-        outside = np.maximum(self._everywhere - sums, 0)
-        np.divide(outside, max(self._pixels - inside, 1), out=out[1], casting="same_kind")
+        rest = np.maximum(self._everywhere - sums, 0) * (outside > 0)
+        return np.stack((sums / np.maximum(inside, 1), rest / np.maximum(outside, 1)), axis=-3)
 
 
 _projection = lru_cache(Projection)
