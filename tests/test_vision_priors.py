@@ -186,7 +186,7 @@ def test_a_folder_of_grey_pictures_is_taken_whatever_their_size(tmp_path: Path) 
 
 def test_a_folder_that_lacks_pictures_is_refused(tmp_path: Path) -> None:
     write_png(tmp_path / "bird.png", np.zeros((2, 2), np.uint8))
-    with pytest.raises(UserError, match=r"of 2 of 3 samples: images/cat 1\.png, images/dog\.2\.png"):
+    with pytest.raises(UserError, match=r"of 2 of 3 samples: images/cat 1, images/dog\.2\."):
         priors.load_regions(tmp_path, NAMES)
 
 
@@ -194,7 +194,7 @@ def test_pictures_of_another_kind_are_refused(tmp_path: Path) -> None:
     names = ["a", "b"]
     write_png(tmp_path / "a.png", np.zeros((2, 2), np.uint8))
     write_png(tmp_path / "b.png", np.zeros((2, 3), np.uint8))
-    with pytest.raises(UserError, match=r"of one size: that of .*b\.png is not that of .*a\.png"):
+    with pytest.raises(UserError, match="of one size: b's is not that of a"):
         priors.load_regions(tmp_path, names)
     write_png(tmp_path / "b.png", np.zeros((2, 2, 3), np.uint8))
     with pytest.raises(UserError, match=r"b\.png is .* no grey PNG file"):

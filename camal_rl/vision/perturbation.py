@@ -394,11 +394,7 @@ def _curves(axes: Axes, response_MRS: np.ndarray) -> None:
 
 
 def make(args: Args) -> list[str]:
-    """Study all data sets, write the files, and return what the command line prints.
-
-    Raises:
-        UserError: arguments, data or folder with which that can't be done; nothing was written then.
-    """
+    """Study all data sets, write the files, and return what the command line prints."""
     sources = _sources(args)
     make_folder(args.output)
     studies = []

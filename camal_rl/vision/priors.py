@@ -137,8 +137,20 @@ def load_regions(path: Path, names: Sequence[str]) -> np.ndarray:
     Raises:
         UserError: there is no such file or folder, a sample's region is missing, or it holds something else.
     """
-    if path.is_dir():
-        return _load_folder(path, names)
+    known = _read_folder(path, names) if path.is_dir() else _read_file(path)
+    if missing := [name for name in names if name not in known]:
+        raise UserError(
+            f"{path} lacks the regions of {len(missing)} of {len(names)} samples: {some(missing)}. "
+            "It may be of another data set."
+        )
+    maps = [known[name] for name in names]
+    for name, region in zip(names, maps, strict=True):
+        if region.shape != maps[0].shape:
+            raise UserError(f"{path}: regions must be of one size: {name}'s is not that of {names[0]}.")
+    return np.stack(maps)
+
+
+def _read_file(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         raise UserError(
             f"there are no regions in {path}: make the file with python -m camal_rl.vision.priors --output, "
@@ -147,17 +159,15 @@ def load_regions(path: Path, names: Sequence[str]) -> np.ndarray:
     try:
         # From bytes, because NumPy leaves a damaged file open.
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as content:
-            maps, known = content["maps"], content["names"]
-        _check(maps, known)
+            maps, names = content["maps"], content["names"]
+        _check(maps, names)
     except Exception as error:  # a damaged file makes NumPy raise all kinds
         reason = textwrap.shorten(str(error), 100, placeholder=" ...") or type(error).__name__
         raise UserError(
             f"{path} is damaged, or not a file of regions ({reason}): make it again with "
             "python -m camal_rl.vision.priors --output."
         ) from error
-    place = {str(name): index for index, name in enumerate(known)}
-    _check_complete(path, [name for name in names if name not in place], len(names))
-    return np.ascontiguousarray(maps[[place[name] for name in names]])
+    return dict(zip(names.tolist(), maps, strict=True))
 
 
 def _check(maps: np.ndarray, names: np.ndarray) -> None:
@@ -169,27 +179,15 @@ def _check(maps: np.ndarray, names: np.ndarray) -> None:
         raise ValueError(f"maps must lie in [0, 1], got values from {maps.min()} to {maps.max()}")
 
 
-def _load_folder(folder: Path, names: Sequence[str]) -> np.ndarray:
-    files = [folder / f"{name}.png" for name in names]
-    missing = [str(file.relative_to(folder)) for file in files if not file.is_file()]
-    _check_complete(folder, missing, len(files))
-    maps = []
-    for file in files:
-        grey = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
-        if grey is None or grey.ndim != 2:
-            raise UserError(f"{file} is damaged, or no grey PNG file: a soft map has a single channel.")
-        maps.append(np.asarray(grey / (65535 if grey.dtype == np.uint16 else 255), np.float32))
-        if grey.shape != maps[0].shape:
-            raise UserError(f"regions must be of one size: that of {file} is not that of {files[0]}.")
-    return np.stack(maps)
-
-
-def _check_complete(path: Path, missing: Sequence[str], count: int) -> None:
-    if missing:
-        raise UserError(
-            f"{path} lacks the regions of {len(missing)} of {count} samples: {some(missing)}. "
-            "It may be of another data set."
-        )
+def _read_folder(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    known = {}
+    for name in names:
+        if (file := folder / f"{name}.png").is_file():
+            grey = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+            if grey is None or grey.ndim != 2:
+                raise UserError(f"{file} is damaged, or no grey PNG file: a soft map has a single channel.")
+            known[name] = np.asarray(grey / (65535 if grey.dtype == np.uint16 else 255), np.float32)
+    return known
 
 
 # ------------------------------------------------------------------------- the pilot study: regions and masks
@@ -309,11 +307,7 @@ def check_args(args: Args) -> None:
 
 
 def make(args: Args) -> list[str]:
-    """Make regions, study them, or both, and return what the command line prints.
-
-    Raises:
-        UserError: arguments, files or folders with which that can't be done.
-    """
+    """Make regions, study them, or both, and return what the command line prints."""
     check_args(args)
     # Before the work, so that it is not in vain.
     if args.output:

@@ -344,11 +344,7 @@ class Learner:
 
 
 def train_fold(work: Work, fold: int, interrupted: Callable[[], bool] = lambda: False) -> bool:
-    """Train and test a fold from where it stopped; True when it is finished, False when interrupted.
-
-    Raises:
-        UserError: a folder with other arguments, or one that can't be written.
-    """
+    """Train and test a fold from where it stopped; True when it is finished, False when interrupted."""
     args, group, folder = work.args, work.group, folder_of(work.args, fold)
     described = describe(work, fold)
     with contextlib.ExitStack() as stack:
@@ -409,11 +405,7 @@ def train_fold(work: Work, fold: int, interrupted: Callable[[], bool] = lambda: 
 
 
 def prepare(args: Args, device: torch.device, group: Group) -> Work:
-    """Read the samples, and the maps of a prior, and deal them out to folds.
-
-    Raises:
-        UserError: arguments or files that can't be used.
-    """
+    """Read the samples, and the maps of a prior, and deal them out to folds."""
     checksums = {}
     if args.weights not in ("imagenet", "none"):
         try:
