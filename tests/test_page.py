@@ -130,16 +130,17 @@ def test_a_picture_becomes_much_smaller_and_stays_legible(tmp_path: Path) -> Non
 
 def test_a_video_becomes_smaller_and_keeps_its_frames(tmp_path: Path) -> None:
     file = tmp_path / "evaluation.mp4"
-    images = frames(30)
+    images = np.tile(frames(30), (1, 3, 3, 1)) // 2
+    images += np.random.default_rng(0).integers(0, 60, images.shape, np.uint8)
     file.write_bytes(media.encode_video(iter(images), 35))
     shrunk = Media.of(file, "caption")
     assert (shrunk.kind, Media.of(file, "caption")) == ("video/mp4", shrunk)
     assert len(shrunk.content) < file.stat().st_size / 2
     with av.open(io.BytesIO(shrunk.content)) as container:
         stream = container.streams.video[0]
-        assert (stream.average_rate, stream.width, stream.height) == (35, 96, 64)
+        assert (stream.average_rate, stream.width, stream.height) == (35, 288, 192)
         shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    assert abs(np.array(shown, np.float64) - images).mean() < 15
+    assert abs(np.array(shown, np.float64) - images).mean() < 20  # of the noise alone it is 15
 
 
 @pytest.mark.parametrize("suffix", ["png", "mp4"])
