@@ -8,7 +8,6 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -128,24 +127,14 @@ def test_a_picture_becomes_much_smaller_and_stays_legible(tmp_path: Path) -> Non
     assert shrunk.source == f"data:image/webp;base64,{base64.b64encode(shrunk.content).decode()}"
 
 
-def test_a_video_becomes_smaller_and_keeps_its_frames(tmp_path: Path) -> None:
+def test_a_video_is_embedded_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "evaluation.mp4"
-    images = np.tile(frames(30), (1, 3, 3, 1)) // 2
-    images += np.random.default_rng(0).integers(0, 60, images.shape, np.uint8)
-    file.write_bytes(media.encode_video(iter(images), 35))
-    shrunk = Media.of(file, "caption")
-    assert (shrunk.kind, Media.of(file, "caption")) == ("video/mp4", shrunk)
-    assert len(shrunk.content) < file.stat().st_size / 2
-    with av.open(io.BytesIO(shrunk.content)) as container:
-        stream = container.streams.video[0]
-        assert (stream.average_rate, stream.width, stream.height) == (35, 288, 192)
-        shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    assert abs(np.array(shown, np.float64) - images).mean() < 20  # of the noise alone it is 15
+    file.write_bytes(media.encode_video(iter(frames(30)), 35))
+    assert Media.of(file, "caption") == Media("video/mp4", file.read_bytes(), "caption")
 
 
-@pytest.mark.parametrize("suffix", ["png", "mp4"])
-def test_a_damaged_file_is_an_error_that_reports_expect(tmp_path: Path, suffix: str) -> None:
-    file = tmp_path / f"evaluation.{suffix}"
+def test_a_damaged_picture_is_an_error_that_reports_expect(tmp_path: Path) -> None:
+    file = tmp_path / "evaluation.png"
     file.write_bytes(b"damaged")
     with pytest.raises((OSError, ValueError)):
         Media.of(file, "")

@@ -385,8 +385,8 @@ def encode_video(frames: Iterable[np.ndarray], frames_per_second: int) -> bytes:
     frames = iter(frames)
     first = next(frames)
     options = {
-        "crf": "28",
-        "preset": "faster",
+        "crf": "33",
+        "preset": "fast",
         "threads": "1",
         # With AVX-512, x264's macroblock tree reads memory that nobody wrote: files would differ.
         "x264-params": "no-mbtree=1",
