@@ -25,6 +25,7 @@ WITHOUT_TORCH = (
     *("doom", "environments", "errors", "masks", "metrics", "report", "stats", "game.definition"),
     *("game.engine", "game.frames", "game.shift", "results.comparison", "results.figures", "results.media"),
     *(
+        "results.page",
         "results.study",
         "run.cluster",
         "run.command_line",
