@@ -118,7 +118,7 @@ def make_plan(args: Args) -> Plan:
     threads = args.torch_threads or min(torch.get_num_threads(), cores())
     plan = Plan(ppo.Args(env=args.env, device=args.device, torch_threads=threads), args.repetitions)
     if args.quick:
-        plan = plan._replace(repetitions=1, turns=3, runs=(1, 2), batch_sizes=(1, 16, 128))
+        plan = plan._replace(repetitions=1, turns=2, runs=(1, 2), batch_sizes=(1, 16, 128))
         plan = plan._replace(num_envs=(2, 8), frame_sizes=((84, 84), (120, 160)), length=12)
     return plan
 
