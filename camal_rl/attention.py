@@ -211,7 +211,7 @@ def closed_form_map(feature_maps: Tensor, hidden: Tensor, pooled: Tensor, out_we
 
 
 class _ClosedForm(torch.autograd.Function):
-    """Of each sample: map[p] = ReLU(sum_k w[k] A[p, k]), w = (out_weight * 1[hidden > 0]) pooled / K."""
+    """Each map is ReLU(sum_k w[k] A[p, k]), where w = (out_weight * 1[hidden > 0]) pooled / K."""
 
     @staticmethod
     def forward(ctx: Any, feature_maps: Tensor, hidden: Tensor, pooled: Tensor, out_weight: Tensor) -> Tensor:
@@ -244,7 +244,7 @@ class _ClosedForm(torch.autograd.Function):
 
 
 class ActorCritic(Protocol):
-    """What attention of an agent needs of it: the layers behind its feature maps, flattened channels last."""
+    """A network as attention needs it: the layers behind its feature maps, flattened channels last."""
 
     fc: nn.Linear
     actor: nn.Linear
@@ -253,7 +253,7 @@ class ActorCritic(Protocol):
 
 
 class Seen(Protocol):
-    """What an agent's forward pass gives."""
+    """An agent's forward pass, as attention needs it."""
 
     @property
     def logits(self) -> Tensor: ...

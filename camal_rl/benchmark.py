@@ -33,7 +33,7 @@ from typing import Annotated, Any, Literal, NamedTuple, cast
 import tyro
 
 from camal_rl.errors import UserError
-from camal_rl.run.command_line import NAME, Count, Positive, check_ranges, end_on_signals, parse, run_at_once
+from camal_rl.run.command_line import NAME, Count, Positive, check_ranges, parse, run_at_once
 
 Part = Literal["overhead", "rollout", "runs", "extraction", "scaling", "startup", "vision"]
 
@@ -66,7 +66,6 @@ class Args:
 
 
 if __name__ == "__main__":
-    end_on_signals()
     ARGS = parse(Args, "python -m camal_rl.benchmark")  # before torch is imported: --help answers at once
 
 import numpy as np
@@ -94,7 +93,7 @@ METHODS: tuple[Literal["camal", "vanilla"], ...] = ("camal", "vanilla")
 
 
 class Plan(NamedTuple):
-    """What is measured, how often and at which sizes."""
+    """The measurements to make, how often and at which sizes."""
 
     base: ppo.Args  # options of every training
     repetitions: int

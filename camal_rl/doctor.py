@@ -156,13 +156,13 @@ def check_torch() -> str:
     device = choose_device("auto")
     precision = choose_precision("auto", device)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    driver = collect_env.get_nvidia_driver_version(collect_env.run)  # type: ignore[no-untyped-call]
+    driver = collect_env.get_nvidia_driver_version(collect_env.run)
     if device.type == "cpu" and driver:
         raise UserError(
             f"there is an NVIDIA driver {driver}, but torch {torch.__version__} can't use it: check "
             "CUDA_VISIBLE_DEVICES, and install the torch for that driver (https://pytorch.org/get-started/locally)."
         )
-    described = collect_env.get_cpu_info(collect_env.run)  # type: ignore[no-untyped-call]
+    described = collect_env.get_cpu_info(collect_env.run)
     model = re.search(r"Model name: *(.+)", described or "")
     cpu = f"{model[1] if model else platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu

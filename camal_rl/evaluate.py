@@ -8,71 +8,73 @@ Sec. 4.2, here for the critic's value and the policy) and whether it depends on 
 
 from __future__ import annotations
 
-import os
-
-# Waiting torch threads spin by default, which takes the cores from the game engines. Read by torch's import.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import dataclasses
 import io
 import json
 import platform
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pydantic
 import tyro
 
-from camal_rl import __version__
 from camal_rl.errors import UserError
+from camal_rl.run.command_line import NAME, Count, Positive, parse, run_at_once
 from camal_rl.run.files import write_together
 
-Count = Annotated[int, tyro.conf.arg(metavar="N")]
+RUN = tyro.conf.arg(metavar="RUN")
+Map = Literal["gradcam", "layercam", "hirescam", "diffgradcam", "smoothgrad", "integrated-gradients"]
+Look = Literal[
+    "hud", "crosshair", "no-weapon", "no-effects", "flashes", "dim", "flat", "gamma", "noise", "distractor"
+]
 
 
 @dataclass
 class Args:
     """Play a trained agent in fresh episodes; write scores.json, pictures and a video into its folder."""
 
-    run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
+    # runs
+    run: tyro.conf.Positional[Annotated[Path, RUN]]
     """folder of a trained run, such as runs/Basic/camal/seed1"""
-    episodes: Count = 100
+    compare: Annotated[Path | None, RUN] = None
+    """folder of another run, to be shown beside this one on the same episodes"""
+    env: Annotated[Path | None, tyro.conf.arg(metavar="TOML")] = None
+    """file of the environment, if it is one of your own"""
+    output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """folder to write to, instead of the run's own"""
+
+    # episodes
+    episodes: Positive = 100
     """episodes to play"""
     seed: Count = 0
-    """of episodes and actions; no episode is one that training can have seen"""
+    """seed of episodes and actions; training never uses the same episodes"""
     greedy: bool = False
     """take the most probable action instead of sampling"""
-    max_steps: Count = 2100
+    max_steps: Positive = 2100
     """agent steps after which an episode is cut short, and counted as such"""
-    num_envs: Count = 8
-    """games in parallel"""
-    compare: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """another run to show beside this one, on the same episodes"""
-    shift: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME")] = None
-    """visual changes to evaluate under as well; without a name, all of them"""
+    num_envs: Annotated[Positive, pydantic.Field(le=256)] = 8
+    """games played in parallel"""
+
+    # measures
+    attention: Annotated[Map | None, NAME] = None
+    """kind of map to evaluate, as for training, if not the run's own"""
+    shift: Annotated[tuple[Look, ...] | None, NAME] = None
+    """visual changes to evaluate under as well, all if none is named:
+    hud, crosshair, no-weapon, no-effects, flashes, dim, flat, gamma, noise, distractor"""
     faithfulness_frames: Count = 1000
     """frames on which pixels are removed and inserted, 0 for none"""
     faithfulness_stack: Annotated[Literal["all", "newest"], tyro.conf.arg(metavar="WHICH")] = "all"
-    """where pixels are removed: in all stacked frames, or the newest"""
+    """where pixels are removed: in all stacked frames, or in the newest"""
     video_episodes: Count = 3
     """episodes in the video, 0 for none"""
-    attention: Annotated[
-        Literal["gradcam", "layercam", "hirescam", "diffgradcam", "smoothgrad", "integrated-gradients"]
-        | None,
-        tyro.conf.arg(metavar="NAME"),
-    ] = None
-    """map to evaluate, of those of training; the one it was trained with, unless given"""
-    env: Annotated[Path | None, tyro.conf.arg(metavar="TOML")] = None
-    """the environment's file, where it is one of your own"""
-    output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """folder to write to instead of the run's own"""
-    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
+
+    # machine
+    device: Annotated[str, NAME] = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
     torch_threads: Count = 0
     """CPU threads of the network, 0 for all cores"""
@@ -80,19 +82,17 @@ class Args:
 
 def parse_args(arguments: list[str] | None = None) -> Args:
     """Read the command line; exits with code 2 and a message where it can't be understood."""
-    return tyro.cli(
-        Args, prog="python -m camal_rl.evaluate", config=(tyro.conf.FlagCreatePairsOff,), args=arguments
-    )
+    return parse(Args, "python -m camal_rl.evaluate", arguments)
 
 
 if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported, so that --help and a typing mistake are answered at once
-    for _number in (signal.SIGINT, signal.SIGTERM):  # until `main` takes over
-        signal.signal(_number, lambda number, _: os._exit(128 + number))
 
+import av
 import cv2
 import gymnasium
 import numpy as np
+import PIL
 import torch
 import vizdoom
 from PIL import Image
@@ -101,58 +101,128 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
+import camal_rl
 from camal_rl import attention, metrics
 from camal_rl.doom import replay
 from camal_rl.game.definition import Definition
 from camal_rl.game.engine import engine_errors_told
 from camal_rl.game.shift import SHIFTS
-from camal_rl.results import media
-from camal_rl.results.faithfulness import SANITY_FRAMES, faithfulness, sanity
-from camal_rl.results.play import (
-    NO_TARGET,
-    SAMPLE,
-    Episode,
-    Sample,
-    Settings,
-    TrainedRun,
-    Undefined,
-    episode_seeds,
-    generator,
-    load_run,
-    play,
-)
+from camal_rl.results import faithfulness, media, play
+from camal_rl.results.play import Episode, TrainedRun, Undefined
 from camal_rl.run import folder as run_folder
-from camal_rl.run.command_line import run_at_once
 from camal_rl.run.device import choose_device
 
 FORMAT = 1
-"""Of scores.json."""
+"""Version of scores.json."""
 GIF_STEPS = 200
-"""Agent steps, at most, that are shown in TensorBoard."""
-MOST_GAMES = 256
-"""Of `--num-envs`."""
+"""Most agent steps that are shown in TensorBoard."""
+AGREEMENT = ("alpha", "beta", "iou", "iou_ceiling", "pointing_game", "relevance_mass", "roc_auc")
+"""Measures of attention against the targets."""
+
+
+def chosen_shifts(args: Args) -> list[str]:
+    """Names of the visual changes under which to evaluate."""
+    return [] if args.shift is None else list(args.shift or SHIFTS)
+
+
+def wanted_settings(args: Args) -> dict[str, Any]:
+    """Settings of scores.json that decide the scores; `attention` is None where it is the run's own."""
+    names = ("episodes", "seed", "greedy", "max_steps", "faithfulness_frames", "faithfulness_stack")
+    options = {name: getattr(args, name) for name in names}
+    return options | {"attention": args.attention, "shift": chosen_shifts(args)}
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Scores
 
 
-AGREEMENT = ("alpha", "beta", "iou", "iou_ceiling", "pointing_game", "relevance_mass", "roc_auc")
+def measure(run: TrainedRun, args: Args, threads: int) -> tuple[dict[str, Any], list[Episode]]:
+    """Play a run's episodes and measure it; without games, the network computes on so many CPU threads.
+
+    Returns:
+        The content of scores.json, with `Undefined` where there is no number; and the episodes.
+    """
+    seeds = play.episode_seeds(args.seed, args.episodes)
+    few, many = (
+        play.Sample(size, play.generator(args.seed, play.SAMPLE, size))
+        for size in (faithfulness.SANITY_FRAMES, args.faithfulness_frames)
+    )
+    with _bar("episodes", args.episodes) as bar:
+        keep = args.video_episodes
+        episodes = play.play(run, seeds, args, keep=keep, samples=(few, many), done=bar.update)
+    shifts = {}
+    for name in chosen_shifts(args):
+        with _bar(f"shift {name}", args.episodes) as bar:
+            shifted = play.play(run, seeds, args, shift=SHIFTS[name], done=bar.update)
+        shifts[name] = {"description": SHIFTS[name].description, **summarise(shifted, run.definition)}
+    curves: object = Undefined("not asked for")
+    with cpu_threads(threads):
+        sanity = faithfulness.sanity(run, few, args.seed)
+        if args.faithfulness_frames:
+            with _bar("faithfulness", 6) as bar:
+                stack = args.faithfulness_stack
+                curves = faithfulness.faithfulness(run, many, stack, args.seed, bar.update)
+    scores = {
+        "format": FORMAT,
+        "env": run.definition.name,
+        "method": run.trained["args"]["method"],
+        "seed": run.trained["args"]["seed"],
+        "steps": run.steps,
+        **summarise(episodes, run.definition),
+        "shift": shifts,
+        "sanity": sanity,
+        "faithfulness": curves,
+        "episodes": [
+            {
+                "seed": episode.seed,
+                "return": episode.total,
+                "length": len(episode.actions),
+                "ending": episode.ending,
+                "frames_with_target": len(episode.agreement),
+                "iou": _mean(episode.column("iou")),
+            }
+            for episode in episodes
+        ],
+        "settings": used_settings(args, run, threads),
+        "training": run.trained,
+    }
+    return scores, episodes
+
+
+def used_settings(args: Args, run: TrainedRun, threads: int) -> dict[str, Any]:
+    """Return what a repetition needs to get the same scores.json."""
+    options = dataclasses.asdict(args)
+    for name in ("run", "compare", "env", "output"):
+        del options[name]
+    modules = {"camal_rl": camal_rl, "torch": torch, "vizdoom": vizdoom, "gymnasium": gymnasium}
+    modules |= {"numpy": np, "opencv": cv2, "av": av, "pillow": PIL}
+    return options | {
+        "shift": chosen_shifts(args),
+        "tau": metrics.TAU,
+        "attention": run.method,
+        "checkpoint_sha256": run.checkpoint_sha256,
+        "device": run.device.type,
+        "precision": run.trained["args"]["precision"],
+        "cpu_threads": threads,
+        "versions": {"python": platform.python_version()}
+        | {name: module.__version__ for name, module in modules.items()},
+    }
 
 
 def summarise(episodes: Sequence[Episode], definition: Definition) -> dict[str, Any]:
-    """Means over episodes and over frames, as scores.json has them."""
+    """Return means over episodes and over frames, as scores.json has them."""
     totals = np.array([episode.total for episode in episodes])
     lengths = np.array([len(episode.actions) for episode in episodes])
     frames = int(lengths.sum())
     with_target = sum(len(episode.agreement) for episode in episodes)
     scale = definition.reference_return - definition.random_return
-    summary: dict[str, Any] = {
+    sweeps = [frame["iou_sweep"] for episode in episodes for frame in episode.agreement]
+    sweep = np.mean(sweeps, axis=0) if sweeps else np.full(len(metrics.TAUS), np.nan)
+    iou_by_episode = np.array([episode.column("iou").mean() for episode in episodes if episode.agreement])
+    return {
         "return": {
             "mean": totals.mean(),
-            "standard_error": totals.std(ddof=1) / np.sqrt(len(totals))
-            if len(totals) > 1
-            else Undefined("one episode has no spread"),
+            "standard_error": _standard_error(totals, "one episode has no spread"),
             "median": np.median(totals),
             "min": totals.min(),
             "max": totals.max(),
@@ -166,36 +236,33 @@ def summarise(episodes: Sequence[Episode], definition: Definition) -> dict[str, 
         "frames": frames,
         "frames_with_target": with_target,
         "target_visible_fraction": with_target / frames,
-        "dead_map_fraction": sum(map(sum, (episode.dead for episode in episodes))) / frames,
+        "dead_map_fraction": sum(sum(episode.dead) for episode in episodes) / frames,
+        **{name: _mean(np.concatenate([episode.column(name) for episode in episodes])) for name in AGREEMENT},
+        "iou_by_episode": {
+            "mean": _mean(iou_by_episode),
+            "standard_error": _standard_error(iou_by_episode, "fewer than two episodes had a target in view"),
+            "episodes": len(iou_by_episode),
+        },
+        "iou_sweep": {
+            "tau": metrics.TAUS,
+            "iou": [_mean(height) for height in sweep],
+            "area": _mean(metrics.area(sweep, metrics.TAUS)),
+        },
     }
-    for name in AGREEMENT:
-        summary[name] = _mean(np.concatenate([episode.column(name) for episode in episodes]))
-    sweeps = [frame["iou_sweep"] for episode in episodes for frame in episode.agreement]
-    sweep = np.mean(sweeps, axis=0) if sweeps else np.full(len(metrics.TAUS), np.nan)
-    by_episode = np.array([episode.column("iou").mean() for episode in episodes if episode.agreement])
-    summary["iou_by_episode"] = {
-        "mean": _mean(by_episode),
-        "standard_error": by_episode.std(ddof=1) / np.sqrt(len(by_episode))
-        if len(by_episode) > 1
-        else Undefined("fewer than two episodes had a target in view"),
-        "episodes": len(by_episode),
-    }
-    summary["iou_sweep"] = {
-        "tau": metrics.TAUS,
-        "iou": [_mean(np.array([one])) for one in sweep],
-        "area": _mean(np.array([metrics.area(sweep, np.array(metrics.TAUS))])),
-    }
-    return summary
 
 
 def _mean(values: np.ndarray) -> float | Undefined:
-    """The mean of what is defined."""
+    """Return the mean of the values that are defined."""
     defined = values[~np.isnan(values)]
-    return float(defined.mean()) if len(defined) else Undefined(NO_TARGET)
+    return float(defined.mean()) if defined.size else Undefined(play.NO_TARGET)
+
+
+def _standard_error(values: np.ndarray, otherwise: str) -> float | Undefined:
+    return values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else Undefined(otherwise)
 
 
 def to_json(scores: dict[str, Any]) -> bytes:
-    """The content of scores.json: null where there is no number, and its reason under `undefined`."""
+    """Return the content of scores.json: null where there is no number, and its reason under `undefined`."""
     undefined: dict[str, str] = {}
 
     def plain(value: Any, path: str) -> Any:
@@ -203,9 +270,9 @@ def to_json(scores: dict[str, Any]) -> bytes:
             undefined[path] = value.reason
             return None
         if isinstance(value, dict):
-            return {name: plain(one, f"{path}.{name}" if path else name) for name, one in value.items()}
+            return {name: plain(inner, f"{path}.{name}" if path else name) for name, inner in value.items()}
         if isinstance(value, (list, tuple)):
-            return [plain(one, f"{path}.{index}") for index, one in enumerate(value)]
+            return [plain(inner, f"{path}.{index}") for index, inner in enumerate(value)]
         return value.item() if isinstance(value, np.generic) else value
 
     content = plain(scores, "")
@@ -217,41 +284,30 @@ def to_json(scores: dict[str, Any]) -> bytes:
 # Pictures and video
 
 
-def pictures(
-    runs: Sequence[TrainedRun], episodes: Sequence[Episode], settings: Settings
-) -> np.ndarray | None:
-    """The frames of highest, median and lowest IoU of the first run, and every run's attention on them.
-
-    uint8 (H, W, 3) RGB, or None where no target was in view.
-    """
-    frames = [
-        (frame["iou"], index, frame["step"])
-        for index, episode in enumerate(episodes)
-        for frame in episode.agreement
-    ]
-    if not frames:
-        return None
-    frames.sort(key=lambda frame: (-frame[0], frame[1:]))
-    strips = []
-    for word, place in (("highest", 0), ("median", len(frames) // 2), ("lowest", -1)):
-        iou, index, step = frames[place]
-        episode = episodes[index]
-        screen, mask = next(
-            (screen, mask)
-            for at, screen, mask in replay(runs[0].definition, episode.seed, episode.actions)
-            if at == step
-        )
-        heats = {
-            name: _heat(run, episode.seed, episode.actions[:step], settings)
-            for name, run in zip(names(runs), runs, strict=True)
-        }
-        caption = f"{runs[0].title}: {word} IoU, {iou:.2f} (episode {index}, step {step})"
-        strips.append(media.attention_strip(screen, mask, heats, caption))
-    return media.stack_strips(strips)
+def draw(runs: Sequence[TrainedRun], episodes: Sequence[Episode], args: Args) -> dict[Path, bytes]:
+    """Draw the first run's episodes, the other run beside it; return files by path in the results' folder."""
+    keep = min(args.video_episodes, args.episodes)
+    versus = "".join(f"-versus-{re.sub(r'[^A-Za-z0-9.]+', '-', name)}" for name in names(runs)[1:])
+    files: dict[Path, bytes] = {}
+    shown: dict[str, bytes] = {}
+    if (strips := pictures(runs, episodes, args)) is not None:
+        shown["evaluation/attention"] = media.encode_png(strips)
+        files[Path("media", f"evaluation{versus}.png")] = shown["evaluation/attention"]
+    if keep:
+        seeds = [episode.seed for episode in episodes[:keep]]
+        others = [play.play(run, seeds, args, keep=keep) for run in runs[1:]]
+        with _bar("video frames", None) as bar:
+            film, shown["evaluation/episode"] = video(runs, [episodes[:keep], *others], bar.update)
+        files[Path("media", f"evaluation{versus}.mp4")] = film
+    if shown:
+        when = (args.run / "checkpoint.pt").stat().st_mtime
+        content = events(shown, runs[0].steps, when)
+        files[Path("evaluation", "events.out.tfevents.0.evaluation")] = content
+    return files
 
 
 def names(runs: Sequence[TrainedRun]) -> list[str]:
-    """What tells runs apart: nothing for a single one, else method and seed, and a folder if those agree."""
+    """Return what tells runs apart: nothing for a single one, else method and seed, or a folder as well."""
     labels = [run.label for run in runs]
     if len(runs) == 1:
         return [""]
@@ -262,24 +318,41 @@ def names(runs: Sequence[TrainedRun]) -> list[str]:
     return [f"{label} of {path[differ]}" for label, path in zip(labels, paths, strict=True)]
 
 
+def pictures(runs: Sequence[TrainedRun], episodes: Sequence[Episode], args: Args) -> np.ndarray | None:
+    """Draw the frames of highest, median and lowest IoU of the first run, with every run's attention on them.
+
+    The picture is None where no target was in view.
+    """
+    frames = sorted(
+        (-frame["iou"], index, frame["step"])
+        for index, episode in enumerate(episodes)
+        for frame in episode.agreement
+    )
+    if not frames:
+        return None
+    strips = []
+    for word, place in (("highest", 0), ("median", len(frames) // 2), ("lowest", -1)):
+        negative_iou, index, step = frames[place]
+        seed, actions = episodes[index].seed, episodes[index].actions
+        tics = replay(runs[0].definition, seed, actions)
+        screen, mask = next((screen, mask) for at, screen, mask in tics if at == step)
+        maps = (heat(run, seed, actions[:step], args) for run in runs)
+        heats = dict(zip(names(runs), maps, strict=True))
+        caption = f"{runs[0].title}: {word} IoU, {-negative_iou:.2f} (episode {index}, step {step})"
+        strips.append(media.attention_strip(screen, mask, heats, caption))
+    return media.stack_strips(strips)
+
+
 @torch.no_grad()
-def _heat(run: TrainedRun, seed: int, actions: Sequence[int], settings: Settings) -> np.ndarray:
-    """The run's attention, (h, w) in [0, 1], on the frame after these actions; `smoothgrad` draws anew."""
-    env = run.env()
-    try:
-        env.load_state_dict(
-            {
-                "episode_seed": seed,
-                "episode_actions": actions,
-                "np_random": env.np_random.bit_generator.state,
-            }
-        )
-        images = torch.from_numpy(np.repeat(env.image[None], settings.num_envs, axis=0))
-    finally:
-        env.close()
-    noise = torch.Generator(run.device).manual_seed(settings.seed)
-    cam = run.agent.cam(run.agent(images.to(run.device)), run.method, noise)
-    return np.asarray(attention.normalize(cam)[0].cpu().numpy())
+def heat(run: TrainedRun, seed: int, actions: Sequence[int], args: Args) -> np.ndarray:
+    """Return the run's attention, (h, w) in [0, 1], on an episode's frame after these actions."""
+    with closing(run.env()) as env:
+        env.begin_episode(seed)
+        env.load_state_dict(env.state_dict() | {"episode_actions": actions})
+        # As many rows as when it was played, because rounding depends on the size of a batch.
+        images = np.repeat(env.image[None], args.num_envs, axis=0)
+    _, cam = run.attend(images, torch.Generator(run.device).manual_seed(args.seed))
+    return np.asarray(attention.normalize(cam)[0].cpu())
 
 
 def video(
@@ -287,7 +360,10 @@ def video(
     played: Sequence[Sequence[Episode]],
     shown: Callable[[], object] = lambda: None,
 ) -> tuple[bytes, bytes]:
-    """Every run's same episodes side by side at the game's speed: an mp4 file, and the first one as a GIF."""
+    """Film all runs' same episodes side by side at the game's speed; `shown` is called after each frame.
+
+    An MP4 file of all episodes is returned, and a GIF file of the first.
+    """
     skip = runs[0].definition.frame_skip
     gif: list[np.ndarray] = []
 
@@ -307,7 +383,7 @@ def video(
             ]
             for tic, frame in enumerate(media.video_frames(traces)):
                 if number == 0 and tic % skip == 0 and len(gif) < GIF_STEPS:
-                    gif.append(frame.copy())
+                    gif.append(frame)
                 shown()
                 yield frame
 
@@ -316,16 +392,15 @@ def video(
 
 
 def events(images: Mapping[str, bytes], step: int, wall_time: float) -> bytes:
-    """The content of a TensorBoard events file with these PNG or GIF files by tag."""
+    """Return the content of a TensorBoard events file with these PNG or GIF files by tag."""
     content = io.BytesIO()
     writer = RecordWriter(content)
     writer.write(Event(wall_time=wall_time, file_version="brain.Event:2").SerializeToString())
     for tag, encoded in images.items():
         width, height = Image.open(io.BytesIO(encoded)).size
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
-        event = Event(
-            wall_time=wall_time, step=step, summary=Summary(value=[Summary.Value(tag=tag, image=image)])
-        )
+        value = Summary.Value(tag=tag, image=image)
+        event = Event(wall_time=wall_time, step=step, summary=Summary(value=[value]))
         writer.write(event.SerializeToString())
     return content.getvalue()
 
@@ -334,191 +409,65 @@ def events(images: Mapping[str, bytes], step: int, wall_time: float) -> bytes:
 # From the command line to the files
 
 
-def check_args(args: Args) -> None:
-    """Refuse what can't be evaluated.
-
-    Raises:
-        UserError: with the option, what was given and what is valid.
-    """
-    at_least = {
-        "episodes": (args.episodes, 1),
-        "seed": (args.seed, 0),
-        "max-steps": (args.max_steps, 1),
-        "num-envs": (args.num_envs, 1),
-        "faithfulness-frames": (args.faithfulness_frames, 0),
-        "video-episodes": (args.video_episodes, 0),
-        "torch-threads": (args.torch_threads, 0),
-    }
-    for option, (value, least) in at_least.items():
-        if not least <= value < 2**63:
-            raise UserError(f"--{option} {value}: give a number of at least {least}.")
-    if args.num_envs > MOST_GAMES:
-        raise UserError(f"--num-envs {args.num_envs}: give at most {MOST_GAMES}.")
-    for name in args.shift or ():
-        if name not in SHIFTS:
-            raise UserError(
-                f"--shift {name}: no such change; choose of {', '.join(SHIFTS)}, or name none for all."
-            )
-
-
 def evaluate(args: Args) -> tuple[dict[str, Any], list[Path]]:
-    """Evaluate a run, write its files, and return the content of scores.json and what was written.
+    """Evaluate a run and write its files; return the content of scores.json and the paths of all files.
 
     Raises:
         UserError: arguments, run, machine or folder with which that can't be done; nothing was written then.
     """
-    check_args(args)
-    device = choose_device(args.device)
-    run = load_run(args.run, args.env, device, args.attention)
-    runs = [run]
-    if args.compare is not None:
-        other = load_run(args.compare, args.env, device, args.attention)
-        run_folder.check_definition(args.run, run.trained, other.definition)
-        if other.folder.resolve() == run.folder.resolve():
-            raise UserError(f"--compare {args.compare}: that is the run itself; give another one.")
-        if other.method != run.method:
-            print(
-                f"camal_rl: this run's map is {run.method}, the other's {other.method}; "
-                "--attention chooses one for both.",
-                file=sys.stderr,
-            )
-        runs.append(other)
+    runs = load_runs(args)
     folder = args.output or args.run
-    _check_writable(folder)
-    settings = Settings(args.seed, args.greedy, args.max_steps, args.num_envs)
-    seeds = episode_seeds(args.seed, args.episodes)
-    keep = min(args.video_episodes, args.episodes)
-    shifts = chosen_shifts(args)
-    with ExitStack() as cleanup:
-        cleanup.enter_context(run_folder.lock(folder, "evaluate"))
-        cleanup.callback(torch.set_num_threads, torch.get_num_threads())
-        threads = args.torch_threads or torch.get_num_threads()
-        torch.set_num_threads(1)  # the cores belong to the engines
-        few, many = (
-            Sample(size, generator(args.seed, SAMPLE, size))
-            for size in (SANITY_FRAMES, args.faithfulness_frames)
-        )
-        with _bar("episodes", args.episodes) as bar:
-            episodes = play(run, seeds, settings, keep=keep, samples=(few, many), done=bar.update)
-        scores: dict[str, Any] = {
-            "format": FORMAT,
-            "env": run.definition.name,
-            "method": run.trained["run"]["method"],
-            "seed": run.trained["run"]["seed"],
-            "steps": run.steps,
-            **summarise(episodes, run.definition),
-        }
-        shifted = {}
-        for name in shifts:
-            with _bar(f"shift {name}", args.episodes) as bar:
-                under = play(run, seeds, settings, shift=SHIFTS[name], done=bar.update)
-            shifted[name] = {"description": SHIFTS[name].description, **summarise(under, run.definition)}
-        scores["shift"] = shifted
-        torch.set_num_threads(threads)
-        scores["sanity"] = sanity(run, few, args.seed)
-        if args.faithfulness_frames:
-            with _bar("faithfulness", 6) as bar:
-                scores["faithfulness"] = faithfulness(
-                    run, many, args.faithfulness_stack, args.seed, bar.update
-                )
-        else:
-            scores["faithfulness"] = Undefined("not asked for")
-        scores["episodes"] = [_described(episode) for episode in episodes]
-        scores["settings"] = _settings(args, device, run, shifts)
-        scores["training"] = run.trained
-        torch.set_num_threads(1)
-
-        versus = "".join(f"-versus-{re.sub(r'[^A-Za-z0-9.]+', '-', name)}" for name in names(runs)[1:])
-        files: dict[Path, bytes] = {}
-        shown: dict[str, bytes] = {}
-        if (strips := pictures(runs, episodes, settings)) is not None:
-            shown["evaluation/attention"] = media.encode_png(strips)
-            files[folder / "media" / f"evaluation{versus}.png"] = shown["evaluation/attention"]
-        if keep:
-            played = [episodes[:keep], *(play(one, seeds[:keep], settings, keep=keep) for one in runs[1:])]
-            with _bar("video frames", None) as bar:
-                film, shown["evaluation/episode"] = video(runs, played, bar.update)
-            files[folder / "media" / f"evaluation{versus}.mp4"] = film
-        if shown:
-            when = (args.run / "checkpoint.pt").stat().st_mtime
-            files[folder / "evaluation" / "events.out.tfevents.0.evaluation"] = events(shown, run.steps, when)
+    threads = args.torch_threads or torch.get_num_threads()
+    with run_folder.lock(folder, "evaluate"), cpu_threads(1):  # the cores belong to the engines
+        scores, episodes = measure(runs[0], args, threads)
+        files = {folder / path: content for path, content in draw(runs, episodes, args).items()}
         files[folder / "scores.json"] = to_json(scores)
         for path in files:
             path.parent.mkdir(parents=True, exist_ok=True)
         write_together(files)
-    content: dict[str, Any] = json.loads(files[folder / "scores.json"])
-    return content, list(files)
+    return json.loads(files[folder / "scores.json"]), list(files)
 
 
-def _bar(what: str, total: int | None) -> Any:
-    return tqdm(total=total, desc=what, mininterval=0.5 if sys.stderr.isatty() else 30, unit="")
+def load_runs(args: Args) -> list[TrainedRun]:
+    """Read the run, and the one to compare it with where there is one.
 
-
-def _check_writable(folder: Path) -> None:
-    """Before hours of work, not after; nothing is made yet."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        problem = "can't be written" if there.is_dir() else "is not a folder"
-        raise UserError(f"can't write to {folder}: {there} {problem}. Choose another --output.")
-
-
-def _described(episode: Episode) -> dict[str, Any]:
-    return {
-        "seed": episode.seed,
-        "return": episode.total,
-        "length": len(episode.actions),
-        "ending": episode.ending,
-        "frames_with_target": len(episode.agreement),
-        "iou": _mean(episode.column("iou")),
-    }
-
-
-def chosen_shifts(args: Args) -> list[str]:
-    """Names of the visual changes to evaluate under."""
-    return [] if args.shift is None else list(args.shift or SHIFTS)
-
-
-def wanted_settings(args: Args) -> dict[str, Any]:
-    """What of the settings in scores.json decides the scores, as these arguments have it.
-
-    `attention` is None where it is the run's own.
+    Raises:
+        UserError: a run can't be played, or the two can't be compared.
     """
-    names = ("episodes", "seed", "greedy", "max_steps", "faithfulness_frames", "faithfulness_stack")
-    options = {name: getattr(args, name) for name in names}
-    return options | {"attention": args.attention, "shift": chosen_shifts(args)}
+    device = choose_device(args.device)
+    run = play.load_run(args.run, args.env, device, args.attention)
+    if args.compare is None:
+        return [run]
+    other = play.load_run(args.compare, args.env, device, args.attention)
+    run_folder.check_definition(args.run, run.trained["definition"], other.definition.described())
+    if other.folder.resolve() == run.folder.resolve():
+        raise UserError(f"--compare {args.compare}: that is the run itself; give another one.")
+    if other.method != run.method:
+        print(
+            f"camal_rl: this run's map is {run.method}, the other's {other.method}; "
+            "--attention chooses one for both.",
+            file=sys.stderr,
+        )
+    return [run, other]
 
 
-def _settings(args: Args, device: torch.device, run: TrainedRun, shifts: Sequence[str]) -> dict[str, Any]:
-    """What a repetition needs to get the same file."""
-    options = {
-        name: value
-        for name, value in dataclasses.asdict(args).items()
-        if name not in ("run", "compare", "env", "output", "device", "attention")
-    }
-    return options | {
-        "shift": list(shifts),
-        "tau": metrics.TAU,
-        "attention": run.method,
-        "checkpoint_sha256": run.checkpoint,
-        "device": device.type,
-        "precision": run.agent.precision,
-        "cpu_threads": torch.get_num_threads(),
-        "versions": {
-            "camal_rl": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "vizdoom": vizdoom.__version__,
-            "gymnasium": gymnasium.__version__,
-            "numpy": np.__version__,
-            "opencv": cv2.__version__,
-            "av": metadata.version("av"),
-            "pillow": metadata.version("pillow"),
-        },
-    }
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Let the network compute on this many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _bar(title: str, total: int | None) -> Any:
+    return tqdm(total=total, desc=title, mininterval=0.5 if sys.stderr.isatty() else 30, unit="")
 
 
 def summary(scores: Mapping[str, Any], files: Sequence[Path]) -> str:
-    """What the command line prints in the end, of the content of scores.json."""
+    """Return what is printed in the end, from the content of scores.json and the files written."""
 
     def number(value: float | None, digits: int = 2) -> str:
         return "-" if value is None else f"{value:.{digits}f}"

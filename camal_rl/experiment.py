@@ -203,7 +203,7 @@ def _training(options: list[str]) -> tuple[Path, int, dict[str, Any]]:
     args = ppo.parse_args(options)
     device = choose_device(args.device)
     chosen = {"precision": choose_precision(args.precision, device), "device_type": device.type}
-    planned = RunFolder(args, load_definition(args.env), chosen)
+    planned = RunFolder(args, load_definition(args.env).described(), chosen)
     check_args_file(planned.path, planned.described)
     return planned.path, planned.total * args.batch_size, learned(planned.described)
 
@@ -212,9 +212,7 @@ def _settings(options: list[str]) -> dict[str, Any]:
     """The settings that decide the scores of an evaluation with these options."""
     from camal_rl import evaluate  # with torch as well
 
-    args = evaluate.parse_args(options)
-    evaluate.check_args(args)
-    return evaluate.wanted_settings(args)
+    return evaluate.wanted_settings(evaluate.parse_args(options))
 
 
 class Comparison(NamedTuple):

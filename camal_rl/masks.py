@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 import vizdoom
 from numpy.typing import DTypeLike, NDArray
 
-from camal_rl.game.definition import Definition
 from camal_rl.game.frames import SINGLE_THREAD_PRODUCT
 
 Box = tuple[slice, slice]
 """Rows and columns."""
 
 
-def target_mask(state: vizdoom.GameState, definition: Definition, out: np.ndarray) -> Box:
+class Targets(Protocol):
+    """An environment's definition, as far as masks need it."""
+
+    def is_target(self, name: str, category: str) -> bool:
+        """Return whether an object with this label is a target."""
+
+
+def target_mask(state: vizdoom.GameState, definition: Targets, out: np.ndarray) -> Box:
     """Write the pixels of the targets as ones, all others as zeros, into `out`, uint8 (h_label, w_label).
 
     Returns:

@@ -15,7 +15,7 @@ TAU = 0.7
 """Threshold above which a pixel counts as attended to (paper, Appendix C)."""
 
 TAUS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Thresholds of the sweep that shows how much of an IoU is owed to `TAU`."""
+"""Thresholds of the sweep, which shows how much of an IoU is owed to `TAU`."""
 
 LEVELS = 65535
 """`roc_auc` rounds attention to multiples of 1 / LEVELS, so as to rank pixels by counting, not by sorting."""
@@ -29,27 +29,27 @@ BLOCK = 16384
 
 
 def upsample(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(B, h, w) -> float32 (B, H, W) by bilinear interpolation, align_corners=False; `size` is (H, W)."""
+    """Upsample (B, h, w) to float32 (B, H, W) bilinearly, align_corners=False; `size` is (H, W)."""
     pixels = np.empty((len(heat), *size), np.float32)
-    for one_heat, one_pixels in zip(heat, pixels, strict=True):
-        one_pixels[...] = _upsample(one_heat, size)
+    for index, frame in enumerate(heat):
+        pixels[index] = _upsample(frame, size)
     return pixels
 
 
 def iou(heat: np.ndarray, mask: np.ndarray, tau: float = TAU) -> np.ndarray:
-    """Intersection over union of the pixels with heat above `tau` and the mask (Eq. 8), float64 (B,).
+    """Return intersection over union of the pixels with heat above `tau` and the mask (Eq. 8), float64 (B,).
+
+    NaN where both are empty: there was nothing to find, and nothing was found.
 
     Args:
         heat: (B, h, w) in [0, 1]; upsampled bilinearly to the mask's resolution.
         mask: uint8 or bool (B, H, W) of zeros and ones.
-
-    NaN where both are empty: there was nothing to find, and nothing was found.
     """
     return iou_sweep(heat, mask, (tau,))[:, 0]
 
 
 def iou_sweep(heat: np.ndarray, mask: np.ndarray, taus: Sequence[float] | np.ndarray = TAUS) -> np.ndarray:
-    """`iou` at each threshold, float64 (B, len(taus)).
+    """Return `iou` at each threshold, float64 (B, len(taus)).
 
     A network whose attention is merely spread wider or narrower gains at one threshold and loses at another;
     its `area` over `taus` does not depend on which one was chosen.
@@ -59,7 +59,7 @@ def iou_sweep(heat: np.ndarray, mask: np.ndarray, taus: Sequence[float] | np.nda
 
 
 def pointing_game(heat: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Whether the most attended pixel lies in the mask (Zhang et al. 2018), float64 (B,).
+    """Return 1 where the most attended pixel lies in the mask, else 0 (Zhang et al. 2018), float64 (B,).
 
     Where several pixels share the maximum it is their share inside, the chance that one drawn from them hits.
     A dead map (all zero) points nowhere: 0. NaN where the mask is empty. Arguments as for `iou`.
@@ -69,7 +69,7 @@ def pointing_game(heat: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def relevance_mass(heat: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Share of all attention that lies in the mask (relevance mass accuracy, Arras et al. 2022), (B,).
+    """Return the share of attention in the mask (relevance mass accuracy, Arras et al. 2022), float64 (B,).
 
     A uniform map scores the mask's share of the frame, a dead one 0. NaN where the mask is empty. Arguments
     as for `iou`.
@@ -79,7 +79,7 @@ def relevance_mass(heat: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def roc_auc(heat: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve of attention as a score of the mask's pixels, float64 (B,).
+    """Return the area under the ROC curve of attention as a score of the mask's pixels, float64 (B,).
 
     The probability that a pixel of the mask is attended to more than one outside it, a tie counting half
     (Mann-Whitney): 0.5 for a uniform or dead map. It sees the order of pixels only, neither a threshold nor
@@ -94,31 +94,23 @@ def roc_auc(heat: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def alignment(heat: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
-    """All measures in one pass: what the function of each name returns, with its default thresholds.
-
-    Returns:
-        "iou", "pointing_game", "relevance_mass" and "roc_auc", float64 (B,); "iou_sweep", (B, len(TAUS)).
-    """
+    """Return all measures in one pass: by name, what the function of this name returns."""
     _check_range(heat)
-    batch = len(mask)
-    sweep = np.empty((batch, len(TAUS)))
-    pointing, mass, auc = np.empty(batch), np.empty(batch), np.empty(batch)
+    sweep = np.empty((len(mask), len(TAUS)))
+    rest = np.empty((3, len(mask)))
     for index, frame in enumerate(_frames(heat, mask)):
         sweep[index] = _iou_sweep(*frame, TAUS)
-        pointing[index] = _pointing_game(*frame)
-        mass[index] = _relevance_mass(*frame)
-        auc[index] = _roc_auc(*frame)
+        rest[:, index] = _pointing_game(*frame), _relevance_mass(*frame), _roc_auc(*frame)
+    names = ("pointing_game", "relevance_mass", "roc_auc")
     return {
         "iou": sweep[:, TAUS.index(TAU)].copy(),
         "iou_sweep": sweep,
-        "pointing_game": pointing,
-        "relevance_mass": mass,
-        "roc_auc": auc,
+        **dict(zip(names, rest, strict=True)),
     }
 
 
 def iou_ceiling(mask_weights: np.ndarray, mask: np.ndarray, tau: float = TAU) -> np.ndarray:
-    """The IoU that the mask itself reaches when it is shown at the attention map's resolution, float64 (B,).
+    """Return the IoU that the mask itself reaches at the attention map's resolution, float64 (B,).
 
     A 7 x 7 map can't outline a monster of 20 pixels, however well it attends: read every IoU beside this.
 
@@ -126,7 +118,7 @@ def iou_ceiling(mask_weights: np.ndarray, mask: np.ndarray, tau: float = TAU) ->
         mask_weights: (B, 2, h, w), the masks projected to the map's resolution by `masks.mask_weights`.
         mask: uint8 (B, H, W) of zeros and ones, none of them empty.
     """
-    covered = np.array([cv2.countNonZero(one) for one in mask]).reshape(-1, 1, 1)  # (B, 1, 1)
+    covered = np.array([cv2.countNonZero(frame) for frame in mask]).reshape(-1, 1, 1)  # (B, 1, 1)
     inside = mask_weights[:, 0] * covered  # (B, h, w)
     outside = mask_weights[:, 1] * (mask.shape[1] * mask.shape[2] - covered)
     # Divided by what a full mask gives, because a cell at the border gathers from fewer pixels.
@@ -137,15 +129,15 @@ def iou_ceiling(mask_weights: np.ndarray, mask: np.ndarray, tau: float = TAU) ->
     return iou(np.where(high > low, (share - low) / span, 0).astype(np.float32), mask, tau)
 
 
-def rank_correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Spearman's rank correlation of each row of `one` with the same row of `other`: twice (B, n) -> (B,).
+def rank_correlation(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return Spearman's rank correlation of the rows of two arrays (B, n), float64 (B,).
 
     Equal values share the mean of their ranks. NaN where a row is constant or holds a NaN.
     """
-    if one.ndim != 2 or one.shape != other.shape:
-        raise ValueError(f"both arrays must have the same shape (B, n), got {one.shape} and {other.shape}")
-    scores = np.full(len(one), np.nan)
-    for index, rows in enumerate(zip(one, other, strict=True)):
+    if left.ndim != 2 or left.shape != right.shape:
+        raise ValueError(f"both arrays must have the same shape (B, n), got {left.shape} and {right.shape}")
+    scores = np.full(len(left), np.nan)
+    for index, rows in enumerate(zip(left, right, strict=True)):
         if not np.isnan(rows).any():
             first, second = (_centred_ranks(row) for row in rows)
             scale = np.sqrt(float(first @ first) * float(second @ second))
@@ -155,10 +147,7 @@ def rank_correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def area(values: np.ndarray, positions: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Area under curves by the trapezoidal rule, over the span of `positions`: (..., S) -> float64 (...).
-
-    Divided by the span, so that a constant curve has its own value as area whatever thresholds or shares it
-    was sampled at: the mean height.
+    """Return the mean height of curves: their area by the trapezoidal rule, over its span, float64 (...).
 
     Args:
         values: (..., S), the curves along the last axis.
@@ -180,7 +169,7 @@ def area(values: np.ndarray, positions: Sequence[float] | np.ndarray) -> np.ndar
 
 
 def pixel_order(importance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Indices of the pixels from the most to the least important, (B, H, W) -> int32 (B, H * W).
+    """Return the indices of pixels from the most to the least important, int32 (B, H * W).
 
     Pixels of equal importance come in random order, so that a dead map is a random order and not a scan of
     the frame from its top.
@@ -196,17 +185,17 @@ def pixel_order(importance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         )
     flat = importance.reshape(len(importance), -1)
     order = np.empty(flat.shape, np.int32)
-    for one_importance, one_order in zip(flat, order, strict=True):
-        shuffled = rng.permutation(len(one_importance))
+    for index, frame in enumerate(flat):
+        shuffled = rng.permutation(len(frame))
         # Stable, because the order in which another sort leaves equals differs between processors.
-        one_order[:] = shuffled[np.argsort(-one_importance[shuffled], kind="stable")]
+        order[index] = shuffled[np.argsort(-frame[shuffled], kind="stable")]
     return order
 
 
 def blur(images: np.ndarray, sigma: float) -> np.ndarray:
-    """Each channel blurred by a Gaussian of `sigma` pixels, reflected at the border: uint8 (B, C, H, W).
+    """Blur each channel by a Gaussian of `sigma` pixels, reflected at the border: uint8 (B, C, H, W).
 
-    The reference that replaces removed pixels: it takes away what is local but stays close to what the
+    As a reference that replaces removed pixels it takes away what is local but stays close to what the
     network was trained on, while a black patch is itself something to see.
     """
     if images.ndim != 4 or images.dtype != np.uint8:
@@ -215,12 +204,9 @@ def blur(images: np.ndarray, sigma: float) -> np.ndarray:
         )
     if not sigma > 0:
         raise ValueError(f"sigma must be above 0 pixels, got {sigma}")
-    height, width = images.shape[2:]
     blurred = np.empty(images.shape, np.uint8)
-    for image, result in zip(
-        images.reshape(-1, height, width), blurred.reshape(-1, height, width), strict=True
-    ):
-        result[...] = cv2.GaussianBlur(image, (0, 0), sigma)
+    for index in np.ndindex(images.shape[:2]):
+        blurred[index] = cv2.GaussianBlur(images[index], (0, 0), sigma)
     return blurred
 
 
@@ -233,7 +219,7 @@ def perturbation_curves(
     channels: slice = slice(None),
     batch_size: int = 512,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the network says while its images lose, or regain, their most important pixels (paper, Sec. 4.2).
+    """Predict while images lose, or regain, their most important pixels (paper, Sec. 4.2).
 
     Removal shows the images with the first pixels of `order` replaced by those of `reference`, insertion the
     reference with the first pixels of `order` replaced by those of the images. Removal at 0 and insertion at
@@ -241,18 +227,27 @@ def perturbation_curves(
 
     Args:
         predict: (b, C, H, W) of the images' dtype -> (b, n), with b at most `batch_size`. It must neither
-            change nor keep its argument, which is altered in place from one call to the next.
+            change nor keep its argument, which is altered in place between calls.
         images, reference: (B, C, H, W) of one dtype; left as they are.
         order: integers (B, H * W), each row a permutation, most important first: from `pixel_order`.
         shares: (S,) ascending in [0, 1]; round(share * H * W) pixels are replaced.
-        channels: what is replaced; the other channels are always the images' own. `slice(-1, None)` of a
+        channels: those that are replaced; the others are always the images' own. `slice(-1, None)` of a
             stack of frames is the newest one.
         batch_size: images predicted at once.
 
     Returns:
         removal, insertion: float64 (S, B, n).
     """
-    pixels = _check_curves(images, reference, order, shares, channels)
+    pixels = int(np.prod(images.shape[2:]))
+    if reference.shape != images.shape or reference.dtype != images.dtype:
+        raise ValueError(
+            f"reference must be like the images, {images.dtype} of shape {images.shape}, "
+            f"got {reference.dtype} of shape {reference.shape}"
+        )
+    if order.shape != (len(images), pixels):
+        raise ValueError(f"order must have shape {(len(images), pixels)}, got {order.shape}")
+    if not (np.min(shares) >= 0 and np.max(shares) <= 1 and (np.diff(shares) >= 0).all()):
+        raise ValueError(f"shares must ascend within [0, 1], got {list(shares)}")
     # Shares that round to the same number of pixels show the same images.
     counts, positions = np.unique(np.rint(np.asarray(shares) * pixels).astype(np.intp), return_inverse=True)
     removal, insertion = [], []
@@ -272,18 +267,18 @@ def perturbation_curves(
 
 
 def _frames(heat: np.ndarray, mask: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Frame by frame, because a frame fits into the cache and a batch does not."""
+    """Yield each frame's pixels and those inside its mask: a frame fits into the cache, a batch does not."""
     if heat.ndim != 3 or mask.ndim != 3 or len(heat) != len(mask):
         raise ValueError(
             f"heat (B, h, w) and mask (B, H, W) must be of one batch, got {heat.shape} and {mask.shape}"
         )
     if mask.dtype not in (np.uint8, np.bool_):
         raise ValueError(f"mask must be uint8 or bool, got {mask.dtype}")
-    for one_heat, one_mask in zip(heat, mask.view(np.uint8), strict=True):
-        pixels = _upsample(one_heat, one_mask.shape)
-        x, y, width, height = cv2.boundingRect(one_mask)
+    for small, target in zip(heat, mask.view(np.uint8), strict=True):
+        pixels = _upsample(small, target.shape)
+        x, y, width, height = cv2.boundingRect(target)
         box = (slice(y, y + height), slice(x, x + width))
-        target = one_mask[box]
+        target = target[box]
         if target.max(initial=0) > 1:
             raise ValueError(
                 f"mask must hold 0 and 1 only, got values up to {target.max()}: "
@@ -295,12 +290,11 @@ def _frames(heat: np.ndarray, mask: np.ndarray) -> Iterator[tuple[np.ndarray, np
 def _check_range(heat: np.ndarray) -> None:
     if heat.size and not (heat.min() >= 0 and heat.max() <= 1):
         raise ValueError(
-            f"heat must lie in [0, 1], got values from {heat.min()} to {heat.max()}: normalise each map first"
+            f"heat must lie in [0, 1], got values from {heat.min()} to {heat.max()}: normalize each map first"
         )
 
 
 def _upsample(heat: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """(h, w) -> float32 (H, W)."""
     height, width = size
     return np.asarray(
         cv2.resize(np.asarray(heat, np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
@@ -351,13 +345,13 @@ def _roc_auc(pixels: np.ndarray, inside: np.ndarray) -> float:
 
 
 def _levels(values: np.ndarray) -> np.ndarray:
-    """float32 (n,) in [0, 1] -> the nearest of 0 ... LEVELS, (n,)."""
+    """Return the nearest of 0 ... LEVELS to values in [0, 1], (n,)."""
     scaled: np.ndarray = values * np.float32(LEVELS) + np.float32(0.5)
     return scaled.astype(np.intp)
 
 
 def _centred_ranks(values: np.ndarray) -> np.ndarray:
-    """Twice (a value's mean rank - the mean of all ranks), (n,) -> (n,): integers, so products are exact."""
+    """Return twice (a value's mean rank - the mean of all ranks), (n,): integers, so products are exact."""
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks = 2 * counts.cumsum() - counts - len(values)
     return ranks.astype(np.float64)[places]
@@ -365,37 +359,6 @@ def _centred_ranks(values: np.ndarray) -> np.ndarray:
 
 # ------------------------------------------------------------------------------------------------------------
 # One batch of removal or insertion
-
-
-def _check_curves(
-    images: np.ndarray,
-    reference: np.ndarray,
-    order: np.ndarray,
-    shares: Sequence[float] | np.ndarray,
-    channels: slice,
-) -> int:
-    """The number of pixels of an image."""
-    if images.ndim != 4 or not len(images):
-        raise ValueError(f"images must have shape (B, C, H, W) with B at least 1, got {images.shape}")
-    if reference.shape != images.shape or reference.dtype != images.dtype:
-        raise ValueError(
-            f"reference must be like the images, {images.dtype} of shape {images.shape}, "
-            f"got {reference.dtype} of shape {reference.shape}"
-        )
-    pixels = int(np.prod(images.shape[2:]))
-    if order.shape != (len(images), pixels) or not np.issubdtype(order.dtype, np.integer):
-        raise ValueError(
-            f"order must hold integers of shape {(len(images), pixels)}, "
-            f"got {order.dtype} of shape {order.shape}"
-        )
-    positions = np.asarray(shares, np.float64)
-    if positions.ndim != 1 or not len(positions):
-        raise ValueError(f"shares must have shape (S,) with S at least 1, got {positions.shape}")
-    if not (positions[0] >= 0 and positions[-1] <= 1 and (np.diff(positions) >= 0).all()):
-        raise ValueError(f"shares must ascend within [0, 1], got {positions.tolist()}")
-    if not isinstance(channels, slice):
-        raise ValueError(f"channels must be a slice, got {channels!r}: pass slice(-1, None) for the last one")
-    return pixels
 
 
 def _curve(
@@ -407,7 +370,7 @@ def _curve(
     channels: slice,
     known: dict[int, np.ndarray],
 ) -> np.ndarray:
-    """Predictions on the images after each of `counts` pixels came from `source`, float64 (S, b, n).
+    """Return predictions on the images after each of `counts` pixels came from `source`, float64 (S, b, n).
 
     `known` holds those that were made before, by their count.
     """
@@ -423,14 +386,7 @@ def _curve(
         for ours, theirs, indices in zip(target, donor, changed, strict=True):
             for channel, replacement in zip(ours, theirs, strict=True):
                 channel[indices] = replacement[indices]
-        predictions[count] = _predictions(predict, shown)
+        # A copy, because `predict` may return the same array every time.
+        predictions[count] = np.array(predict(shown), np.float64)
         done = count
     return np.stack([predictions[count] for count in counts])
-
-
-def _predictions(predict: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
-    # A copy, because `predict` may return the same array every time.
-    predictions = np.array(predict(images), np.float64)
-    if predictions.ndim != 2 or len(predictions) != len(images):
-        raise ValueError(f"predict must return shape ({len(images)}, n), got {predictions.shape}")
-    return predictions

@@ -26,7 +26,6 @@ from camal_rl.run.command_line import (
     Number,
     Positive,
     check_ranges,
-    end_on_signals,
     parse,
     run_to_checkpoint,
 )
@@ -149,7 +148,6 @@ def parse_args(arguments: list[str] | None = None) -> Args:
 
 
 if __name__ == "__main__":
-    end_on_signals()
     ARGS = parse_args()  # before torch is imported, so that --help and a typing mistake are answered at once
 
 import numpy as np
@@ -169,7 +167,7 @@ from camal_rl.run.workers import Workers
 
 
 class Output(NamedTuple):
-    """What the network makes of a batch of images."""
+    """The network's outputs for a batch of images."""
 
     logits: Tensor  # (B, actions)
     value: Tensor  # (B,)
@@ -210,7 +208,7 @@ class Agent(nn.Module):
         weight, bias = self.conv1.weight / 255, self.conv1.bias  # scaled instead of all the pixels
         x = F.conv2d(x, weight.to(dtype), bias.to(dtype), stride=4).relu_()
         feature_maps = self.conv3(self.conv2(x).relu_()).relu_()  # (B, K, h, w)
-        hidden = self.fc(feature_maps.movedim(1, -1).flatten(1)).relu_().float()
+        hidden = self.fc(feature_maps.movedim(1, -1).flatten(1)).relu_().to(self.actor.weight.dtype)
         return Output(self.actor(hidden), self.critic(hidden).squeeze(1), hidden, feature_maps)
 
     def replica(self, dtype: torch.dtype) -> Agent:
@@ -251,9 +249,8 @@ def allocate(args: Args, agent: Agent, stack: int) -> Rollout:
     logits = torch.zeros((*shape, agent.actor.out_features))
     actions = torch.zeros(shape, dtype=torch.int64)
     values, rewards, ends = (torch.zeros(shape) for _ in range(3))
-    return Rollout(
-        images, logits, values, actions, rewards, ends, torch.zeros((*shape, 2, *agent.map_shape[1:]))
-    )
+    mask_weights = torch.zeros((*shape, 2, *agent.map_shape[1:]))
+    return Rollout(images, logits, values, actions, rewards, ends, mask_weights)
 
 
 def rollout(
@@ -287,7 +284,7 @@ def rollout(
             if args.method != "vanilla":
                 memory.mask_weights[step, games] = envs.mask_weights[games]  # CAMAL
             if monitor is not None:
-                monitor.keep_masks(step, games, envs)
+                monitor.keep_masks(step, games, envs.masks)
             logits, values = forward(envs.images[games])
             actions = sample(logits, draws[step, games])
             rewards, terminated, truncated, last_images = envs.step_games(games, actions.tolist())
@@ -457,7 +454,7 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
         stack.enter_context(torch.autograd.set_detect_anomaly(args.detect_anomaly))
         device, precision, workers = prepare_device(args.device, args.precision, args.torch_threads, stack)
         chosen = {"precision": precision, "device_type": device.type}
-        run = stack.enter_context(RunFolder(args, definition, chosen))
+        run = stack.enter_context(RunFolder(args, definition.described(), chosen))
         if run.iteration >= run.total:
             print(f"{run.path} is already done: {run.step:,} steps. Nothing to do.")
             return run.path
@@ -479,7 +476,7 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
         if not run.resume(state):
             envs.reset(seed=np.random.SeedSequence(args.seed).generate_state(args.num_envs).tolist())
         store = allocate(args, agent, envs.images.shape[1])
-        monitor = Monitor(args, run, envs)
+        monitor = Monitor(args, run, envs.masks)
 
         for iteration in run.iterations():  # shows progress
             if args.anneal_lr:
@@ -493,15 +490,12 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
             means = update(agent, optimizer, batch, args, generator, workers)
 
             means["explained_variance"] = float(1 - (returns - store.values).var() / returns.var())
+            scalars = {f"losses/{name}": mean for name, mean in means.items()}
+            scalars["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
+            scalars["charts/engine_restarts"] = envs.restarts
+            scalars["charts/SPS"] = run.speed()
             run.log_episodes(envs.finished_episodes())
-            run.log({f"losses/{name}": mean for name, mean in means.items()})
-            run.log(
-                {
-                    "charts/learning_rate": optimizer.param_groups[0]["lr"],
-                    "charts/engine_restarts": envs.restarts,
-                    "charts/SPS": run.speed(),
-                }
-            )
+            run.log(scalars)
             monitor.measure(agent, store.images, workers)
             stop = interrupted()
             if stop or run.passed(args.checkpoint_every):

@@ -1,61 +1,55 @@
 """Scores of many runs -> statistics, the paper's Figures 4 and 6, tables, and one HTML page that says it all.
 
-`study` reads the run folders, `comparison` computes, `page` draws; here is what is said and shown of it.
+`study` reads the run folders, `comparison` computes, `figures` draws, `page` writes; here is what is said.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
+import pandas as pd
+import pydantic
 import tyro
-from PIL import Image
 from tqdm import tqdm
 
 from camal_rl import __version__, stats
-from camal_rl.errors import UserError
-from camal_rl.results import figures as page
+from camal_rl.results import figures
 from camal_rl.results.comparison import (
     METRICS,
     TAGS,
     WINDOWS,
     Comparison,
+    Lines,
+    Pair,
     Results,
     compute,
     jobs,
-    matrix,
     name,
 )
-from camal_rl.results.figures import NOTHING, Table, shown
-from camal_rl.results.study import Run, Study, comparability, read_study, some, training, versions
-from camal_rl.run.command_line import run_at_once
-from camal_rl.run.files import make_folder, write_together
-from camal_rl.stats import Band, Interval
+from camal_rl.results.figures import BarPanel, LinePanel, Table, fixed, percent, shown
+from camal_rl.results.page import Drawing, Listing, Media, Page, Part, publish
+from camal_rl.results.study import Study, comparability, read_study, some, training
+from camal_rl.run.command_line import Positive, parse, run_at_once
+from camal_rl.run.files import make_folder
+from camal_rl.stats import Interval
 
-FORMAT = 1
-"""Of the report's scores.json and statistics.json."""
-MEDIA_LIMIT = 8 * 2**20
+MEDIA_LIMIT = 3 * 2**20
 """Bytes of pictures and videos in the page."""
-PICTURE_WIDTH = 1600
-"""Pixels of pictures in the page, at most."""
 CHANCE_LIMIT = 0.12
 """Verdicts that chance makes more often than this are warned of; with 5 runs of each it does in 10 %."""
 STATISTIC_NAMES = {"mean": "Mean", "median": "Median", "iqm": "IQM", "optimality_gap": "Gap"}
-LABELS = {"iou": "IoU", "return": "Normalised return"}
+LABELS = {"iou": "IoU", "return": "Normalized return"}
 SHORT = {"iou": "IoU", "return": "return"}
-ROWS = {"iou": "IoU", "return": "Return"}
 
-Count = Annotated[int, tyro.conf.arg(metavar="N")]
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32), tyro.conf.arg(metavar="N")]
 
 
 @dataclass
@@ -66,125 +60,101 @@ class Args:
     """folder that holds <env>/<method>/seed<k>/scores.json"""
     output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """folder to write to, RUNS/report if none is given"""
-    repetitions: Count = stats.REPETITIONS
-    """of the bootstrap"""
-    seed: Count = 0
-    """of the bootstrap"""
+    repetitions: Positive = stats.REPETITIONS
+    """how often the bootstrap resamples the runs"""
+    seed: Seed = 0
+    """seed of the bootstrap"""
 
 
 def parse_args(arguments: list[str] | None = None) -> Args:
     """Read the command line; exits with code 2 and a message where it can't be understood."""
-    return tyro.cli(Args, prog="python -m camal_rl.report", args=arguments)
+    return parse(Args, "python -m camal_rl.report", arguments)
 
 
 # ------------------------------------------------------------------------------------------------------------
 # In words
 
+WORDS = {
+    "iou": ("attention", "better aligned than", "worse aligned than"),
+    "return": ("return", "better than", "worse than"),
+}
+"""Measure -> its name in a verdict, and how the first method's is called where it is better or worse."""
 
-def pair(methods: tuple[str, str]) -> str:
-    """What a probability of improvement is of."""
-    return " > ".join(map(name, methods))
 
-
-def verdicts(methods: Sequence[str], joint: Mapping[str, Comparison]) -> list[str]:
-    """The findings in plain words: a sentence on the first method and each other one."""
+def verdicts(methods: Sequence[str], results: Mapping[str, Results]) -> list[str]:
+    """Say what was found: a sentence on the first method and each other method."""
     first, *others = methods
     if not others:
-        means = {metric: joint[metric].sbci[first]["mean"] for metric in METRICS}
+        iou, mean_return = (shown(results[metric].joint.sbci[first]["mean"], 2) for metric in METRICS)
         return [
-            f"There are only runs of {name(first)}, so nothing is compared: its mean IoU is "
-            f"{shown(means['iou'], 2)}, its mean normalised return {shown(means['return'], 2)}."
+            f"There are only runs of {name(first)}, so nothing is compared: its mean IoU is {iou}, its mean "
+            f"normalized return {mean_return}."
         ]
-    words = {
-        "iou": {
-            "significant": "attention is better aligned than {}",
-            "not significant": "attention is not significantly better aligned than {}",
-            "significantly worse": "attention is significantly worse aligned than {}",
-            "undefined": "attention can't be compared with {}",
-        },
-        "return": {
-            "significant": "return is better than {}",
-            "not significant": "return is not significantly better than {}",
-            "significantly worse": "return is significantly worse than {}",
-            "undefined": "return can't be compared with {}",
-        },
-    }
-    sentences = []
-    for other in others:
-        clauses = []
-        for metric in METRICS:
-            improvement = joint[metric].poi[first, other]
-            found = stats.verdict(improvement)
-            clause = words[metric][found].format(f"{name(other)}'s")
-            if found == "undefined":
-                known = "" if math.isnan(improvement.estimate) else f"POI {improvement.estimate:.2f}. "
-                clause += f" ({known}{(improvement.reason or '').rstrip('.')})"
-            else:
-                poi = f"POI {shown(improvement, 2)}".replace(" [", ", 95 % interval [")
-                clause += f" ({poi}, significant)" if found == "significant" else f" ({poi})"
-            clauses.append(clause)
-        sentences.append(f"{name(first)}'s {clauses[0]}; its {clauses[1]}.")
-    return sentences
+    return [
+        f"{name(first)}'s {_clause('iou', results, (first, other))}; its "
+        f"{_clause('return', results, (first, other))}."
+        for other in others
+    ]
 
 
-def no_width(results: Results) -> bool:
-    """Whether a probability of improvement has an interval without width."""
-    every = [*results.joint.values(), *(one for by_env in results.single.values() for one in by_env.values())]
-    return any(
-        improvement.low is not None and improvement.low == improvement.high
-        for one in every
-        for improvement in one.poi.values()
-    )
+def _clause(metric: str, results: Mapping[str, Results], methods: Pair) -> str:
+    subject, better, worse = WORDS[metric]
+    whose, joint = f"{name(methods[1])}'s", results[metric].joint
+    improvement, verdict = joint.poi[methods], joint.verdicts[methods]
+    if verdict == "undefined":
+        known = "" if math.isnan(improvement.estimate) else f"POI {improvement.estimate:.2f}. "
+        reason = known + (improvement.reason or "").rstrip(".")
+        return f"{subject} can't be compared with {whose} ({reason})"
+    poi = f"POI {shown(improvement, 2)}".replace(" [", ", 95 % interval [")
+    if verdict == "significant":
+        return f"{subject} is {better} {whose} ({poi}, significant)"
+    phrase = f"significantly {worse}" if verdict == "significantly worse" else f"not significantly {better}"
+    return f"{subject} is {phrase} {whose} ({poi})"
 
 
-def warnings(study: Study, results: Results) -> list[str]:
-    """What has to be known before the figures are believed."""
+def warnings(study: Study, results: Mapping[str, Results]) -> list[str]:
+    """Say what has to be known before the figures are believed."""
     sentences = []
     if study.missing:
         sentences.append(f"Missing: {', '.join(study.missing)}.")
     if study.unevaluated:
         sentences.append(f"Trained but not evaluated: {', '.join(study.unevaluated)}.")
-    counts = {
-        f"{env}, {name(method)}": len(study.of(env, method)) for env in study.envs for method in study.methods
-    }
-    if max(counts.values()) > min(counts.values()):
-        told = "; ".join(f"{cell}: {count}" for cell, count in counts.items())
-        sentences.append(f"Unequal numbers of seeds. {told}.")
-    if max(counts.values()) == 1:
+    cells = [(env, method) for env in study.envs for method in study.methods]
+    if max(len(study.of(*cell)) for cell in cells) == 1:
         sentences.append("There is one seed: nothing is known about how much runs differ.")
     sentences += comparability(study)
-    for metric in METRICS:
-        others = [one for one in METRICS if one != metric]
-        for sentence in results.joint[metric].left_out:
-            if all(sentence in results.joint[one].left_out for one in others):
-                if metric == METRICS[0]:
-                    sentences.append(f"Over all environments: {sentence}")
-            else:
-                sentences.append(f"Over all environments, {LABELS[metric]}: {sentence}")
+    left_out = dict.fromkeys(sentence for found in results.values() for sentence in found.left_out)
+    sentences += [f"Over all environments: {sentence}" for sentence in left_out]
     for run in study.runs:
-        if run.scores["iou"] is None:
-            sentences.append(f"{run.title} has no IoU: {run.why_without_iou}.")
+        if run.scores.iou is None:
+            why = (run.scores.undefined or {}).get("iou", "scores.json gives no reason")
+            sentences.append(f"{run.title} has no IoU: {why}.")
     for methods in combinations(study.methods, 2):
-        few = {env: rate for env, rate in _single_chances(results, methods) if rate > CHANCE_LIMIT}
+        few = {env: rate for env in study.envs if (rate := _chance(results, methods, env)) > CHANCE_LIMIT}
         if few:
             sentences.append(
                 f"Too few runs for a verdict on {pair(methods)} in {' or '.join(few)} alone: in "
                 f"{100 * max(few.values()):.0f} % of experiments chance finds equal methods different."
             )
-    for env in study.envs:
-        for method in study.methods:
-            dead = _mean([run.number("dead_map_fraction") for run in study.of(env, method)])
-            if dead >= 0.5:
-                sentences.append(
-                    f"{100 * dead:.0f} % of the maps of {name(method)} in {env} are dead: each counts as IoU "
-                    "0, because there is no attention to measure, not because it is in a wrong place."
-                )
-    if results.without_curve:
+    for env, method in cells:
+        dead = study.mean("dead_map_fraction", environment=env, method=method)
+        if dead >= 0.5:
+            sentences.append(dead_maps(f"{name(method)} in {env}", dead))
+    without = list(dict.fromkeys(title for found in results.values() for title in found.without_curve))
+    if without:
         sentences.append(
-            "Learning curves are incomplete, there are no TensorBoard events of "
-            f"{' and '.join(TAGS.values())} for {some(results.without_curve)}."
+            f"Learning curves are incomplete, there is no curves.csv with {' and '.join(TAGS.values())} for "
+            f"{some(without)}."
         )
     return sentences
+
+
+def dead_maps(whose: str, fraction: float) -> str:
+    """Return the warning that most maps are dead."""
+    return (
+        f"{100 * fraction:.0f} % of the maps of {whose} are dead: each counts as IoU 0, because there is no "
+        "attention to measure, not because it is in a wrong place."
+    )
 
 
 LIMITS = (
@@ -195,377 +165,172 @@ LIMITS = (
     "POI, P(X > Y), says how often a run of X beats a run of Y, not by how much. Significant means that it "
     "is above 0.5 and that 0.5 is outside its interval (Neyman and Pearson's criterion). Not significant "
     "does not mean equal.",
-)
-NO_WIDTH = (
     "Where all runs of one method beat all of the other, resampling changes nothing and the interval has no "
     "width, such as [1.00, 1.00]. That is no certainty: between equal methods chance alone does this in one "
-    "environment of six with 2 seeds each, in one of 252 with 5, and as often the other way round."
+    "environment of six with 2 seeds each, in one of 252 with 5, and as often the other way round.",
 )
-
-
-def _mean(values: Sequence[float]) -> float:
-    """The mean of what is there, NaN where nothing is."""
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Tables and data
 
 
-def tables(study: Study, results: Results) -> list[Table]:
-    """The report's tables: all environments, improvement, by environment, every run."""
+def pair(methods: Pair) -> str:
+    """Return what a probability of improvement is of, such as "CAMAL > Vanilla"."""
+    return " > ".join(map(name, methods))
+
+
+def tables(study: Study, results: Mapping[str, Results]) -> list[Table]:
+    """Return tables of all environments: statistics of each method, then improvement of each pair."""
+    rows, used = [], []
+    for metric, found in results.items():
+        for statistic, label in STATISTIC_NAMES.items():
+            intervals = [found.joint.sbci[method][statistic] for method in study.methods]
+            used += intervals
+            rows.append([f"{LABELS[metric]}: {label}", *(shown(interval, 3) for interval in intervals)])
     note = (
         "Point estimate and 95 % stratified bootstrap interval. IQM is the mean of the middle half, the gap "
-        "(optimality gap, low is good) how far scores stay below 1 on average. "
-        + " ".join(f"{LABELS[metric]}: {_counts(results.joint[metric].runs)}." for metric in METRICS)
+        "(optimality gap, low is good) how far scores stay below 1 on average."
     )
-    found = [
-        Table(
-            "Over all environments",
-            ["", *map(name, study.methods)],
-            [
-                [
-                    f"{ROWS[metric]}: {STATISTIC_NAMES[statistic]}",
-                    *(shown(results.joint[metric].sbci[method][statistic], 3) for method in study.methods),
-                ]
-                for metric in METRICS
-                for statistic in stats.STATISTICS
-            ],
-            " ".join([note, *_reasons([one for m in METRICS for one in _intervals(results.joint[m])])]),
-        )
-    ]
-    for methods in combinations(study.methods, 2):
-        rows, used = [], []
-        for where in ("All environments", *study.envs):
-            row = [where]
-            for metric in METRICS:
-                one = results.joint[metric] if where == "All environments" else results.single[metric][where]
-                used.append(one.poi[methods])
-                row += [shown(one.poi[methods], 2), stats.verdict(one.poi[methods])]
-            rows.append(row)
-        found.append(
-            Table(
-                f"Probability of improvement: {pair(methods)}",
-                ["", "IoU", "Verdict", "Return", "Verdict"],
-                rows,
-                " ".join(
-                    [
-                        "Point estimate, 95 % interval and verdict.",
-                        *_chance(results, methods),
-                        *_reasons(used),
-                    ]
-                ),
-            )
-        )
-    return [*found, _by_environment(study, results), _every_run(study)]
+    columns = ["", *map(name, study.methods)]
+    overall = Table("Over all environments", columns, rows, " ".join([note, *_reasons(used)]))
+    return [overall, *(_improvement(study, results, methods) for methods in combinations(study.methods, 2))]
 
 
-def _chance(results: Results, methods: tuple[str, str]) -> list[str]:
-    """How often chance alone makes a verdict, in a sentence if there is any verdict."""
-    joint = [results.joint[m].chance[methods] for m in METRICS if methods in results.joint[m].chance]
-    single = [rate for _, rate in _single_chances(results, methods)]
-    told = [
-        f"{100 * max(rates):.0f} % of experiments {where}"
-        for rates, where in ((joint, "over all environments"), (single, "in a single one"))
-        if rates
-    ]
-    if not told:
-        return []
-    return [
-        "Between equal methods chance alone would make it significantly better or worse in "
-        f"{' and in '.join(told)} (simulated, for so many runs). "
-        "Rows are not corrected for there being several."
-    ]
-
-
-def _single_chances(results: Results, methods: tuple[str, str]) -> list[tuple[str, float]]:
-    return list(
-        dict.fromkeys(
-            (env, one.chance[methods])
-            for metric in METRICS
-            for env, one in results.single[metric].items()
-            if methods in one.chance
-        )
+def _improvement(study: Study, results: Mapping[str, Results], methods: Pair) -> Table:
+    rows, used = [], []
+    for where in ("", *study.envs):
+        row = [where or "All environments"]
+        for found in results.values():
+            compared = found.environments.get(where, found.joint)
+            used.append(compared.poi[methods])
+            row += [shown(compared.poi[methods], 2), compared.verdicts[methods]]
+        rows.append([*row, percent(_chance(results, methods, where) or math.nan, " %")])
+    note = (
+        "Point estimate, 95 % interval and verdict. Chance: how often equal methods would be found "
+        "significantly better or worse, in a simulation of so many runs. Rows are not corrected for there "
+        "being several."
     )
+    columns = ["", "IoU", "Verdict", "Return", "Verdict", "Chance"]
+    title = f"Probability of improvement: {pair(methods)}"
+    return Table(title, columns, rows, " ".join([note, *_reasons(used)]))
 
 
-def _counts(runs: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {'run' if count == 1 else 'runs'} of {name(m)}" for m, count in runs.items())
-
-
-def _intervals(one: Comparison) -> list[Interval]:
-    return [interval for by_statistic in one.sbci.values() for interval in by_statistic.values()]
+def _chance(results: Mapping[str, Results], methods: Pair, env: str) -> float:
+    """Rate at which chance makes a verdict in an environment, or over all (""); 0 where none can be."""
+    every = [found.environments.get(env, found.joint) for found in results.values()]
+    return max(compared.false_positive_rate.get(methods, 0) for compared in every)
 
 
 def _reasons(intervals: Sequence[Interval]) -> list[str]:
     return list(dict.fromkeys(interval.reason for interval in intervals if interval.reason))
 
 
-def raw(interval: Interval, scale: tuple[float, float]) -> Interval:
-    """The interval of a mean normalised return, as one of the raw return: the scale is linear."""
-
-    def back(value: float) -> float:
-        return scale[0] + value * (scale[1] - scale[0])
-
-    if interval.low is None or interval.high is None:
-        return Interval(back(interval.estimate), None, None, interval.reason)
-    return Interval(back(interval.estimate), back(interval.low), back(interval.high))
-
-
-def _by_environment(study: Study, results: Results) -> Table:
-    rows: list[list[str]] = []
-    used: list[Interval] = []
+def by_environment(study: Study, results: Mapping[str, Results]) -> Table:
+    """Return means over runs by environment and method."""
+    rows, used = [], []
     for env in study.envs:
+        low, high = study.scales.get(env, (0, 1))
         for method in study.methods:
-            runs = study.of(env, method)
-            means = {metric: results.single[metric][env].sbci[method]["mean"] for metric in METRICS}
-            used += means.values()
-            scale = runs[0].scale if runs else (0.0, 1.0)
-            rows.append(
-                [
-                    env,
-                    name(method),
-                    str(len(runs)),
-                    shown(means["iou"], 3),
-                    _number(_mean([run.number("iou_ceiling") for run in runs]), 3),
-                    page.percent(_mean([run.number("dead_map_fraction") for run in runs]), " %"),
-                    shown(means["return"], 2),
-                    shown(raw(means["return"], scale), 1),
-                ]
-            )
-    return Table(
-        "By environment",
-        ["Environment", "Method", "Runs", "IoU", "Ceiling", "Dead maps", "Normalised", "Return"],
-        rows,
-        " ".join(
-            [
-                "Means over runs. A normalised return is 0 for a random policy and 1 for the reference. The "
-                "ceiling is the IoU that the target's mask itself has when it is shown at the resolution of "
-                "attention; attention can have more. A dead map is all zero and counts as IoU 0.",
-                *_reasons(used),
-            ]
-        ),
-        labels=2,
+            iou, scaled = (results[metric].environments[env].sbci[method]["mean"] for metric in METRICS)
+            used += [iou, scaled]
+            ceiling = study.mean("iou_ceiling", environment=env, method=method)
+            dead = study.mean("dead_map_fraction", environment=env, method=method)
+            ends = (scaled.estimate, scaled.low, scaled.high)  # the scale is linear
+            middle, bottom, top = (None if end is None else low + end * (high - low) for end in ends)
+            raw = Interval(middle or 0, bottom, top)
+            row = [env, name(method), str(len(study.of(env, method))), shown(iou, 3), fixed(ceiling, 3)]
+            rows.append([*row, percent(dead, " %"), shown(scaled, 2), shown(raw, 1)])
+    note = (
+        "Means over runs. A normalized return is 0 for a random policy and 1 for the reference. The ceiling "
+        "is the IoU that the target's mask itself has when it is shown at the resolution of attention; "
+        "attention can have more. A dead map is all zero and counts as IoU 0."
     )
+    columns = ["Environment", "Method", "Runs", "IoU", "Ceiling", "Dead maps", "Normalized", "Return"]
+    return Table("By environment", columns, rows, " ".join([note, *_reasons(used)]), labels=2)
 
 
-def _every_run(study: Study) -> Table:
-    return Table(
-        "Every run",
-        [
-            *("Environment", "Method", "Seed", "IoU", "Ceiling", "Dead maps"),
-            *("Normalised", "Return", "Steps", "Episodes"),
-        ],
-        [
-            [
-                run.env,
-                name(run.method),
-                str(run.seed),
-                _number(run.score("iou"), 3),
-                _number(run.number("iou_ceiling"), 3),
-                page.percent(run.number("dead_map_fraction"), " %"),
-                _number(run.score("return"), 3),
-                _number(run.number("return.mean"), 2),
-                f"{run.scores['steps']:,}",
-                str(len(run.scores["episodes"])),
-            ]
-            for run in study.runs
-        ],
-        labels=2,
-    )
+def every_run(study: Study) -> Table:
+    """Return a row a run."""
+    table = study.table()
+    rows = [[fixed(v, 3) if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(False)]
+    columns = ["Environment", "Method", "Seed", "Return", "Normalized", "IoU", "Ceiling", "Dead maps"]
+    return Table("Every run", [*columns, "Steps", "Episodes"], rows, labels=2)
 
 
-def _number(value: float, digits: int) -> str:
-    return NOTHING if math.isnan(value) else page.fixed(value, digits)
-
-
-COLUMNS: dict[str, Callable[[Run], float]] = {
-    "return": lambda run: run.number("return.mean"),
-    "normalised_return": lambda run: run.score("return"),
-    "iou": lambda run: run.score("iou"),
-    "iou_ceiling": lambda run: run.number("iou_ceiling"),
-    "dead_map_fraction": lambda run: run.number("dead_map_fraction"),
-    "steps": lambda run: run.scores["steps"],
-    "episodes": lambda run: len(run.scores["episodes"]),
-}
-"""What the report's scores.csv and scores.json hold of every run."""
-
-
-def scores_csv(study: Study) -> bytes:
-    """A row a run; an empty field where there is no number."""
-    content = io.StringIO()
-    writer = csv.writer(content, lineterminator="\n")
-    writer.writerow(["environment", "method", "seed", *COLUMNS])
-    for run in study.runs:
-        values = [plain(value(run)) for value in COLUMNS.values()]
-        writer.writerow([run.env, run.method, run.seed, *("" if one is None else one for one in values)])
-    return content.getvalue().encode()
-
-
-def matrix_csv(study: Study, metric: str) -> bytes:
-    """Runs x environments: a row for each seed of each method; an empty field where there is no score."""
-    content = io.StringIO()
-    writer = csv.writer(content, lineterminator="\n")
-    writer.writerow(["method", "seed", *study.envs])
-    for method in study.methods:
-        seeds, rows = matrix(study, method, lambda run: run.score(metric))
-        for seed, scores in zip(seeds, plain(rows), strict=True):
-            writer.writerow([method, seed, *("" if one is None else one for one in scores)])
-    return content.getvalue().encode()
-
-
-def scores_json(study: Study) -> bytes:
-    """Matrices of runs x environments of each method."""
-    methods = {}
-    for method in study.methods:
-        seeds, _ = matrix(study, method, lambda run: run.seed)
-        methods[method] = {"seeds": seeds} | {
-            column: matrix(study, method, value)[1] for column, value in COLUMNS.items()
-        }
-    return to_json({"format": FORMAT, "environments": study.envs, "methods": methods})
-
-
-def statistics_json(study: Study, results: Results, args: Args, sentences: Sequence[str]) -> bytes:
-    """Everything that was computed."""
-
-    def compared(one: Comparison) -> dict[str, Any]:
-        return {
-            "runs": one.runs,
-            "left_out": list(one.left_out),
-            "sbci": one.sbci,
-            "poi": {
-                " > ".join(pair): vars(improvement)
-                | {"verdict": stats.verdict(improvement), "false_positive_rate": one.chance.get(pair)}
-                for pair, improvement in one.poi.items()
-            },
-        }
-
-    return to_json(
-        {
-            "format": FORMAT,
-            "version": __version__,
-            "repetitions": args.repetitions,
-            "seed": args.seed,
-            "confidence": 0.95,
-            "environments": study.envs,
-            "methods": study.methods,
-            "findings": verdicts(study.methods, results.joint),
-            "warnings": list(sentences),
-            "metrics": {
-                metric: {
-                    "joint": compared(results.joint[metric]),
-                    "environments": {env: compared(one) for env, one in results.single[metric].items()},
-                    "profile": {
-                        "thresholds": results.profiles[metric].x,
-                        "methods": results.profiles[metric].bands,
-                    },
-                    "curves": {
-                        env: {"steps": lines.x, "methods": lines.bands}
-                        for env, lines in results.curves[metric].items()
-                    },
-                }
-                for metric in METRICS
-            },
-        }
-    )
-
-
-def plain(value: Any) -> Any:
-    """In JSON's types; what is no number is None."""
-    if isinstance(value, (Interval, Band)):
-        return plain(vars(value))
-    if isinstance(value, Mapping):
-        return {key: plain(one) for key, one in value.items()}
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def to_json(content: Mapping[str, Any]) -> bytes:
-    """The content of a JSON file."""
-    return (json.dumps(plain(content), indent=1, allow_nan=False) + "\n").encode()
+def data_files(study: Study) -> dict[str, bytes]:
+    """Return numbers of every run, and matrices of runs x environments; a field without a number is empty."""
+    files = {"scores.csv": study.table().to_csv(index=False).encode()}
+    for metric, column in METRICS.items():
+        matrices = {method: study.matrix(method, column) for method in study.methods}
+        files[f"{metric}.csv"] = pd.concat(matrices, names=["method"]).to_csv().encode()
+    return files
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Figures
 
 
-def figures(study: Study, results: Results) -> dict[str, bytes]:
-    """All figures' files by name."""
-    methods = [name(method) for method in study.methods]
-    first = study.methods[0]
-
-    def placed(by_method: Mapping[str, Any]) -> dict[int, Any]:
-        return {study.methods.index(method): one for method, one in by_method.items()}
-
-    files: dict[str, bytes] = {}
-    for figure, metric in (("figure4", "iou"), ("figure6", "return")):
-        one = results.joint[metric]
-        rows = {
-            STATISTIC_NAMES[statistic]: placed(
-                {method: found[statistic] for method, found in one.sbci.items()}
-            )
-            for statistic in stats.STATISTICS
-        }
-        gap = {"Gap": rows.pop("Gap")}
-        poi = {pair(methods): improvement for methods, improvement in one.poi.items()}
-        files |= page.overview_figure(figure, LABELS[metric], methods, rows, gap, poi)
-    panels = []
-    for metric in METRICS:
-        single = results.single[metric]
-        means = {
-            env: placed({method: found["mean"] for method, found in one.sbci.items()})
-            for env, one in single.items()
-        }
-        poi_by_env = {
-            env: {place: one.poi[first, other] for place, other in enumerate(study.methods[1:])}
-            for env, one in single.items()
-        }
-        ceilings = {env: _ceiling(study, env) for env in study.envs} if metric == "iou" else {}
-        panels.append(
-            page.EnvironmentPanels(f"Mean {SHORT[metric]}", LABELS[metric], means, ceilings, poi_by_env)
-        )
-    files |= page.environments_figure("environments", methods, panels)
-    files |= page.profiles_figure(
-        "profiles",
-        methods,
-        {LABELS[metric]: (lines.x, placed(lines.bands)) for metric, lines in results.profiles.items()},
-    )
-    curves = []
-    for env in study.envs:
-        random, reference = next((run.scale for run in study.runs if run.env == env), (math.nan, math.nan))
-        levels = {
-            "iou": {"ceiling": _ceiling(study, env)},
-            "return": {"random": random, "reference": reference},
-        }
-        curves.append(
-            [
-                page.CurvePanel(
-                    f"{env}: {SHORT[metric]}",
-                    results.curves[metric][env].x,
-                    placed(results.curves[metric][env].bands),
-                    {label: value for label, value in levels[metric].items() if not math.isnan(value)},
-                    metric == "iou",
-                )
-                for metric in METRICS
-            ]
-        )
-    return files | page.curves_figure("curves", methods, curves)
+def drawings(study: Study, results: Mapping[str, Results]) -> dict[str, Drawing]:
+    """Return all figures by name."""
+    methods = {method: name(method) for method in study.methods}
+    grids = {
+        "figure4": _joint_panels("iou", results["iou"].joint),
+        "figure6": _joint_panels("return", results["return"].joint),
+        "environments": [_environment_panels(study, metric, found) for metric, found in results.items()],
+    }
+    files = {key: figures.bars_figure(key, methods, grid) for key, grid in grids.items()}
+    profiles = [
+        LinePanel(LABELS[metric], found.profile.x, found.profile.bands, share=True)
+        for metric, found in results.items()
+    ]
+    above = "Share of runs above it"
+    files["profiles"] = figures.lines_figure("profiles", methods, [profiles], "Threshold", above, 1.9)
+    curves = [
+        [_curve_panel(study, env, metric, found.curves[env]) for metric, found in results.items()]
+        for env in study.envs
+    ]
+    if any(panel.bands for panels in curves for panel in panels):
+        files["curves"] = figures.lines_figure("curves", methods, curves, "Agent steps")
+    return {key: Drawing(key, text, files[key]) for key, text in captions(study).items() if key in files}
 
 
-def _ceiling(study: Study, env: str) -> float:
-    return _mean([run.number("iou_ceiling") for run in study.runs if run.env == env])
+def _joint_panels(metric: str, joint: Comparison) -> list[list[BarPanel]]:
+    rows = {
+        label: {method: intervals[statistic] for method, intervals in joint.sbci.items()}
+        for statistic, label in STATISTIC_NAMES.items()
+    }
+    gap = BarPanel("", "Optimality gap (low is good)", {"Gap": rows.pop("Gap")})
+    panels = [BarPanel("SBCI, 95 %", LABELS[metric], rows)]
+    if joint.poi:
+        rows = {f"{pair(both)}\n{shown(poi, 2)}": {both[1]: poi} for both, poi in joint.poi.items()}
+        panels.append(BarPanel("POI, 95 %", "P(X > Y)", rows, probability=True))
+    return [panels, [gap]]
 
 
-# ------------------------------------------------------------------------------------------------------------
-# The page
+def _environment_panels(study: Study, metric: str, found: Results) -> list[BarPanel]:
+    first, *others = study.methods
+    single = found.environments
+    rows = {env: {m: single[env].sbci[m]["mean"] for m in study.methods} for env in study.envs}
+    ceilings = {env: study.mean("iou_ceiling", environment=env) for env in study.envs if metric == "iou"}
+    panels = [BarPanel(f"Mean {SHORT[metric]}", LABELS[metric], rows, ceilings=ceilings)]
+    if others:
+        rows = {env: {other: single[env].poi[first, other] for other in others} for env in study.envs}
+        over = name(others[0]) if len(others) == 1 else "method of the colour"
+        panels.append(BarPanel("POI", f"P({name(first)} > {over})", rows, probability=True))
+    return panels
+
+
+def _curve_panel(study: Study, env: str, metric: str, lines: Lines) -> LinePanel:
+    levels = {"ceiling": study.mean("iou_ceiling", environment=env)}
+    if metric == "return":
+        levels = dict(zip(("random", "reference"), study.scales.get(env, ()), strict=False))
+    title, from_zero = f"{env}: {SHORT[metric]}", metric == "iou"
+    return LinePanel(title, lines.x, lines.bands, levels=levels, from_zero=from_zero)
 
 
 def captions(study: Study) -> dict[str, str]:
-    """What each figure shows."""
+    """Say what each figure shows."""
     bars = (
         "Bars are 95 % stratified bootstrap intervals, dots are point estimates; a hollow diamond is an "
         "estimate that has no interval."
@@ -577,12 +342,11 @@ def captions(study: Study) -> dict[str, str]:
         else ""
     )
     median = "The median is that of the environments' means."
-    ceiling = _number(_mean([run.number("iou_ceiling") for run in study.runs]), 2)
-    scale = "A normalised return is 0 for a random policy and 1 for the environment's reference policy."
+    scale = "A normalized return is 0 for a random policy and 1 for the environment's reference policy."
     return {
         "figure4": "Attention alignment over all environments, as in the paper's Figure 4. "
         f"{bars}{improvement} For comparison: the mask itself, shown at the resolution of attention, has "
-        f"a mean IoU of {ceiling}. {median}",
+        f"a mean IoU of {fixed(study.mean('iou_ceiling'), 2)}. {median}",
         "figure6": "Return over all environments, as in the paper's Figure 6. "
         f"{bars}{improvement} {scale} {median}",
         "environments": f"Each environment by itself. {bars} Dotted lines are the ceilings of IoU.",
@@ -596,150 +360,84 @@ def captions(study: Study) -> dict[str, str]:
     }
 
 
-def media(study: Study) -> tuple[list[str], list[str]]:
-    """Blocks of pictures and videos of the first method's first seeds, and what had to be left out."""
-    pictures: list[tuple[Path, str]] = []
-    videos: list[tuple[Path, str]] = []
-    for env in study.envs:
-        for run in study.of(env, study.methods[0])[:1]:
-            for kind, found in (("png", pictures), ("mp4", videos)):
-                folder = run.folder / "media"
-                files = sorted(folder.glob(f"evaluation-versus-*.{kind}")) or sorted(
-                    folder.glob(f"evaluation.{kind}")
-                )
-                for file in files:
-                    other = file.stem.removeprefix("evaluation").removeprefix("-versus-").replace("-", " ")
-                    beside = (
-                        f" beside {name(other.split()[0])}{other[len(other.split()[0]) :]}" if other else ""
-                    )
-                    found.append((file, f"{env}: {name(run.method)} seed {run.seed}{beside}"))
-    blocks, left_out, used = [], [], 0
-    for file, caption in (*pictures, *videos):
-        label = "/".join(file.parts[-5:])
-        try:
-            content = _jpeg(file) if file.suffix == ".png" else file.read_bytes()
-        except OSError as error:
-            left_out.append(f"{label} (can't be read: {error.strerror or 'damaged'})")
-            continue
-        if used + len(content) > MEDIA_LIMIT:
-            left_out.append(f"{label} ({len(content) / 2**20:.1f} MB)")
-            continue
-        used += len(content)
-        if file.suffix == ".png":
-            chosen = f", by {name(study.methods[0])}'s IoU" if "versus" in file.name else ""
-            text = f"{caption}: the frames of highest, median and lowest IoU{chosen}."
-            blocks.append(page.picture_block(content, "jpeg", text))
-        else:
-            blocks.append(page.video_block(content, f"{caption}: episodes with the same starts."))
-    return blocks, left_out
+# ------------------------------------------------------------------------------------------------------------
+# The page
 
 
-def _jpeg(file: Path) -> bytes:
-    """A picture at a sixth of its size; the PNG file stays where it is."""
-    content = io.BytesIO()
-    with Image.open(file) as picture:
-        small = picture.convert("RGB")
-    small.thumbnail((PICTURE_WIDTH, small.height))
-    small.save(content, "jpeg", quality=85, subsampling=0)
-    return content.getvalue()
+def media(study: Study) -> list[Part]:
+    """Return pictures and videos of the first method's first seeds, and a sentence on those left out."""
+    first = study.methods[0]
+    runs = [run for env in study.envs for run in study.of(env, first)[:1]]
+    found: list[Media] = []
+    left_out: list[str] = []
+    for suffix, text in (
+        ("png", f"the frames of highest, median and lowest IoU of {name(first)}"),
+        ("mp4", "episodes with the same starts"),
+    ):
+        for run in runs:
+            folder = run.folder / "media"
+            beside = sorted(folder.glob(f"evaluation-versus-*.{suffix}"))
+            for file in beside or folder.glob(f"evaluation.{suffix}"):
+                words = ["beside", *map(name, file.stem.split("-")[2:])] if beside else []
+                of = " ".join([f"{run.env}: {name(first)} seed {run.seed}", *words])
+                label = "/".join(file.parts[-5:])
+                try:
+                    shrunk = Media.of(file, f"{of}: {text}.")
+                except (OSError, ValueError):
+                    left_out.append(f"{label} (can't be read)")
+                    continue
+                if sum(len(medium.content) for medium in (*found, shrunk)) <= MEDIA_LIMIT:
+                    found.append(shrunk)
+                else:
+                    left_out.append(f"{label} ({len(shrunk.content) / 2**20:.1f} MB)")
+    limit = f"Left out, to keep this page's media below {MEDIA_LIMIT / 2**20:.0f} MB: {', '.join(left_out)}."
+    return [*found, *([limit] if left_out else [])]
 
 
-def commands(study: Study, args: Args) -> list[str]:
-    """What was run, as far as it is on record."""
-    lines = []
-    if study.experiment:
-        runs = str(args.runs)
-        train = shlex.join(["--runs-dir", runs, *study.experiment["train"]])
-        evaluate = shlex.join([f"{runs}/ENV/METHOD/seedK", *study.experiment["evaluate"]])
-        lines = [
-            f"python -m camal_rl.ppo --env ENV --method METHOD --seed K {train}",
-            f"python -m camal_rl.evaluate {evaluate}",
-        ]
-    own = ["python", "-m", "camal_rl.report", str(args.runs)]
-    return [*lines, shlex.join([*own, "--repetitions", str(args.repetitions), "--seed", str(args.seed)])]
+def report_page(study: Study, results: Mapping[str, Results], args: Args) -> Page:
+    """Return all that the report says and shows."""
 
+    def span(values: Sequence[int]) -> str:
+        low, high = min(values), max(values)
+        return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
-def _span(values: Sequence[int]) -> str:
-    low, high = min(values), max(values)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def html_page(
-    study: Study,
-    results: Results,
-    args: Args,
-    drawn: Mapping[str, bytes],
-    every_table: Sequence[Table],
-    sentences: Sequence[str],
-) -> bytes:
-    """The content of report.html."""
-    caption = captions(study)
-    blocks = {key: page.figure_block(key, drawn[f"{key}.svg"], text) for key, text in caption.items()}
-    table = {one.title: page.table_block(one) for one in every_table}
-    shots, left_out = media(study)
-    cells = [len(study.of(env, method)) for env in study.envs for method in study.methods]
+    figure = drawings(study, results)
     rests = {
         "Environments": ", ".join(study.envs),
         "Methods": ", ".join(map(name, study.methods)),
-        "Seeds of each": _span(cells),
+        "Seeds of each": span([len(study.of(env, m)) for env in study.envs for m in study.methods]),
         "Runs": str(len(study.runs)),
-        "Agent steps a run": _span([run.scores["steps"] for run in study.runs]),
-        "Episodes a run": _span([len(run.scores["episodes"]) for run in study.runs]),
+        "Agent steps a run": span([run.scores.steps for run in study.runs]),
+        "Episodes a run": span([len(run.scores.episodes) for run in study.runs]),
     }
-    common = study.runs[0].scores
-    settings = {k: v for k, v in common["settings"].items() if k != "versions"}
-    first_run = f"of {study.runs[0].title}" + (
-        "; see the warnings for other runs" if comparability(study) else ", as of all runs"
-    )
-    return page.whole(
+    first = study.runs[0]
+    others = "; see the warnings for other runs" if comparability(study) else ", as of all runs"
+    known = training(first) | first.scores.settings
+    own = (args.runs, "--repetitions", args.repetitions, "--seed", args.seed)
+    record = [f"{key} = {json.dumps(value)}" for key, value in known.items()]
+    return Page(
         f"{' and '.join(map(name, study.methods))}: attention and return",
         f"{len(study.runs)} runs on ViZDoom, compared by camal_rl {__version__}",
-        *(page.paragraph(sentence, "verdict") for sentence in verdicts(study.methods, results.joint)),
-        *([page.warnings_box(sentences)] if sentences else []),
-        page.section(
-            "What this rests on",
-            page.facts(rests),
-            page.bullets([*LIMITS, *([NO_WIDTH] if no_width(results) else [])]),
-        ),
-        page.section("Attention alignment", blocks["figure4"]),
-        page.section("Return", blocks["figure6"]),
-        page.section(
-            "In numbers",
-            *map(page.table_block, every_table[:-2]),
-        ),
-        page.section("Environment by environment", blocks["environments"], table["By environment"]),
-        page.section("How scores are distributed", blocks["profiles"]),
-        page.section("How they were learned", blocks["curves"]),
-        *(
-            [page.section("What the agents look at", *shots, *_skipped(left_out))]
-            if shots or left_out
-            else []
-        ),
-        page.section("Every run", page.folded(f"Scores of {len(study.runs)} runs", table["Every run"])),
-        page.section(
-            "How it was made",
-            page.listing(commands(study, args)),
-            page.folded(f"Training options {first_run}", page.listing(_options(training(common)))),
-            page.folded(f"Evaluation settings {first_run}", page.listing(_options(settings))),
-            page.folded(f"Versions {first_run}", page.listing(_options(versions(study.runs[0])))),
-            page.paragraph(
-                "The same numbers are in statistics.json, scores.json, scores.csv, iou.csv, return.csv, "
-                "tables.md and tables.tex beside this page, the figures in PNG and SVG files.",
-                "note",
-            ),
-        ),
+        verdicts(study.methods, results),
+        warnings(study, results),
+        {
+            "What this rests on": [rests, LIMITS],
+            "Attention alignment": [figure["figure4"]],
+            "Return": [figure["figure6"]],
+            "In numbers": tables(study, results),
+            "Environment by environment": [figure["environments"], by_environment(study, results)],
+            "How scores are distributed": [figure["profiles"]],
+            "How they were learned": [figure["curves"]] if "curves" in figure else [],
+            "What the agents look at": media(study),
+            "All runs": [every_run(study)],
+            "How it was made": [
+                Listing([shlex.join(["python", "-m", "camal_rl.report", *map(str, own)])]),
+                Listing(record, f"Options and versions of {first.title}{others}"),
+                "The same numbers are in statistics.json, scores.csv, iou.csv, return.csv, tables.md and "
+                "tables.tex beside this page, the figures in PNG and SVG files.",
+            ],
+        },
     )
-
-
-def _skipped(files: Sequence[str]) -> list[str]:
-    if not files:
-        return []
-    limit = f"{MEDIA_LIMIT / 2**20:.0f} MB"
-    return [page.paragraph(f"Left out, to keep this page's media below {limit}: {', '.join(files)}.", "note")]
-
-
-def _options(options: Mapping[str, Any]) -> list[str]:
-    return [f"{key} = {json.dumps(value)}" for key, value in options.items()]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -750,37 +448,24 @@ def make(args: Args) -> list[str]:
     """Write the report, and return what the command line prints.
 
     Raises:
-        UserError: arguments, runs or folder with which that can't be done; nothing was written then.
+        UserError: there are no runs, or a file or folder can't be used; nothing was written then.
     """
-    for option, value, least in (("repetitions", args.repetitions, 1), ("seed", args.seed, 0)):
-        if not least <= value < 2**32:
-            raise UserError(f"--{option} {value}: give a number of at least {least} and below 2^32.")
     study = read_study(args.runs)
     folder = args.output or args.runs / "report"
     make_folder(folder)
     with tqdm(total=jobs(study) + 1, desc="report", mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
         results = compute(study, args.repetitions, args.seed, bar.update)
-        sentences = warnings(study, results)
-        drawn = figures(study, results)
-        every_table = tables(study, results)
-        files = {
-            **drawn,
-            "scores.csv": scores_csv(study),
-            "iou.csv": matrix_csv(study, "iou"),
-            "return.csv": matrix_csv(study, "return"),
-            "scores.json": scores_json(study),
-            "statistics.json": statistics_json(study, results, args, sentences),
-            "tables.md": "\n".join(map(page.markdown, every_table)).encode(),
-            "tables.tex": "\n".join(map(page.latex, every_table)).encode(),
-            "report.html": html_page(study, results, args, drawn, every_table, sentences),
-        }
+        page = report_page(study, results, args)
         bar.update()
-    write_together({folder / file: content for file, content in files.items()})
-    return [
-        *verdicts(study.methods, results.joint),
-        *(f"Warning: {sentence}" for sentence in sentences),
-        *(f"  {folder / file}" for file in files),
-    ]
+    statistics = {
+        "repetitions": args.repetitions,
+        "seed": args.seed,
+        "confidence": 0.95,
+        "environments": study.envs,
+        "methods": study.methods,
+        "metrics": results,
+    }
+    return publish(folder, page, statistics, data_files(study))
 
 
 def main(args: Args) -> int:

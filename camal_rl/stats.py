@@ -18,7 +18,7 @@ import numpy as np
 REPETITIONS = 50_000
 """Bootstrap repetitions (rliable's default)."""
 STATISTICS = ("mean", "median", "iqm", "optimality_gap")
-"""What `sbci` aggregates scores to; the paper reports the mean."""
+"""The statistics of `sbci`; the paper reports the mean."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Interval:
     low: float | None
     high: float | None
     reason: str | None = None
-    """Why there is no interval: a sentence."""
+    """A sentence on why there is no interval."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +40,11 @@ class Band:
     low: np.ndarray | None
     high: np.ndarray | None
     reason: str | None = None
-    """Why there is no band: a sentence."""
+    """A sentence on why there is no band."""
 
 
-def normalise(returns: np.ndarray, random: float | np.ndarray, reference: float | np.ndarray) -> np.ndarray:
-    """Raw returns on the scale where the random policy has 0 and the reference has 1, float64.
+def normalize(returns: np.ndarray, random: float | np.ndarray, reference: float | np.ndarray) -> np.ndarray:
+    """Return raw returns on the scale where the random policy has 0 and the reference has 1, float64.
 
     Args:
         returns: any shape that broadcasts with the others, so scores_RE goes with one value an environment.
@@ -64,7 +64,7 @@ def normalise(returns: np.ndarray, random: float | np.ndarray, reference: float 
 def complete(
     scores_RE: np.ndarray, runs: Sequence[str] | None = None, environments: Sequence[str] | None = None
 ) -> tuple[np.ndarray, list[str]]:
-    """The runs that have a score in every environment, and a sentence on each of the others.
+    """Return the runs that have a score in every environment, and a sentence on each of the others.
 
     The bootstrap needs a full matrix, and no gap can be filled honestly: an incomplete run goes as a whole.
 
@@ -134,7 +134,7 @@ Verdict = Literal["significant", "not significant", "significantly worse", "unde
 
 
 def verdict(improvement: Interval) -> Verdict:
-    """Whether X is better than Y by Neyman and Pearson's criterion: P(X > Y) > 0.5 and 0.5 not in the CI.
+    """Judge by Neyman and Pearson's criterion: X is better than Y if P(X > Y) > 0.5 and 0.5 is not in the CI.
 
     "significantly worse" is the same criterion for Y over X, as P(Y > X) is 1 - P(X > Y).
     """
@@ -147,7 +147,7 @@ def verdict(improvement: Interval) -> Verdict:
 
 @functools.cache
 def false_positive_rate(runs_x: int, runs_y: int, environments: int) -> float:
-    """How often X is "significant" over an equal Y, in a simulation; as often it is "significantly worse".
+    """Simulated rate at which X is "significant" over an equal Y; as often it is "significantly worse".
 
     POI depends on the order of scores only, so the rate is the same for all continuous scores. An exact 95 %
     interval would have 0.025.
@@ -199,10 +199,12 @@ def performance_profile(
 def mean_band(curves_RS: np.ndarray, repetitions: int = REPETITIONS, seed: int = 0) -> Band:
     """Mean of R curves at S positions; whole curves are resampled, so the band is as smooth as they are.
 
+    Where a run has no value but NaN, mean and band are NaN.
+
     Raises:
-        ValueError: curves that are no matrix, or not finite.
+        ValueError: curves that are no matrix.
     """
-    curves_RS = _checked(curves_RS, "the method")
+    curves_RS = _as_matrix(curves_RS, "the method")
     if reason := _no_interval(curves_RS):
         return Band(curves_RS.mean(axis=0), None, None, reason)
 
@@ -244,27 +246,32 @@ def wilcoxon(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def paired_differences(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """What `wilcoxon` ranks: x - y, both float64 (k,), of the trials that differ, up to a common factor."""
+    """Return x - y, both float64 (k,), of the trials that differ, up to a factor: `wilcoxon` ranks these."""
     scale = max(abs(x).max(), abs(y).max()) or 1.0
     differences = np.round(x / scale - y / scale, 12)
     found: np.ndarray = differences[differences != 0]
     return found
 
 
-def _checked(scores: np.ndarray, name: str) -> np.ndarray:
+def _as_matrix(scores: np.ndarray, name: str) -> np.ndarray:
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 2 or not scores.size:
         raise ValueError(f"scores of {name} are a matrix with runs as rows, but the shape is {scores.shape}")
+    return scores
+
+
+def _checked(scores: np.ndarray, name: str) -> np.ndarray:
+    scores = _as_matrix(scores, name)
     if gaps := np.count_nonzero(~np.isfinite(scores)):
         raise ValueError(f"{gaps} of {scores.size} scores of {name} are not finite: see stats.complete")
     return scores
 
 
 def _no_interval(*scores_RE: np.ndarray) -> str | None:
-    """Why these scores, of one method or of several, can have no interval."""
+    """Return the reason why scores, of one method or of several, can have no interval; None if they can."""
     if min(map(len, scores_RE)) < 2:
         return "There is no interval: a single run does not show how much runs differ."
-    if all((scores == scores[0]).all() for scores in scores_RE):
+    if not any(np.nan_to_num(np.ptp(scores, axis=0)).any() for scores in scores_RE):
         return "There is no interval: the runs have identical scores, so resampling them changes nothing."
     return None
 
@@ -272,7 +279,7 @@ def _no_interval(*scores_RE: np.ndarray) -> str | None:
 def _bootstrap(
     statistics: Callable[..., np.ndarray], *scores_RE: np.ndarray, repetitions: int, seed: int
 ) -> Band:
-    """The band (T,) of what `statistics` makes of one matrix, or of several, resampled each by itself."""
+    """Band (T,) of `statistics` of one matrix, or of several, each resampled by itself."""
     if reason := _no_interval(*scores_RE):
         return Band(statistics(*scores_RE), None, None, reason)
     from rliable.library import get_interval_estimates  # takes seconds to import
@@ -294,7 +301,7 @@ def _at(band: Band, index: int) -> Interval:
 
 
 def _aggregate(scores_RE: np.ndarray) -> np.ndarray:
-    """rliable's aggregates in the order of `STATISTICS`, (T,), from one sort, for 50,000 calls take long."""
+    """Return rliable's aggregates in the order of `STATISTICS`, (T,), from one sort, for speed."""
     ordered = np.sort(scores_RE, axis=None)
     cut = ordered.size // 4
     means_E = np.sort(scores_RE.sum(axis=0)) / len(scores_RE)
@@ -309,7 +316,7 @@ def _aggregate(scores_RE: np.ndarray) -> np.ndarray:
 
 
 def _improvement(x_RE: np.ndarray, y_RE: np.ndarray) -> np.ndarray:
-    """rliable's probability of improvement, (1,): the share of pairs that X wins, a tie being half a win."""
+    """Return rliable's probability of improvement, (1,): the share of pairs X wins; a tie is half a win."""
     x_RRE, y_RRE = x_RE[:, None], y_RE[None]
     points = np.count_nonzero(x_RRE > y_RRE) + np.count_nonzero(x_RRE >= y_RRE)
     return np.array([points / (2 * len(x_RE) * y_RE.size)])

@@ -1,42 +1,41 @@
 """Statistics of a study that tests wrote: numbers by hand, what is left out, and learning curves."""
 
-import dataclasses
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from written_runs import IOUS, write_scores
+from written_runs import IOUS, write_curves, write_scores
 
 from camal_rl import stats
-from camal_rl.results.comparison import Results, compute, jobs, matrix
+from camal_rl.results.comparison import Results, compute, jobs
 from camal_rl.results.study import read_study
 
 NAN = float("nan")
 FEW = 50  # repetitions
 
 
-def results_of(runs: Path) -> Results:
+def results_of(runs: Path) -> dict[str, Results]:
     return compute(read_study(runs), FEW, seed=7)
 
 
 def test_scores_of_a_method_are_runs_by_environments(runs: Path) -> None:
     shutil.rmtree(runs / "B/camal/seed1")
-    seeds, scores_RE = matrix(read_study(runs), "camal", lambda run: run.score("iou"))  # noqa: N806
-    assert seeds == [1, 2]
-    np.testing.assert_array_equal(scores_RE, [[0.2, NAN], [0.4, 0.5]])
+    matrix = read_study(runs).matrix("camal", "iou")
+    assert (list(matrix.index), list(matrix)) == ([1, 2], ["A", "B"])
+    np.testing.assert_array_equal(matrix, [[0.2, NAN], [0.4, 0.5]])
 
 
 def test_statistics_by_hand_with_the_intervals_of_the_statistics_module(runs: Path) -> None:
     results = results_of(runs)
-    joint = results.joint["iou"]
+    joint = results["iou"].joint
     scores_RE = np.array([IOUS["A/camal"], IOUS["B/camal"]]).T  # noqa: N806
     assert joint.sbci["camal"] == stats.sbci({"camal": scores_RE}, FEW, 7)["camal"]
     assert joint.sbci["camal"]["mean"].estimate == pytest.approx(0.35)
     # In A camal wins 3 of 4 pairs, in B all of them.
     assert joint.poi["camal", "vanilla"].estimate == pytest.approx((0.75 + 1) / 2)
-    assert results.single["iou"]["A"].poi["camal", "vanilla"].estimate == 0.75
-    assert results.single["return"]["B"].poi["camal", "vanilla"].estimate == 0.25
+    assert results["iou"].environments["A"].poi["camal", "vanilla"].estimate == 0.75
+    assert results["return"].environments["B"].poi["camal", "vanilla"].estimate == 0.25
     assert joint.runs == {"camal": 2, "vanilla": 2}
 
 
@@ -46,31 +45,33 @@ def test_every_pair_of_methods_is_compared_in_their_order(runs: Path) -> None:
             write_scores(runs, f"{env}/suppress/seed{seed}", 50 + seed, 0.15 + 0.1 * seed)
     results = results_of(runs)
     pairs = [("camal", "suppress"), ("camal", "vanilla"), ("suppress", "vanilla")]
-    for one in (results.joint["iou"], results.single["return"]["B"]):
+    for one in (results["iou"].joint, results["return"].environments["B"]):
         assert list(one.poi) == pairs
-        assert list(one.chance) == pairs
+        assert list(one.false_positive_rate) == pairs
     # suppress has 0.25 and 0.35: over 0.1 and 0.3 it wins 3 of 4, over 0.1 and 0.2 all.
-    assert results.joint["iou"].poi["suppress", "vanilla"].estimate == pytest.approx((0.75 + 1) / 2)
+    assert results["iou"].joint.poi["suppress", "vanilla"].estimate == pytest.approx((0.75 + 1) / 2)
 
 
 def test_chance_is_that_of_a_verdict_either_way_between_so_many_runs(runs: Path) -> None:
     shutil.rmtree(runs / "B/vanilla/seed2")
     write_scores(runs, "A/camal/seed3", 30, 0.3)
     results = results_of(runs)
-    found = results.single["iou"]["A"].chance["camal", "vanilla"]
+    found = results["iou"].environments["A"].false_positive_rate["camal", "vanilla"]
     assert found == 2 * stats.false_positive_rate(3, 2, 1)
-    assert results.joint["iou"].chance == {}  # one run of Vanilla is complete: no interval, no verdict
-    assert results.single["iou"]["B"].chance == {}
+    assert (
+        results["iou"].joint.false_positive_rate == {}
+    )  # one run of Vanilla is complete: no interval, no verdict
+    assert results["iou"].environments["B"].false_positive_rate == {}
 
 
 def test_what_is_incomplete_is_left_out_of_what_is_joint_with_a_sentence(runs: Path) -> None:
     write_scores(runs, "A/camal/seed1", 20, None)
     results = results_of(runs)
-    assert results.joint["iou"].runs == {"camal": 1, "vanilla": 2}
-    assert results.joint["return"].runs == {"camal": 2, "vanilla": 2}
-    (sentence,) = results.joint["iou"].left_out
+    assert results["iou"].joint.runs == {"camal": 1, "vanilla": 2}
+    assert results["return"].joint.runs == {"camal": 2, "vanilla": 2}
+    (sentence,) = results["iou"].left_out
     assert sentence.startswith("Left out camal seed 1: it has no score in A")
-    assert results.joint["return"].left_out == []
+    assert results["return"].left_out == []
 
 
 @pytest.mark.parametrize("methods", [1, 2, 3])
@@ -86,13 +87,8 @@ def test_jobs_are_as_many_as_are_said_to_be_done(runs: Path, methods: int) -> No
     assert len(said) == jobs(study)
 
 
-def test_results_can_not_be_changed(runs: Path) -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        results_of(runs).joint = {}  # type: ignore[misc]
-
-
 def test_curves_are_means_over_seeds_with_bands(runs: Path) -> None:
-    lines = results_of(runs).curves["return"]["A"]
+    lines = results_of(runs)["return"].curves["A"]
     assert lines.x[:2].tolist() == [10, 30]  # the middles of 50 windows of 20 steps
     camal = lines.bands["camal"]
     # Windows 0 to 2 hold steps 10 to 60, so window 1 has 35 of 1000 steps of returns 20 and 40.
@@ -103,13 +99,20 @@ def test_curves_are_means_over_seeds_with_bands(runs: Path) -> None:
     assert camal.high[1] == pytest.approx(0.035 * 40)
 
 
-def test_runs_without_events_are_left_out_of_curves_and_named(runs: Path) -> None:
-    for file in (runs / "A/camal/seed1").glob("events*"):
-        file.unlink()
+def test_runs_without_curves_are_left_out_of_them_and_named(runs: Path) -> None:
+    (runs / "A/camal/seed1/curves.csv").unlink()
     results = results_of(runs)
-    assert results.without_curve == ["A/camal/seed1"]
-    band = results.curves["iou"]["A"].bands["camal"]
+    assert results["iou"].without_curve == results["return"].without_curve == ["A/camal/seed1"]
+    band = results["iou"].curves["A"].bands["camal"]
     assert band.low is None
     assert band.reason is not None
     assert "single run" in band.reason
     assert band.estimate[-1] == pytest.approx(0.4 * 0.98, abs=0.01)  # seed 2 alone
+
+
+def test_a_window_in_which_a_run_logged_nothing_has_no_value(runs: Path) -> None:
+    write_curves(runs / "A/camal/seed1", {"camal/iou": [(990, 0.25)]})
+    band = results_of(runs)["iou"].curves["A"].bands["camal"]
+    assert band.low is not None
+    assert np.flatnonzero(~np.isnan(band.estimate)).tolist() == [48, 49]
+    assert np.isnan(band.low).sum() == 48

@@ -9,19 +9,28 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import av
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run, small_args
+from conftest import ROOT, FakeGame, run, small_args
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from camal_rl import evaluate, metrics, ppo
+from camal_rl import attention, evaluate, metrics, ppo
 from camal_rl.errors import UserError
+from camal_rl.game.definition import load_definition
+from camal_rl.game.shift import SHIFTS
 from camal_rl.results import media, play
 from camal_rl.results.play import Episode, Undefined
+
+
+@pytest.fixture
+def folder(fake_engine, trained_folder: Path) -> Path:
+    """The folder of a run of 256 steps on the fake engine."""
+    return trained_folder
 
 
 def trained(folder: Path, **options: object) -> Path:
@@ -39,37 +48,38 @@ def no_number_is_missing_without_a_reason(content: dict) -> None:
     def visit(value: object, path: str) -> None:
         if value is None:
             nulls.append(path)
-        for name, one in value.items() if isinstance(value, dict) else ():
-            visit(one, f"{path}.{name}" if path else name)
-        for index, one in enumerate(value) if isinstance(value, list) else ():
-            visit(one, f"{path}.{index}")
+        for name, inner in value.items() if isinstance(value, dict) else ():
+            visit(inner, f"{path}.{name}" if path else name)
+        for index, inner in enumerate(value) if isinstance(value, list) else ():
+            visit(inner, f"{path}.{index}")
 
-    visit({name: one for name, one in content.items() if name not in ("training", "undefined")}, "")
+    visit({name: content[name] for name in content if name not in ("training", "undefined")}, "")
     assert sorted(nulls) == sorted(content["undefined"])
     assert all(content["undefined"].values())
 
 
 @pytest.mark.slow
-def test_an_evaluation_writes_scores_pictures_video_and_events(fake_engine, tmp_path) -> None:
-    folder = trained(tmp_path)
+def test_an_evaluation_writes_scores_pictures_video_and_events(folder) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     scores, _ = evaluate.evaluate(args(folder))
     assert scores == json.loads((folder / "scores.json").read_text())
     no_number_is_missing_without_a_reason(scores)
 
     seeds = play.episode_seeds(0, 6)
-    assert [one["seed"] for one in scores["episodes"]] == seeds
+    assert [episode["seed"] for episode in scores["episodes"]] == seeds
     lengths = [int(np.random.default_rng(seed).integers(5, 13)) for seed in seeds]
-    assert [one["length"] for one in scores["episodes"]] == lengths
+    assert [episode["length"] for episode in scores["episodes"]] == lengths
     assert scores["length"]["mean"] == np.mean(lengths)
-    assert scores["return"]["mean"] == np.mean([one["return"] for one in scores["episodes"]])
+    assert scores["return"]["mean"] == np.mean([episode["return"] for episode in scores["episodes"]])
     assert scores["frames"] == sum(lengths)
-    assert scores["frames_with_target"] == sum(one["frames_with_target"] for one in scores["episodes"])
+    assert scores["frames_with_target"] == sum(
+        episode["frames_with_target"] for episode in scores["episodes"]
+    )
     assert scores["endings"]["truncated"] == sum(length % 2 == 0 for length in lengths)
-    by_frames = sum(one["iou"] * one["frames_with_target"] for one in scores["episodes"])
+    by_frames = sum(episode["iou"] * episode["frames_with_target"] for episode in scores["episodes"])
     assert scores["iou"] == pytest.approx(by_frames / scores["frames_with_target"])
     assert scores["iou_sweep"]["iou"][6] == pytest.approx(scores["iou"])
-    means = [one["iou"] for one in scores["episodes"]]
+    means = [episode["iou"] for episode in scores["episodes"]]
     assert scores["iou_by_episode"]["mean"] == pytest.approx(np.mean(means))
     assert scores["iou_by_episode"]["standard_error"] == pytest.approx(np.std(means, ddof=1) / np.sqrt(6))
     digest = hashlib.sha256((folder / "checkpoint.pt").read_bytes()).hexdigest()
@@ -77,7 +87,8 @@ def test_an_evaluation_writes_scores_pictures_video_and_events(fake_engine, tmp_
     for name in (*evaluate.AGREEMENT, "dead_map_fraction", "target_visible_fraction"):
         assert 0 <= scores[name] <= 1
     assert scores["settings"]["episodes"] == 6
-    assert scores["training"]["run"]["method"] == "camal"
+    assert scores["training"]["args"]["method"] == "camal"
+    assert scores["training"]["definition"]["path"] == "Basic.toml"
     assert scores["steps"] == 256
     assert scores["sanity"]["rank_correlation"][0] == pytest.approx(1)
 
@@ -101,8 +112,7 @@ def test_an_evaluation_writes_scores_pictures_video_and_events(fake_engine, tmp_
 
 
 @pytest.mark.slow
-def test_the_same_command_gives_the_same_files_byte_for_byte(fake_engine, tmp_path) -> None:
-    folder = trained(tmp_path)
+def test_the_same_command_gives_the_same_files_byte_for_byte(folder) -> None:
     contents = []
     for _ in range(2):
         evaluate.evaluate(args(folder, shift=("noise",)))
@@ -115,8 +125,7 @@ def test_the_same_command_gives_the_same_files_byte_for_byte(fake_engine, tmp_pa
 
 
 @pytest.mark.slow
-def test_shifts_are_evaluated_on_the_same_episodes_and_go_into_the_same_file(fake_engine, tmp_path) -> None:
-    folder = trained(tmp_path)
+def test_shifts_are_evaluated_on_the_same_episodes_and_go_into_the_same_file(folder) -> None:
     options = {"video_episodes": 0, "faithfulness_frames": 0}
     plain, _ = evaluate.evaluate(args(folder, **options))
     assert plain["shift"] == {}
@@ -141,9 +150,9 @@ def test_two_runs_are_shown_side_by_side_on_the_same_episodes(fake_engine, tmp_p
     both, _ = evaluate.evaluate(args(camal, compare=vanilla))
     assert both == alone
     name = "evaluation-versus-vanilla-seed-1"
-    one, two = (cv2.imread(str(camal / f"media/{stem}.png")) for stem in ("evaluation", name))
-    assert two.shape[0] == one.shape[0]
-    assert two.shape[1] > one.shape[1] * 1.4  # two panels more
+    narrow, wide = (cv2.imread(str(camal / f"media/{stem}.png")) for stem in ("evaluation", name))
+    assert wide.shape[0] == narrow.shape[0]
+    assert wide.shape[1] > narrow.shape[1] * 1.4  # two panels more
     with av.open(str(camal / f"media/{name}.mp4")) as film:
         assert film.streams.video[0].width > 640
     assert not (vanilla / "scores.json").exists()
@@ -151,38 +160,44 @@ def test_two_runs_are_shown_side_by_side_on_the_same_episodes(fake_engine, tmp_p
 
 @pytest.mark.slow
 def test_runs_of_the_same_method_and_seed_are_told_apart(fake_engine, tmp_path, monkeypatch) -> None:
-    one = trained(tmp_path / "strong")
-    other = trained(tmp_path / "weak", camal_coef=0.1, learning_rate=1e-3)
+    strong = trained(tmp_path / "strong")
+    weak = trained(tmp_path / "weak", camal_coef=0.1, learning_rate=1e-3)
     strips = []
     real = media.attention_strip
     monkeypatch.setattr(media, "attention_strip", lambda *given: strips.append(given) or real(*given))
-    evaluate.evaluate(args(one, compare=other))
+    evaluate.evaluate(args(strong, compare=weak))
     names = ["camal seed 1 of strong", "camal seed 1 of weak"]
-    runs = [play.load_run(folder, None, torch.device("cpu")) for folder in (one, other)]
+    runs = [play.load_run(folder, None, torch.device("cpu")) for folder in (strong, weak)]
     assert evaluate.names(runs) == names
     for _, _, heats, _ in strips:
         assert list(heats) == names
         assert not np.array_equal(*heats.values())
-    assert (one / "media/evaluation-versus-camal-seed-1-of-weak.mp4").exists()
+    assert (strong / "media/evaluation-versus-camal-seed-1-of-weak.mp4").exists()
     with pytest.raises(UserError, match="that is the run itself"):
-        evaluate.evaluate(args(one, compare=one))
+        evaluate.evaluate(args(strong, compare=strong))
 
 
 @pytest.mark.slow
 def test_maps_of_two_kinds_are_pointed_out_and_one_can_be_chosen(fake_engine, tmp_path, capsys) -> None:
-    one, other = trained(tmp_path), trained(tmp_path, method="vanilla", attention="layercam")
-    scores, _ = evaluate.evaluate(args(one, compare=other))
+    camal, vanilla = trained(tmp_path), trained(tmp_path, method="vanilla", attention="layercam")
+    scores, _ = evaluate.evaluate(args(camal, compare=vanilla))
     assert scores["settings"]["attention"] == "gradcam"
     assert "this run's map is gradcam, the other's layercam; --attention" in capsys.readouterr().err
-    scores, _ = evaluate.evaluate(args(one, compare=other, attention="hirescam"))
+    scores, _ = evaluate.evaluate(args(camal, compare=vanilla, attention="hirescam"))
     assert scores["settings"]["attention"] == "hirescam"
     assert "--attention" not in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_without_a_target_in_view_scores_are_null_with_the_reason(fake_engine, tmp_path, monkeypatch) -> None:
-    folder = trained(tmp_path)
-    monkeypatch.setattr("conftest.FakeGame.get_state", blind(evaluate))
+def test_without_a_target_in_view_scores_are_null_with_the_reason(folder, monkeypatch) -> None:
+    real = FakeGame.get_state
+
+    def get_state(self: FakeGame) -> object:
+        state = real(self)
+        state.labels_buffer[:] = 0  # type: ignore[attr-defined]
+        return state
+
+    monkeypatch.setattr(FakeGame, "get_state", get_state)
     scores, _ = evaluate.evaluate(args(folder))
     no_number_is_missing_without_a_reason(scores)
     assert scores["frames_with_target"] == 0
@@ -195,23 +210,8 @@ def test_without_a_target_in_view_scores_are_null_with_the_reason(fake_engine, t
     assert (folder / "media/evaluation.mp4").exists()
 
 
-def blind(_: object) -> object:
-    from conftest import FakeGame
-
-    real = FakeGame.get_state
-
-    def get_state(self: FakeGame) -> object:
-        state = real(self)
-        state.labels_buffer[:] = 0  # type: ignore[attr-defined]
-        return state
-
-    return get_state
-
-
 def test_a_single_episode_has_no_standard_error() -> None:
-    from camal_rl.game.definition import load_definition
-
-    episode = Episode(1, "terminated", [0], [5.0], [0.0], [], [True], [False], [])
+    episode = Episode(1, "terminated", [0], [5.0], [0.0], [True])
     summary = evaluate.summarise([episode], load_definition("Basic"))
     assert summary["return"]["standard_error"] == Undefined("one episode has no spread")
     assert summary["return"]["normalised_mean"] == pytest.approx((5 + 152) / (81.5 + 152))
@@ -230,21 +230,32 @@ def test_a_number_that_is_none_never_reaches_the_file() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"episodes": 0}, "--episodes 0: give a number of at least 1"),
-        ({"seed": -1}, "--seed -1"),
-        ({"num_envs": 0}, "--num-envs 0"),
-        ({"num_envs": 10**9}, "--num-envs 1000000000: give at most 256"),
-        ({"max_steps": 0}, "--max-steps 0"),
-        ({"video_episodes": -1}, "--video-episodes -1"),
-        ({"faithfulness_frames": -1}, "--faithfulness-frames -1"),
-        ({"torch_threads": -1}, "--torch-threads -1"),
-        ({"shift": ("fog",)}, "--shift fog: no such change; choose of hud, "),
+        (["--episodes", "0"], "camal_rl: --episodes 0: should be greater than or equal to 1."),
+        (["--seed", "-1"], "--seed -1"),
+        (["--num-envs", "0"], "--num-envs 0"),
+        (["--num-envs", "1000000000"], "--num-envs 1000000000: should be less than or equal to 256."),
+        (["--max-steps", "0"], "--max-steps 0"),
+        (["--video-episodes", "-1"], "--video-episodes -1"),
+        (["--faithfulness-frames", "-1"], "--faithfulness-frames -1"),
+        (["--torch-threads", "-1"], "--torch-threads -1"),
+        (["--shift", "fog"], "invalid choice 'fog' for argument '--shift'"),
+    ],
+)
+def test_a_bad_option_is_refused_with_code_2(capsys, options, words) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        evaluate.parse_args(["runs/Basic/camal/seed1", *options])
+    assert refusal.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
         ({"device": "cuda:99"}, "--device cuda:99"),
         ({"compare": Path("nowhere")}, "nowhere holds no run"),
     ],
 )
-def test_a_bad_option_is_refused_before_anything_is_played(fake_engine, tmp_path, options, words) -> None:
-    folder = trained(tmp_path, total_timesteps=64)
+def test_what_is_not_there_is_said_before_anything_is_played(folder, options, words) -> None:
     with pytest.raises(UserError, match=words):
         evaluate.evaluate(args(folder, **options))
     assert not (folder / "scores.json").exists()
@@ -252,27 +263,23 @@ def test_a_bad_option_is_refused_before_anything_is_played(fake_engine, tmp_path
 
 @pytest.mark.slow
 def test_runs_of_two_environments_cannot_be_compared(fake_engine, tmp_path) -> None:
-    one, other = (trained(tmp_path, total_timesteps=64, env=env) for env in ("Basic", "DefendLine"))
+    basic, line = (trained(tmp_path, total_timesteps=64, env=env) for env in ("Basic", "DefendLine"))
     with pytest.raises(UserError, match=r"another environment: scenario was basic\.cfg, now defend_the_line"):
-        evaluate.evaluate(args(one, compare=other))
+        evaluate.evaluate(args(basic, compare=line))
 
 
 @pytest.mark.slow
-def test_results_go_to_another_folder_if_asked(fake_engine, tmp_path) -> None:
-    folder = trained(tmp_path, total_timesteps=64)
+def test_results_go_to_another_folder_if_asked(folder, tmp_path) -> None:
     evaluate.evaluate(args(folder, output=tmp_path / "a" / "b", video_episodes=0))
     assert (tmp_path / "a/b/scores.json").exists()
     assert not (folder / "scores.json").exists()
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        UserError, match=r"can't write to .*file: .*file is not a folder\. Choose another --out"
-    ):
+    with pytest.raises(UserError, match=r"can't make .*file: .*Choose another folder"):
         evaluate.evaluate(args(folder, output=tmp_path / "file"))
 
 
 @pytest.mark.slow
-def test_a_full_disk_leaves_earlier_results_as_they_were(fake_engine, tmp_path, monkeypatch) -> None:
-    folder = trained(tmp_path, total_timesteps=64)
+def test_a_full_disk_leaves_earlier_results_as_they_were(folder, monkeypatch) -> None:
     evaluate.evaluate(args(folder))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     written = []
@@ -289,8 +296,7 @@ def test_a_full_disk_leaves_earlier_results_as_they_were(fake_engine, tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_file_that_cannot_be_replaced_leaves_all_as_they_were(fake_engine, tmp_path) -> None:
-    folder = trained(tmp_path, total_timesteps=64)
+def test_a_file_that_cannot_be_replaced_leaves_all_as_they_were(folder) -> None:
     evaluate.evaluate(args(folder))
     (folder / "scores.json").unlink()
     (folder / "scores.json").mkdir()
@@ -305,8 +311,13 @@ def test_help_is_quick_and_names_every_option() -> None:
     done = run("-m", "camal_rl.evaluate", "--help", folder=ROOT)
     assert time.perf_counter() - start < 10  # torch alone takes longer on a busy machine; it is not imported
     assert done.returncode == 0
-    for one in dataclasses.fields(evaluate.Args):
-        assert one.name.upper() in done.stdout or f"--{one.name.replace('_', '-')}" in done.stdout
+    for option in dataclasses.fields(evaluate.Args):
+        assert option.name.upper() in done.stdout or f"--{option.name.replace('_', '-')}" in done.stdout
+
+
+def test_options_name_every_map_and_every_visual_change() -> None:
+    assert get_args(evaluate.Map) == attention.METHODS
+    assert get_args(evaluate.Look) == tuple(SHIFTS)
 
 
 @pytest.mark.slow
@@ -365,7 +376,7 @@ def test_ctrl_c_ends_it_and_writes_nothing(tmp_path) -> None:
     assert process.returncode == 130
     assert b"Stopped. Nothing was written." in rest
     assert b"Traceback" not in rest
-    assert set(folder.rglob("*")) == set(before)
+    assert set(folder.rglob("*")) - {folder / ".evaluate.lock"} == set(before)
 
 
 @pytest.mark.engine

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from camal_rl import ppo
+from camal_rl import evaluate, ppo
 from camal_rl.results import faithfulness, play
 from camal_rl.results.faithfulness import SHARES
 
@@ -27,7 +27,7 @@ class Brightness(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> ppo.Output:
         value = (images[:, self.channel].double() * self.region).mean(dim=(1, 2, 3)).float()
-        return ppo.Output(torch.stack((value, -value, value), dim=1), value, value)
+        return ppo.Output(torch.stack((value, -value), dim=1), value, value, value)
 
 
 def square(size: int) -> np.ndarray:
@@ -83,7 +83,7 @@ def test_pixels_of_the_newest_frame_alone_can_be_replaced(run: play.TrainedRun) 
 @pytest.mark.slow
 def test_a_trained_agents_curves_begin_and_end_where_they_must(run: play.TrainedRun) -> None:
     sample = play.Sample(40, np.random.default_rng(0))
-    play.play(run, play.episode_seeds(0, 10), play.Settings(), samples=[sample])
+    play.play(run, play.episode_seeds(0, 10), evaluate.Args(run.folder), samples=[sample])
     done = []
     result = faithfulness.faithfulness(run, sample, done=lambda: done.append(1))
     assert len(done) == 6
@@ -136,23 +136,23 @@ def test_layers_are_randomised_from_the_output_on_one_more_each_time(
     run: play.TrainedRun, monkeypatch
 ) -> None:
     sample = play.Sample(5, np.random.default_rng(0))
-    play.play(run, play.episode_seeds(0, 3), play.Settings(), samples=[sample])
+    play.play(run, play.episode_seeds(0, 3), evaluate.Args(run.folder), samples=[sample])
     trained = {name: value.clone() for name, value in run.agent.state_dict().items()}
     changed = []
-    real = ppo.Agent.cam
+    real = play.TrainedRun.attend
 
-    def cam(agent, *arguments):
-        state = agent.state_dict()
+    def attend(run, *arguments):
+        state = run.agent.state_dict()
         # Biases are zeros when they are new, and may be here too: the weights tell.
         names = [
             name for name in state if name.endswith("weight") and not torch.equal(state[name], trained[name])
         ]
         changed.append({name.removesuffix(".weight") for name in names})
-        return real(agent, *arguments)
+        return real(run, *arguments)
 
-    monkeypatch.setattr(ppo.Agent, "cam", cam)
+    monkeypatch.setattr(play.TrainedRun, "attend", attend)
     result = faithfulness.sanity(run, sample)
-    layers = ["fc", "convolutions.2", "convolutions.1", "convolutions.0"]
+    layers = ["fc", "conv3", "conv2", "conv1"]
     cascade = [set(), *({"actor", "critic", *layers[:depth]} for depth in range(5))]
     assert changed == [set(), *(cascade * faithfulness.SANITY_DRAWS)]
     assert result["randomised"] == ("nothing", "heads", *layers)
@@ -166,7 +166,7 @@ def test_dead_maps_have_no_correlation(run: play.TrainedRun) -> None:
         run.agent.critic.weight.fill_(-1.0)
         run.agent.fc.weight.abs_()
     sample = play.Sample(10, np.random.default_rng(0))
-    play.play(run, play.episode_seeds(0, 3), play.Settings(), samples=[sample])
+    play.play(run, play.episode_seeds(0, 3), evaluate.Args(run.folder), samples=[sample])
     result = faithfulness.sanity(run, sample)
     assert result["dead_map_fraction"][0] == 1
     assert all(value == play.Undefined("all maps were dead") for value in result["rank_correlation"])

@@ -3,100 +3,44 @@
 import ast
 import re
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "camal_rl"
+FILES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in PACKAGE.rglob("*.py")
+    if path.stem != "__init__"
+}
+"""Modules by dotted name, without the package's."""
+MOST_FLOORS = 9
+MOST_LINES = 560
 
-# Each module and the modules of the package that it may import; `camal_rl` itself is open to all.
-MAY_IMPORT = {
-    "attention": set(),
-    "camal": {"attention"},
-    "command_line": set(),
-    "device": set(),
-    "doctor": {"device", "doom", "engine", "experiment", "machine", "media", "ppo"},
-    "doom": {"engine", "frames"},
-    "engine": set(),
-    "machine": set(),
-    "frames": set(),
-    "media": set(),
-    "metrics": set(),
-    "run_folder": {"doom"},
-    "study": {"stats"},
-    "comparison": {"stats", "study"},
-    "shift": set(),
-    "ppo": {
-        *("attention", "camal", "command_line", "device", "doom", "engine", "frames", "machine", "media"),
-        "metrics",
-        *("run_folder", "workers"),
-    },
-    "play": {"attention", "camal", "doom", "metrics", "ppo", "run_folder", "shift"},
-    "faithfulness": {"metrics", "ppo", "play"},
-    "evaluate": {
-        *("attention", "command_line", "device", "doom", "engine", "faithfulness", "media", "metrics"),
-        *("play", "ppo"),
-        *("run_folder", "shift"),
-    },
-    "experiment": {"cluster", "evaluate", "experiment", "machine", "ppo"},
-    "cluster": {"experiment"},
-    "stats": set(),
-    "page": {"stats"},
-    "report": {"command_line", "comparison", "page", "stats", "study"},
-    "benchmark": {"benchmark_parts", "benchmark_tables", "device", "doom", "ppo"},
-    "benchmark_parts": {
-        *("attention", "benchmark_tables", "benchmark_training", "camal", "device", "doom", "machine"),
-        *("ppo", "vision.models", "vision.overhead"),
-    },
-    "benchmark_peers": set(),
-    "benchmark_tables": {"page"},
-    "benchmark_training": {"camal", "device", "doom", "ppo", "workers"},
-    "workers": set(),
-    "vision.models": {"attention"},
-    "vision.shapes": {"machine", "vision.datasets"},
-    "vision.datasets": {"command_line", "machine", "media", "vision.shapes"},
-    "vision.priors": {
-        *("attention", "camal", "command_line", "device", "media", "metrics", "page", "study"),
-        "vision.datasets",
-    },
-    "vision.evaluate": {
-        *("attention", "camal", "command_line", "device", "media", "metrics", "run_folder"),
-        *("vision.datasets", "vision.models"),
-    },
-    "vision.train": {
-        *("attention", "camal", "command_line", "device", "machine", "metrics", "run_folder"),
-        *("vision.datasets", "vision.evaluate", "vision.models", "vision.priors"),
-    },
-    "vision.scores": {"comparison", "metrics", "stats", "study"},
-    "vision.report": {"command_line", "media", "page", "report", "stats", "study", "vision.scores"},
-    "vision.perturbation": {
-        *("camal", "command_line", "doom", "engine", "metrics", "page", "stats", "vision.datasets"),
-    },
-    "vision.batch_norm": {"attention", "command_line", "page", "vision.models", "vision.shapes"},
-    "vision.overhead": {"benchmark_training", "camal", "vision.models", "vision.train"},
-}
-WITHOUT_TORCH = {
-    "command_line",
-    "comparison",
-    "doom",
-    "engine",
-    "frames",
-    "media",
-    "metrics",
-    "page",
-    "report",
-    "shift",
-    "stats",
-    "study",
-    "vision.report",
-    "vision.scores",
-}
+BELOW_TRAINING = ("attention", "camal", "errors", "masks", "metrics", "stats")
+TRAINING = {"ppo", "evaluate", "experiment", "benchmark"}
+WITHOUT_TORCH = (
+    *("doom", "environments", "errors", "masks", "metrics", "report", "stats", "game.definition"),
+    *("game.engine", "game.frames", "game.shift", "results.comparison", "results.figures", "results.media"),
+    *(
+        "results.study",
+        "run.cluster",
+        "run.command_line",
+        "run.files",
+        "run.machine",
+        "run.runner",
+        "run.toml",
+    ),
+    *("vision.report", "vision.scores"),
+)
 TORCHVISION = {"torchvision", "open_clip"}
-"""Of the extra `vision`: nothing else may need them."""
+"""Packages of the extra `vision`, which nothing but the supervised half may need."""
 
 
-def imports(path: Path) -> set[str]:
+@cache
+def imports(path: Path) -> frozenset[str]:
     """Dotted names of all that a file imports, wherever in the file."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -105,17 +49,30 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    return frozenset(names)
 
 
-def modules() -> list[str]:
-    """Dotted names without the package's."""
-    found = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
-    return sorted(".".join(path.parts) for path in found if path.stem != "__init__")
+@cache
+def below(module: str) -> frozenset[str]:
+    """Modules of the package that a module imports."""
+    names = {f"{name}." for name in imports(FILES[module])}
+    return frozenset(other for other in FILES if any(name.startswith(f"camal_rl.{other}.") for name in names))
 
 
-def file_of(module: str) -> Path:
-    return (PACKAGE / Path(*module.split("."))).with_suffix(".py")
+def all_below(module: str) -> set[str]:
+    """Modules that a module imports, and those that these import, and so on."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        new = below(waiting.pop()) - found
+        found |= new
+        waiting += new
+    return found
+
+
+def floor(module: str) -> int:
+    """1 for a module that imports none of the package, else one more than the highest that it imports."""
+    return 1 + max(map(floor, below(module)), default=0)
 
 
 def tracked_files() -> list[str]:
@@ -126,29 +83,41 @@ def tracked_files() -> list[str]:
     return [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
 
 
-@pytest.mark.parametrize("module", modules())
-def test_imports_run_one_way(module: str) -> None:
-    assert module in MAY_IMPORT, "a module that the layout does not know: say here what it may import"
-    used = {
-        name.removeprefix("camal_rl.") for name in imports(file_of(module)) if name.startswith("camal_rl.")
-    }
-    known = {one for one in modules() if any(name == one or name.startswith(f"{one}.") for name in used)}
-    assert known <= MAY_IMPORT[module]
+def test_imports_run_one_way_without_circles() -> None:
+    assert [module for module in FILES if module in all_below(module)] == []
 
 
-@pytest.mark.parametrize("module", [name for name in modules() if not name.startswith("vision.")])
-def test_only_the_supervised_half_needs_torchvision(module: str) -> None:
-    assert not {name.split(".")[0] for name in imports(file_of(module))} & TORCHVISION
+def test_there_are_few_floors_and_no_file_is_long() -> None:
+    assert max(map(floor, FILES)) <= MOST_FLOORS
+    lines = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in FILES.items()}
+    assert {module: count for module, count in lines.items() if count > MOST_LINES} == {}
 
 
-@pytest.mark.parametrize("module", sorted(WITHOUT_TORCH & set(modules())))
+@pytest.mark.parametrize("module", [name for name in FILES if name in BELOW_TRAINING or name[:5] == "game."])
+def test_what_training_stands_on_knows_nothing_of_it(module: str) -> None:
+    assert not all_below(module) & TRAINING
+    assert not [name for name in all_below(module) if name.startswith(("results.", "vision."))]
+
+
+@pytest.mark.parametrize("module", [name for name in FILES if not name.startswith("vision.")])
+def test_agents_know_nothing_of_classifiers(module: str) -> None:
+    if module != "benchmark":  # measures both
+        assert not [name for name in below(module) if name.startswith("vision.")]
+        assert not {name.split(".")[0] for name in imports(FILES[module])} & TORCHVISION
+
+
+@pytest.mark.parametrize("module", WITHOUT_TORCH)
 def test_what_reads_games_and_files_does_without_torch(module: str) -> None:
-    names = {name.split(".")[0] for name in imports(file_of(module))}
-    assert "torch" not in names
+    used = {name.split(".")[0] for other in {module, *all_below(module)} for name in imports(FILES[other])}
+    assert "torch" not in used
 
 
-def test_the_package_itself_imports_none_of_its_modules() -> None:
-    assert not [name for name in imports(PACKAGE / "__init__.py") if name.startswith("camal_rl")]
+def test_the_package_itself_only_registers_environments() -> None:
+    assert imports(PACKAGE / "__init__.py") == {
+        "pathlib.Path",
+        "gymnasium.envs.registration.register",
+        "gymnasium.envs.registration.registry",
+    }
 
 
 def test_top_level_holds_what_the_design_says_and_nothing_else() -> None:
@@ -162,7 +131,9 @@ def test_top_level_holds_what_the_design_says_and_nothing_else() -> None:
 
 def test_every_module_has_a_test_file() -> None:
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
-    assert {module.replace(".", "_") for module in modules()} <= tests
+    wings = ("game.", "run.", "results.")
+    names = {name.split(".")[-1] if name.startswith(wings) else name.replace(".", "_") for name in FILES}
+    assert names - tests == set()
 
 
 def test_no_file_names_a_path_of_the_machine_it_was_written_on() -> None:

@@ -455,21 +455,21 @@ def test_area_refuses_positions_that_do_not_fit(positions: Any) -> None:
 
 
 def test_rank_correlation_of_plain_cases() -> None:
-    one = np.array([[1.0, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4], [5, 5, 5, 5], [1, 2, 3, 4], [1, NAN, 3, 4]])
-    other = np.array(
+    left = np.array([[1.0, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4], [5, 5, 5, 5], [1, 2, 3, 4], [1, NAN, 3, 4]])
+    right = np.array(
         [[0.1, 0.5, 0.6, 9], [4, 3, 2, 1], [1, 1, 2, 2], [1, 2, 3, 4], [0, 0, 0, 0], [1, 2, 3, 4]]
     )
     expected = [1, -1, 4 / np.sqrt(5 * 4), NAN, NAN, NAN]  # ranks 1 2 3 4 against 1.5 1.5 3.5 3.5
-    np.testing.assert_array_equal(rank_correlation(one, other), expected)
-    assert rank_correlation(one[:0], other[:0]).shape == (0,)
+    np.testing.assert_array_equal(rank_correlation(left, right), expected)
+    assert rank_correlation(left[:0], right[:0]).shape == (0,)
 
 
 def test_rank_correlation_is_scipys() -> None:
     rng = np.random.default_rng(8)
     for values in (3, 20, 10**6):
-        one, other = rng.integers(0, values, (2, 12, 30)) / 7
-        expected = [stats.spearmanr(*rows).statistic for rows in zip(one, other, strict=True)]
-        np.testing.assert_allclose(rank_correlation(one, other), expected, rtol=1e-12)
+        left, right = rng.integers(0, values, (2, 12, 30)) / 7
+        expected = [stats.spearmanr(*rows).statistic for rows in zip(left, right, strict=True)]
+        np.testing.assert_allclose(rank_correlation(left, right), expected, rtol=1e-12)
 
 
 @settings(max_examples=60, deadline=None, database=None)
@@ -477,14 +477,14 @@ def test_rank_correlation_is_scipys() -> None:
 def test_rank_correlation_is_symmetric_and_that_with_itself_is_one(
     seed: int, length: int, values: int
 ) -> None:
-    one, other = np.random.default_rng(seed).integers(0, values, (2, 3, length)).astype(np.float32)
-    scores = rank_correlation(one, other)
-    np.testing.assert_array_equal(scores, rank_correlation(other, one))
-    np.testing.assert_array_equal(scores, -rank_correlation(one, -other))
-    np.testing.assert_array_equal(scores, rank_correlation(np.exp(one), other))
+    left, right = np.random.default_rng(seed).integers(0, values, (2, 3, length)).astype(np.float32)
+    scores = rank_correlation(left, right)
+    np.testing.assert_array_equal(scores, rank_correlation(right, left))
+    np.testing.assert_array_equal(scores, -rank_correlation(left, -right))
+    np.testing.assert_array_equal(scores, rank_correlation(np.exp(left), right))
     assert (np.isnan(scores) | (abs(scores) <= 1)).all()
-    constant = (one == one[:, :1]).all(axis=1)
-    np.testing.assert_array_equal(rank_correlation(one, one), np.where(constant, np.nan, 1))
+    constant = (left == left[:, :1]).all(axis=1)
+    np.testing.assert_array_equal(rank_correlation(left, left), np.where(constant, np.nan, 1))
 
 
 def test_rank_correlation_refuses_maps() -> None:
@@ -719,20 +719,12 @@ def test_a_network_may_answer_with_the_same_array_every_time() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"images": np.zeros((7, 6, 5), np.uint8)}, "images must have shape"),
-        ({"images": np.zeros((0, 4, 6, 5), np.uint8)}, "B at least 1"),
         ({"reference": np.zeros((7, 1, 6, 5), np.uint8)}, "reference must be like the images"),
         ({"reference": np.zeros((7, 4, 6, 5), np.float32)}, "reference must be like the images"),
-        ({"order": np.zeros((7, 6, 5), np.int32)}, r"integers of shape \(7, 30\)"),
-        ({"order": np.zeros((7, 30))}, r"integers of shape \(7, 30\), got float64"),
-        ({"shares": 0.5}, r"shares must have shape \(S,\)"),
-        ({"shares": []}, r"shares must have shape \(S,\)"),
+        ({"order": np.zeros((7, 6, 5), np.int32)}, r"order must have shape \(7, 30\)"),
         ({"shares": [0, 50, 100]}, r"within \[0, 1\]"),
         ({"shares": [-0.1, 0.5]}, r"within \[0, 1\]"),
         ({"shares": [0.5, 0.2]}, "shares must ascend"),
-        ({"channels": [3]}, "channels must be a slice"),
-        ({"predict": lambda images: images.mean(axis=(1, 2, 3))}, r"predict must return shape \(7, n\)"),
-        ({"predict": lambda images: np.zeros((1, 3))}, r"predict must return shape \(7, n\)"),
     ],
 )
 def test_curves_refuse_what_does_not_fit(changed: dict[str, Any], message: str) -> None:

@@ -38,7 +38,7 @@ def test_what_is_logged_is_what_the_functions_on_full_masks_say(
     envs = doom.DoomVectorEnv("Basic", 4, args.frame_size, args.render_resolution, map_size=(3, 4))
     envs.reset(seed=1)
     run = Logged()
-    monitor = Monitor(args, run, envs)
+    monitor = Monitor(args, run, envs.masks)
     monkeypatch.setattr(monitor, "_draw", lambda *_: None)
     store = ppo.allocate(args, agent, 4)
     with Workers(threads) as workers:
@@ -69,7 +69,7 @@ def test_about_as_many_frames_are_measured_as_are_asked_for(fake_engine, tmp_pat
     for steps, games, frames in ((16, 4, 64), (128, 4, 128), (100, 4, 136)):
         args = small_args(tmp_path, num_steps=steps, num_envs=games, total_timesteps=10**4)
         envs = doom.DoomVectorEnv("Basic", games, args.frame_size, args.render_resolution)
-        assert len(Monitor(args, None, envs).masks.reshape(-1, 120, 160)) == frames
+        assert len(Monitor(args, None, envs.masks).masks.reshape(-1, 120, 160)) == frames
         envs.close()
 
 

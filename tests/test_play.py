@@ -8,13 +8,18 @@ import pytest
 import torch
 from conftest import SMALL, small_args
 
-from camal_rl import attention, camal, doom, metrics, ppo
+from camal_rl import attention, camal, doom, evaluate, metrics, ppo
 from camal_rl.errors import UserError
+from camal_rl.game.definition import ENVS_DIR
 from camal_rl.game.shift import SHIFTS, Shift
 from camal_rl.results import play
 from camal_rl.run import folder as run_folder
 
 CPU = torch.device("cpu")
+
+
+def settings(**options: object) -> play.Settings:
+    return evaluate.Args(Path(), **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -41,19 +46,15 @@ def test_seeds_are_distinct_outside_trainings_and_the_first_of_more(fake_engine:
 
 
 def test_a_network_trained_on_a_gpu_in_tf32_is_played_here_in_fp32(run: play.TrainedRun) -> None:
-    path = run.folder / "args.json"
-    written = json.loads(path.read_text(encoding="utf-8"))
-    written["machine"]["precision"] = "tf32"
-    path.write_text(json.dumps(written), encoding="utf-8")
+    change_args("precision", "tf32")(run.folder)
     images = torch.randint(256, (2, 4, 52, 60), dtype=torch.uint8)
-    heads = [one.agent(images).heads for one in (run, play.load_run(run.folder, None, CPU))]
-    assert torch.equal(*heads)
+    assert torch.equal(run.agent(images).logits, play.load_run(run.folder, None, CPU).agent(images).logits)
 
 
 def test_all_episodes_are_played_to_their_end_in_the_order_of_their_seeds(run: play.TrainedRun) -> None:
     seeds = play.episode_seeds(3, 13)
     ended = []
-    episodes = play.play(run, seeds, play.Settings(num_envs=4), keep=2, done=lambda: ended.append(1))
+    episodes = play.play(run, seeds, settings(num_envs=4), keep=2, done=lambda: ended.append(1))
     assert [episode.seed for episode in episodes] == seeds
     assert len(ended) == 13
     for index, episode in enumerate(episodes):
@@ -61,21 +62,20 @@ def test_all_episodes_are_played_to_their_end_in_the_order_of_their_seeds(run: p
         assert len(episode.actions) == len(episode.rewards) == len(episode.values) == length
         assert episode.ending == ("truncated" if length % 2 == 0 else "terminated")
         assert episode.total == sum(3.0 if action == 1 else -1.0 for action in episode.actions)
-        assert episode.visible == [step % 4 != 3 for step in range(length)]
-        assert len(episode.agreement) == sum(episode.visible)
-        assert [frame["step"] for frame in episode.agreement] == list(np.flatnonzero(episode.visible))
+        assert [frame["step"] for frame in episode.agreement] == [
+            step for step in range(length) if step % 4 != 3
+        ]
         assert len(episode.heats) == (length if index < 2 else 0)
 
 
 def test_what_is_recorded_of_a_frame_is_what_the_agent_made_of_it(run: play.TrainedRun) -> None:
     seeds = play.episode_seeds(0, 2)
-    episode = play.play(run, seeds, play.Settings(), keep=2)[1]
+    episode = play.play(run, seeds, settings(), keep=2)[1]
     env = run.env()
     env.begin_episode(seeds[1])
     frames = iter(episode.agreement)
     for step, action in enumerate(episode.actions):
-        output = run.agent(torch.from_numpy(env.image[None]))
-        cam = run.agent.cam(output, "gradcam")
+        output, cam = run.attend(env.image[None], torch.Generator())
         heat = attention.normalize(cam)
         assert episode.values[step] == pytest.approx(output.value.item(), rel=1e-4)
         assert episode.dead[step] == attention.is_dead(cam).item()
@@ -97,29 +97,29 @@ def test_actions_are_sampled_from_the_policy_and_greedy_takes_the_likeliest(run:
         run.agent.actor.weight.zero_()
         run.agent.actor.bias.copy_(torch.tensor([0.1, 0.2, 0.3, 0.4]).log())
     seeds = play.episode_seeds(0, 150)
-    actions = [action for one in play.play(run, seeds, play.Settings()) for action in one.actions]
+    actions = [action for episode in play.play(run, seeds, settings()) for action in episode.actions]
     shares = np.bincount(actions, minlength=4) / len(actions)
     assert abs(shares - [0.1, 0.2, 0.3, 0.4]).max() < 4 * np.sqrt(0.25 / len(actions))
-    greedy = play.play(run, seeds[:5], play.Settings(greedy=True))
-    assert {action for one in greedy for action in one.actions} == {3}
+    greedy = play.play(run, seeds[:5], settings(greedy=True))
+    assert {action for episode in greedy for action in episode.actions} == {3}
 
 
 def test_the_same_episodes_are_the_same_whatever_plays_beside_them(run: play.TrainedRun) -> None:
     seeds = play.episode_seeds(0, 6)
-    all_six = play.play(run, seeds, play.Settings(num_envs=3), keep=6)
-    first = play.play(run, seeds[:4], play.Settings(num_envs=3), keep=6)
-    for one, other in zip(first, all_six, strict=False):
-        assert one.actions == other.actions
-        assert one.values == other.values
-        np.testing.assert_array_equal(one.heats, other.heats)
-    others = play.play(run, seeds, play.Settings(seed=1, num_envs=3))
-    assert [one.actions for one in others] != [one.actions for one in all_six]
+    all_six = play.play(run, seeds, settings(num_envs=3), keep=6)
+    first = play.play(run, seeds[:4], settings(num_envs=3), keep=6)
+    for episode, other in zip(first, all_six, strict=False):
+        assert episode.actions == other.actions
+        assert episode.values == other.values
+        np.testing.assert_array_equal(episode.heats, other.heats)
+    others = play.play(run, seeds, settings(seed=1, num_envs=3))
+    assert [episode.actions for episode in others] != [episode.actions for episode in all_six]
 
 
 def test_how_many_games_are_really_played_changes_no_number(run: play.TrainedRun) -> None:
     seeds = play.episode_seeds(0, 3)
-    (alone,) = play.play(run, seeds[:1], play.Settings(num_envs=8), keep=1)  # one game in a batch of eight
-    among = play.play(run, seeds, play.Settings(num_envs=8), keep=1)[0]
+    (alone,) = play.play(run, seeds[:1], settings(num_envs=8), keep=1)  # one game in a batch of eight
+    among = play.play(run, seeds, settings(num_envs=8), keep=1)[0]
     assert alone.values == among.values
     assert alone.actions == among.actions
 
@@ -137,17 +137,17 @@ def test_every_map_that_can_be_trained_can_be_played(fake_engine, tmp_path, meth
     folder = ppo.train(small_args(tmp_path, total_timesteps=64, attention=method))
     run = play.load_run(folder, None, CPU)
     assert run.method == method
-    (episode,) = play.play(run, play.episode_seeds(0, 1), play.Settings(), keep=1)
+    (episode,) = play.play(run, play.episode_seeds(0, 1), settings(), keep=1)
     assert max(heat.max() for heat in episode.heats) == 1
     chosen = play.load_run(folder, None, CPU, method="hirescam")
     assert chosen.method == "hirescam"
 
 
 def test_an_episode_too_long_is_cut_and_says_so(run: play.TrainedRun) -> None:
-    episodes = play.play(run, play.episode_seeds(0, 8), play.Settings(max_steps=6))
-    lengths = [int(np.random.default_rng(one.seed).integers(5, 13)) for one in episodes]
-    assert [len(one.actions) for one in episodes] == [min(length, 6) for length in lengths]
-    assert [one.ending == "cut" for one in episodes] == [length > 6 for length in lengths]
+    episodes = play.play(run, play.episode_seeds(0, 8), settings(max_steps=6))
+    lengths = [int(np.random.default_rng(episode.seed).integers(5, 13)) for episode in episodes]
+    assert [len(episode.actions) for episode in episodes] == [min(length, 6) for length in lengths]
+    assert [episode.ending == "cut" for episode in episodes] == [length > 6 for length in lengths]
 
 
 def test_a_sample_holds_frames_with_a_target_each_as_likely_as_the_others() -> None:
@@ -172,13 +172,13 @@ def test_a_disturbance_changes_what_the_agent_sees_and_not_the_game(run: play.Tr
 
     sample = play.Sample(1000, np.random.default_rng(0))
     seeds = play.episode_seeds(0, 3)
-    shifted = play.play(run, seeds, play.Settings(), shift=Shift("a stamp", disturb=stamp), samples=[sample])
+    shifted = play.play(run, seeds, settings(), shift=Shift("a stamp", disturb=stamp), samples=[sample])
     for frame in sample.frames:
         seen.append(tuple(frame.image[:, 0, 1]))
         assert (frame.image[:, 0, 0] == 255).all()  # in every frame of the stack
     assert len(set(seen)) > 3
     lengths = [int(np.random.default_rng(seed).integers(5, 13)) for seed in seeds]
-    assert [len(one.actions) for one in shifted] == lengths
+    assert [len(episode.actions) for episode in shifted] == lengths
 
 
 def damage_args(folder: Path) -> None:
@@ -198,34 +198,19 @@ def code(folder: Path) -> None:
     torch.save({"version": run_folder.CHECKPOINT_VERSION, "agent": pytest.fail}, folder / "checkpoint.pt")
 
 
-def other_network(folder: Path) -> None:
-    content = json.loads((folder / "args.json").read_text())
-    content["environment"]["frame_size"] = [84, 84]
-    (folder / "args.json").write_text(json.dumps(content))
+def change_args(name: str, value: object = None):
+    """Return what gives args.json another value under a name, or, without one, takes the name away."""
 
+    def harm(folder: Path) -> None:
+        path = folder / "args.json"
+        content = json.loads(path.read_text())
+        group = next(group for group in content.values() if isinstance(group, dict) and name in group)
+        group[name] = value
+        if value is None:
+            del group[name]
+        path.write_text(json.dumps(content))
 
-def other_targets(folder: Path) -> None:
-    content = json.loads((folder / "args.json").read_text())
-    content["definition"]["target_names"] = ["DoomImp"]
-    (folder / "args.json").write_text(json.dumps(content))
-
-
-def without_attention(folder: Path) -> None:
-    content = json.loads((folder / "args.json").read_text())
-    content["attention"] = {}
-    (folder / "args.json").write_text(json.dumps(content))
-
-
-def unknown_attention(folder: Path) -> None:
-    content = json.loads((folder / "args.json").read_text())
-    content["attention"]["attention"] = "telepathy"
-    (folder / "args.json").write_text(json.dumps(content))
-
-
-def nameless(folder: Path) -> None:
-    content = json.loads((folder / "args.json").read_text())
-    del content["run"]["method"]
-    (folder / "args.json").write_text(json.dumps(content))
+    return harm
 
 
 def change_weights(change):
@@ -237,7 +222,7 @@ def change_weights(change):
     return harm
 
 
-flat = change_weights(lambda weights: weights.update({"convolutions.0.weight": torch.zeros(3)}))
+flat = change_weights(lambda weights: weights.update({"conv1.weight": torch.zeros(3)}))
 diverged = change_weights(lambda weights: weights["actor.weight"].fill_(float("nan")))
 
 
@@ -246,20 +231,22 @@ diverged = change_weights(lambda weights: weights["actor.weight"].fill_(float("n
     [
         (lambda folder: (folder / "args.json").unlink(), "holds no run"),
         (lambda folder: (folder / "args.json").write_text("{"), "can't read"),
-        (lambda folder: (folder / "args.json").write_text("[]"), "is not a run's arguments"),
-        (damage_args, "is not a run's arguments"),
+        (lambda folder: (folder / "args.json").write_text("[]"), "is not a run of this camal_rl"),
+        (damage_args, "is not a run of this camal_rl"),
         (lambda folder: (folder / "checkpoint.pt").unlink(), "has no checkpoint"),
         (truncate, "is damaged or no checkpoint"),
         (foreign, "does not belong to args.json"),
         (lambda folder: torch.save(torch.zeros(3), folder / "checkpoint.pt"), "is damaged or no checkpoint"),
-        (without_attention, "does not belong to args.json: 'attention'"),
-        (unknown_attention, "does not belong to args.json: attention 'telepathy'"),
-        (nameless, "does not belong to args.json: 'method'"),
+        (change_args("attention", "telepathy"), "does not belong to args.json: attention 'telepathy'"),
+        (change_args("method"), "does not belong to args.json: 'method'"),
         (flat, "does not belong to args.json"),
         (diverged, "the network holds NaN or infinity, so its training diverged"),
         (code, "is damaged or no checkpoint"),
-        (other_network, "does not belong to args.json"),
-        (other_targets, "trained on another environment: target_names was .*DoomImp"),
+        (change_args("frame_size", [84, 84]), "does not belong to args.json"),
+        (
+            change_args("target_names", ["DoomImp"]),
+            "trained on another environment: target_names was .*DoomImp",
+        ),
     ],
 )
 def test_a_run_that_cannot_be_played_is_refused(fake_engine, tmp_path, harm, words) -> None:
@@ -271,7 +258,7 @@ def test_a_run_that_cannot_be_played_is_refused(fake_engine, tmp_path, harm, wor
 
 def test_an_environment_of_ones_own_is_given_by_its_file(fake_engine, tmp_path) -> None:
     own = tmp_path / "Mine.toml"
-    own.write_bytes((doom.ENVS_DIR / "Basic.toml").read_bytes())
+    own.write_bytes((ENVS_DIR / "Basic.toml").read_bytes())
     folder = ppo.train(small_args(tmp_path, total_timesteps=64, env=str(own)))
     with pytest.raises(UserError, match="no environment named 'Mine'"):
         play.load_run(folder, None, CPU)
@@ -279,16 +266,14 @@ def test_an_environment_of_ones_own_is_given_by_its_file(fake_engine, tmp_path) 
     assert run.title == "Mine, camal seed 1"
     assert run.steps == 64
     with pytest.raises(UserError, match=r"another environment: scenario was basic\.cfg, now defend_the_line"):
-        play.load_run(folder, doom.ENVS_DIR / "DefendLine.toml", CPU)
+        play.load_run(folder, ENVS_DIR / "DefendLine.toml", CPU)
     own.write_text(own.read_text().replace("The monster", "This monster"))  # another reason, the same game
     assert play.load_run(folder, own, CPU).steps == 64
 
 
 def test_another_vizdoom_is_said(fake_engine, tmp_path, capsys) -> None:
     folder = ppo.train(small_args(tmp_path, total_timesteps=64))
-    content = json.loads((folder / "args.json").read_text())
-    content["definition"]["vizdoom"] = "0.0"
-    (folder / "args.json").write_text(json.dumps(content))
+    change_args("vizdoom", "0.0")(folder)
     play.load_run(folder, None, CPU)
     assert "trained with ViZDoom 0.0, and this is" in capsys.readouterr().err
 
@@ -299,9 +284,9 @@ def test_evaluation_on_the_engine_is_the_same_twice(tmp_path: Path) -> None:
     run = play.load_run(folder, None, CPU)
     seeds = play.episode_seeds(0, 5)
     for shift in (None, SHIFTS["noise"], SHIFTS["hud"]):
-        one, other = (play.play(run, seeds, play.Settings(num_envs=3), shift=shift) for _ in range(2))
-        assert [episode.actions for episode in one] == [episode.actions for episode in other]
-        assert [episode.values for episode in one] == [episode.values for episode in other]
-        assert [episode.column("iou").tolist() for episode in one] == [
-            episode.column("iou").tolist() for episode in other
+        first, second = (play.play(run, seeds, settings(num_envs=3), shift=shift) for _ in range(2))
+        assert [episode.actions for episode in first] == [episode.actions for episode in second]
+        assert [episode.values for episode in first] == [episode.values for episode in second]
+        assert [episode.column("iou").tolist() for episode in first] == [
+            episode.column("iou").tolist() for episode in second
         ]

@@ -169,8 +169,8 @@ class MasksKept:
     def __init__(self, steps: int = 16) -> None:
         self.masks = np.zeros((steps, 4, 120, 160), np.uint8)
 
-    def keep_masks(self, step: int, games: slice, envs: doom.DoomVectorEnv) -> None:
-        self.masks[step, games] = envs.masks[games]
+    def keep_masks(self, step: int, games: slice, masks: np.ndarray) -> None:
+        self.masks[step, games] = masks[games]
 
 
 def filled_rollout(args, agent, envs, workers=ALONE, monitor=None) -> ppo.Rollout:
@@ -268,7 +268,6 @@ def test_gradients_of_the_parts_add_up_to_those_of_the_whole_minibatch(
         return means
 
     if dtype == torch.float64:
-        monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # of the hidden layer
         agent.double()
         agent.zero_grad()
         exact = ppo.Batch._make(field.double() if field.is_floating_point() else field for field in batch)

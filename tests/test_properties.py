@@ -473,11 +473,11 @@ def test_scores_are_normalised_to_finite_numbers_or_refused(
 ) -> None:
     returns = np.random.default_rng(seed).normal(size=shape)
     if np.isfinite([random, reference]).all() and random < reference:
-        assert stats.normalise(np.array([random, reference]), random, reference).tolist() == [0, 1]
-        assert np.isfinite(stats.normalise(returns, random, reference)).all()
+        assert stats.normalize(np.array([random, reference]), random, reference).tolist() == [0, 1]
+        assert np.isfinite(stats.normalize(returns, random, reference)).all()
     else:
         with pytest.raises(ValueError, match="has to be above the random one"):
-            stats.normalise(returns, random, reference)
+            stats.normalize(returns, random, reference)
 
 
 @some

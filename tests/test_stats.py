@@ -40,15 +40,15 @@ PAIRS = st.integers(1, 5).flatmap(lambda E: st.tuples(matrices(E), matrices(E)))
 
 def test_normalised_scores_are_0_for_the_random_policy_and_1_for_the_reference() -> None:
     returns_RE = np.array([[-150, 0], [50, 10], [0, -10]])
-    normalised_RE = stats.normalise(returns_RE, np.array([-150, 0]), np.array([50, 10]))
+    normalised_RE = stats.normalize(returns_RE, np.array([-150, 0]), np.array([50, 10]))
     assert normalised_RE.tolist() == [[0, 0], [1, 1], [0.75, -1]]
-    assert stats.normalise(np.array([3.0]), random=1, reference=9).tolist() == [0.25]
+    assert stats.normalize(np.array([3.0]), random=1, reference=9).tolist() == [0.25]
 
 
 @pytest.mark.parametrize("reference", [5.0, 4.0, math.nan, np.array([9.0, 5.0])])
 def test_a_reference_has_to_be_above_the_random_return(reference: float) -> None:
     with pytest.raises(ValueError, match="above the random one"):
-        stats.normalise(np.array([1.0, 2.0]), 5.0, reference)
+        stats.normalize(np.array([1.0, 2.0]), 5.0, reference)
 
 
 def test_aggregates_of_a_matrix_by_hand() -> None:
@@ -246,10 +246,20 @@ def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
         lambda: stats.poi(scores_RE, VANILLA_RE),
         lambda: stats.poi(VANILLA_RE, scores_RE),
         lambda: stats.performance_profile(scores_RE, np.array([0.5])),
-        lambda: stats.mean_band(scores_RE),
     ):
         with pytest.raises(ValueError, match=r"2 of 20 scores of .* are not finite"):
             call()
+
+
+def test_a_band_has_no_value_where_a_curve_has_none() -> None:
+    curves_RS = RNG.normal(size=(5, 4))
+    whole = stats.mean_band(curves_RS, QUICK)
+    curves_RS[3, 1] = math.nan
+    band = stats.mean_band(curves_RS, QUICK)
+    for side, of_whole in ((band.estimate, whole.estimate), (band.low, whole.low), (band.high, whole.high)):
+        assert np.isnan(side[1])
+        np.testing.assert_array_equal(np.delete(side, 1), np.delete(of_whole, 1))
+    assert stats.mean_band(np.full((2, 3), math.nan)).low is None
 
 
 @pytest.mark.parametrize("shape", [(5,), (0, 4), (5, 0), (5, 4, 2)])

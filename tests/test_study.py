@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from written_runs import write_events, write_scores
+from written_runs import write_curves, write_scores
 
 from camal_rl.errors import UserError
 from camal_rl.results import study
@@ -27,11 +26,11 @@ NAN = float("nan")
         ({"settings__episodes": 9}, "evaluated differently. episodes is 2 (7 runs) and 9 (A/camal/seed1)."),
         ({"settings__tau": 0.5}, "evaluated differently. tau is 0.7 (7 runs) and 0.5 (A/camal/seed1)."),
         ({"settings__greedy": True}, "evaluated differently. greedy is false (7 runs) and true"),
-        ({"training__ppo__gamma": 0.9}, "trained differently. ppo.gamma is 0.99 (7 runs) and 0.9"),
-        ({"steps": 500}, "different numbers of agent steps. steps is 1000 (7 runs) and 500 (A/camal/seed1)."),
+        ({"training__args__gamma": 0.9}, "trained differently. gamma is 0.99 (7 runs) and 0.9"),
+        ({"steps": 500}, "trained differently. agent steps is 1000 (7 runs) and 500 (A/camal/seed1)."),
         (
             {"training__definition__scenario": "x"},
-            "runs of A have different definitions of it. scenario is null",
+            'runs of A have different definitions of it. scenario is "a.cfg" (3 runs) and "x"',
         ),
         (
             {"settings__versions": {"torch": "3"}},
@@ -54,23 +53,32 @@ def test_runs_that_are_not_comparable_are_reported_with_a_warning(
 # What is damaged
 
 
+def test_options_of_earlier_versions_are_in_groups(runs: Path) -> None:
+    groups = {
+        "run": {"env": "A", "method": "camal", "seed": 1, "total_timesteps": 1000},
+        "ppo": {"gamma": 0.99},
+    }
+    definition = {"scenario": "a.cfg", "random_return": 0.0, "reference_return": 100.0}
+    write_scores(runs, "A/camal/seed1", 20, 0.2, training=groups | {"definition": definition})
+    found = read_study(runs)
+    assert study.training(found.runs[0]) == {"total_timesteps": 1000, "gamma": 0.99}
+    assert study.comparability(found) == []
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ('{"format": 1', "can't read"),
-        ("[" * 10**5, "can't read"),
-        ("[]", "not an object"),
-        ({"steps": 0}, "steps is 0, so nothing was trained"),
-        ({"return__mean": 10**400}, "not a number"),
-        ({"settings__versions": ["torch"]}, "settings.versions is ['torch'], not an object"),
-        ({"undefined": 3}, "undefined is 3, not an object"),
-        ({"iou": "high"}, "iou is 'high', not a number"),
-        ({"iou": 1.5}, "iou is 1.5, not between 0 and 1"),
-        ({"return__mean": NAN}, "return.mean is nan, not a number"),
-        ({"return__mean": None}, "return.mean is None, not a number"),
-        ({"return": 5}, "has no return.mean"),
-        ({"format": 2}, "has format 2, this version reads 1"),
-        ({"episodes": 5}, "has no episodes or settings"),
+        ('{"format": 1', "Invalid JSON"),
+        ("[" * 10**5, "Invalid JSON"),
+        ("[]", "Input should be an object"),
+        ({"steps": 0}, "steps: Input should be greater than 0"),
+        ({"return__mean": 10**400}, "return.mean: Input should be a finite number"),
+        ({"undefined": 3}, "undefined: Input should be an object"),
+        ({"iou": "high"}, "iou: Input should be a valid number"),
+        ({"iou": 1.5}, "iou: Input should be less than or equal to 1"),
+        ({"return__mean": None}, "return.mean: Input should be a valid number"),
+        ({"return": 5}, "return.mean: Field required"),
+        ({"format": 2}, "format: Input should be 1"),
         ({"training__definition__reference_return": -1}, "reference return is not above the random one"),
     ],
 )
@@ -82,9 +90,9 @@ def test_damaged_scores_are_named(runs: Path, content: str | dict[str, Any], pro
         write_scores(runs, "A/camal/seed2", **content)
     with pytest.raises(UserError) as error:
         read_study(runs)
-    assert str(file) in str(error.value)
+    assert str(error.value).startswith(f"can't read {file}: ")
     assert problem in str(error.value)
-    assert "python -m camal_rl.evaluate" in str(error.value)
+    assert str(error.value).endswith(f"Evaluate again: python -m camal_rl.evaluate {file.parent}")
 
 
 def test_runs_with_different_scales_of_return_are_refused(runs: Path) -> None:
@@ -97,7 +105,7 @@ def test_runs_with_different_scales_of_return_are_refused(runs: Path) -> None:
 
 @pytest.mark.parametrize(
     ("matrix", "problem"),
-    [("{", "can't read"), ('{"envs": "A"}', "envs is not a list"), ("[]", "not an object")],
+    [("{", "can't read"), ('{"envs": "A"}', "envs: Input should be a valid array"), ("[]", "an object")],
 )
 def test_a_damaged_matrix_is_named(runs: Path, matrix: str, problem: str) -> None:
     (runs / "experiment.json").write_text(matrix)
@@ -140,10 +148,8 @@ def test_every_wrong_type_anywhere_is_one_clear_error_or_none(runs: Path) -> Non
             try:
                 found = read_study(runs)
                 study.comparability(found)
-                for run in found.runs:
-                    told = (run.score("iou"), run.score("return"), run.title, run.why_without_iou)
-                    assert len(told) == 4
-                    json.dumps([study.versions(run), study.training(run.scores)])
+                assert len(found.table()) == 8
+                json.dumps([study.versions(run) | study.training(run) for run in found.runs])
             except UserError as error:
                 refused.append(str(error))
     assert len(refused) > 100
@@ -162,29 +168,24 @@ def test_a_curve_is_the_mean_of_a_window_and_its_neighbours_by_hand() -> None:
     assert np.isnan(study.curve(np.zeros((0, 2)), edges, end=60)).all()
 
 
-def test_events_are_read_as_tensorboard_reads_them_after_a_training_went_on(tmp_path: Path) -> None:
-    tag = "charts/episodic_return"
-    write_events(tmp_path, {tag: [(1, 1.0), (5, 5.0), (9, 9.0)], "charts/episodic_return_other": [(1, 3)]})
-    write_events(tmp_path, {tag: [(6, 60.0), (9, 90.0)]}, start=4)
-    (tmp_path / "evaluation").mkdir()
-    write_events(tmp_path / "evaluation", {tag: [(2, 7.0)]})
-    found = study.read_events(tmp_path, [tag, "camal/iou"])
-    expected = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload().Scalars(tag)
-    assert found[tag].tolist() == [[event.step, event.value] for event in expected]
-    assert found[tag].tolist() == [[1, 1], [6, 60], [9, 90]]
-    assert found["camal/iou"].shape == (0, 2)
+def test_what_a_training_logged_is_read_by_tag(tmp_path: Path) -> None:
+    write_curves(tmp_path, {"camal/iou": [(1, 0.5), (3, NAN)], "camal/iou_other": [(2, 7.0)]})
+    np.testing.assert_array_equal(study.read_curve(tmp_path, "camal/iou"), [[1, 0.5], [3, NAN]])
+    assert study.read_curve(tmp_path, "charts/episodic_return").shape == (0, 2)
+    (tmp_path / "curves.csv").unlink()
+    assert study.read_curve(tmp_path, "camal/iou").shape == (0, 2)
 
 
-def test_events_that_are_still_being_written_are_read_as_far_as_they_go(tmp_path: Path) -> None:
-    tag = "camal/iou"
-    write_events(tmp_path, {tag: [(1, 0.5), (2, 0.75)]})
-    (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:-7])  # into the last record
-    assert study.read_events(tmp_path, [tag])[tag].tolist() == [[1, 0.5]]
+@pytest.mark.parametrize(
+    "content", ["", "tag,step\n", "tag,step,value\ncamal/iou,1,high\n", "a,b\n1,2,3\n", "\0"]
+)
+def test_damaged_curves_are_named(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "curves.csv"
+    file.write_text(content)
+    with pytest.raises(UserError, match=re.escape(f"{file} is damaged")):
+        study.read_curve(tmp_path, "camal/iou")
 
 
-def test_damaged_events_are_named(runs: Path) -> None:
-    (file,) = (runs / "A/camal/seed1").glob("events*")
-    file.write_bytes(file.read_bytes().replace(b"camal/iou", b"\xffamal/iou"))
-    with pytest.raises(UserError, match=re.escape(str(file))):
-        study.read_events(file.parent, ["camal/iou"])
+def test_a_last_line_that_is_cut_off_has_no_value(tmp_path: Path) -> None:
+    (tmp_path / "curves.csv").write_text("tag,step,value\ncamal/iou,1,0.5\ncamal/iou,2")
+    np.testing.assert_array_equal(study.read_curve(tmp_path, "camal/iou"), [[1, 0.5], [2, NAN]])

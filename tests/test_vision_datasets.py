@@ -2,6 +2,7 @@
 
 import io
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
+from test_vision_samples import some_samples
 
 from camal_rl.errors import UserError
 from camal_rl.results import media
+from camal_rl.run.command_line import parse
 from camal_rl.vision import datasets
 from camal_rl.vision.datasets import folds, load
-from camal_rl.vision.samples import Samples
 
 pytestmark = pytest.mark.slow
 
@@ -257,6 +259,10 @@ ADVICE = {
 }
 
 
+def parsed(*options: str) -> datasets.Args:
+    return parse(datasets.Args, "datasets", options)
+
+
 def refusal(data: str, folder: Path) -> str:
     with pytest.raises(UserError) as caught:
         load(data, folder, 32)
@@ -349,7 +355,7 @@ def test_a_damaged_file_is_named(
 
 
 def test_torchvision_is_asked_for_where_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(datasets.sys.modules, "torchvision", None)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
     for data in ("pet", "flower"):
         assert "pip install 'camal-rl[vision]'" in refusal(data, tmp_path)
 
@@ -365,7 +371,7 @@ def test_an_image_that_no_memory_holds_is_refused_in_one_line(
     data: str, busi: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--data", data, "--data-dir", str(busi), "--image-size", "100000000"]
-    assert datasets.main(datasets.parse_args(options)) == 2
+    assert datasets.main(parsed(*options)) == 2
     assert capsys.readouterr().err == (
         "camal_rl: images can't have 100000000 pixels along a side: give 16 to 4096.\n"
     )
@@ -379,49 +385,6 @@ def test_progress_is_shown_unless_it_is_not_wanted(busi: Path, capsys: pytest.Ca
     assert shown.out == ""
     assert "busi" in shown.err
     assert "14" in shown.err
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Samples
-
-
-def some_samples(count: int = 4, size: int = 20, **changes: Any) -> Samples:
-    arrays: dict[str, Any] = {
-        "images": np.zeros((count, 3, size, size), np.uint8),
-        "masks": np.zeros((count, size, size), np.uint8),
-        "labels": np.arange(count) % 2,
-        "classes": ("cat", "dog"),
-        "names": tuple(map(str, range(count))),
-    }
-    return Samples(**arrays | changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"images": np.zeros((4, 20, 20, 3), np.uint8)}, "images are uint8"),
-        ({"images": np.zeros((4, 3, 20, 20), np.float32)}, "images are float32"),
-        ({"images": np.zeros((3, 3, 20, 20), np.uint8)}, r"not uint8 \(4, 3, 20, 20\)"),
-        ({"masks": np.zeros((4, 20, 10), np.uint8)}, "masks are"),
-        ({"masks": np.zeros((4, 20, 20), bool)}, "masks are bool"),
-        ({"masks": np.full((4, 20, 20), 255, np.uint8)}, "masks hold 0 and 1, not 255"),
-        ({"labels": np.zeros(4, np.int32)}, "labels are int32"),
-        ({"labels": np.array([0, 1, 2, 0])}, "labels from 0 to 2, 2 classes"),
-        ({"labels": np.array([0, 1, -1, 0])}, "labels from -1"),
-        ({"names": ("a", "b", "c")}, "3 different names of 3"),
-        ({"names": ("a", "b", "c", "a")}, "3 different names of 4"),
-        ({"shifted": {"reversed": np.zeros((4, 3, 10, 20), np.uint8)}}, "reversed are"),
-    ],
-)
-def test_arrays_that_do_not_fit_together_are_refused(changes: dict[str, Any], message: str) -> None:
-    some_samples()
-    with pytest.raises(ValueError, match=message):
-        some_samples(**changes)
-
-
-def test_no_sample_at_all_is_refused() -> None:
-    with pytest.raises(ValueError, match="no sample"):
-        some_samples(0)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -481,7 +444,6 @@ def test_another_seed_deals_out_otherwise() -> None:
         ([0, 1, 0, 1], 0, "too few"),
         ([0, 1, 0, 1, 0], 3, "3 folds need 3 samples or more of each class, and class 1 has 2"),
         ([0, 0, 1], 2, "class 1 has 1"),
-        ([], 2, "there are none"),
     ],
 )
 def test_a_fold_without_a_sample_to_test_is_refused(labels: list[int], count: int, message: str) -> None:
@@ -547,7 +509,7 @@ def test_the_command_says_and_draws_what_a_data_set_holds(
     busi: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    args = datasets.parse_args(["--data", "busi", "--data-dir", str(busi), "--image-size", "32"])
+    args = parsed("--data", "busi", "--data-dir", str(busi), "--image-size", "32")
     assert datasets.main(args) == 0
     shown = capsys.readouterr().out
     assert re.search(r"benign +10 +100\.0 % +\d\d\.\d %", shown)
@@ -565,13 +527,13 @@ def test_the_command_shows_shapes_unless_told_otherwise(
 
     monkeypatch.setattr(shapes, "generate", lambda count, image_size: some_samples(count, image_size))
     output = tmp_path / "new" / "sheet.png"
-    assert datasets.main(datasets.parse_args(["--samples", "3", "--output", str(output)])) == 0
+    assert datasets.main(parsed("--samples", "3", "--output", str(output))) == 0
     assert re.search("cat +2 .*\ndog +1 ", capsys.readouterr().out)
     assert output.is_file()
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = datasets.parse_args(["--data", "busi", "--data-dir", str(tmp_path)])
+    args = parsed("--data", "busi", "--data-dir", str(tmp_path))
     assert datasets.main(args) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -597,6 +559,6 @@ def test_the_command_line_explains_itself(
     arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit_code:
-        datasets.parse_args(arguments)
+        parsed(*arguments)
     assert exit_code.value.code == code
     assert "shapes" in "".join(capsys.readouterr())

@@ -1,5 +1,6 @@
-"""What is measured of a classifier: by hand where that is possible."""
+"""Measures of a classifier, by hand where that is possible."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,14 @@ def test_an_unfinished_fold_is_left_out_and_the_others_are_scored(
     assert evaluate.main(evaluate.Args((tmp_path / "fold1",), device="cpu")) == 2
 
 
-def test_a_folder_without_folds_is_refused(tmp_path: object) -> None:
+def test_the_folder_of_an_agent_and_of_a_fold_in_groups_are_refused(tmp_path: Path) -> None:
+    """Runs of versions before had their options in groups."""
+    for options in ({"args": {"env": "Basic", "seed": 1}}, {"run": {"fold": 1}, "training": {}}):
+        (tmp_path / "args.json").write_text(json.dumps(options))
+        with pytest.raises(UserError, match=r"classifiers|needs"):
+            evaluate.evaluate_fold(tmp_path, lambda *_: pytest.fail("read"), torch.device("cpu"))
+
+
+def test_a_folder_without_folds_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no trained fold"):
-        evaluate.below((tmp_path,))  # type: ignore[arg-type]
+        evaluate.below((tmp_path,))

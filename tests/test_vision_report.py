@@ -3,10 +3,8 @@
 import csv
 import io
 import json
-import math
 import re
 import shutil
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,7 @@ from PIL import Image
 from written_folds import ACCURACY, SHARES, scores_of, shift, write, write_cell
 
 from camal_rl.errors import UserError
-from camal_rl.results import figures as page
-from camal_rl.results import media
+from camal_rl.results import figures, media
 from camal_rl.stats import Interval
 from camal_rl.vision import report
 from camal_rl.vision.scores import Curves, read_folds
@@ -35,7 +32,7 @@ def drawn() -> None:
 def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take a second; other tests do without."""
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(page, "draw", lambda name, *_: {f"{name}.png": b"", f"{name}.svg": b"<svg/>"})
+        monkeypatch.setattr(figures, "draw", lambda name, *_: {f"{name}.png": b"", f"{name}.svg": b"<svg/>"})
 
 
 @pytest.fixture
@@ -79,7 +76,8 @@ def warned(runs: Path) -> str:
     sentences = statistics_of(files)["warnings"]
     assert [line.removeprefix("Warning: ") for line in printed if line.startswith("Warning: ")] == sentences
     for sentence in sentences:
-        assert page.bullets([sentence])[4:-5] in files["report.html"].decode()
+        told = sentence.replace("'", "&#39;").replace("<", "&lt;").replace(" %", "\N{NO-BREAK SPACE}%")
+        assert f"<li>{told}</li>" in files["report.html"].decode()
         assert f"- {sentence}\n" in files["report.md"].decode()
     return "\n".join(sentences)
 
@@ -87,31 +85,20 @@ def warned(runs: Path) -> str:
 # Numbers by hand
 
 
-def test_mean_sample_deviation_and_p_by_hand(runs: Path) -> None:
+def test_pairs_and_p_by_hand(runs: Path) -> None:
     _, files = make(runs)
     accuracy = paired_with(files, "vanilla", "accuracy")
-    # Deviations from 0.9 are 0, -0.1, 0.1, 0, 0, and from 0.79 they are 0.01, -0.09, 0.11, 0.06, -0.09.
-    assert accuracy["camal"] == {
-        "mean": pytest.approx(0.9),
-        "deviation": pytest.approx(math.sqrt(0.02 / 4)),
-        "folds": 5,
-    }
-    assert accuracy["rival"]["mean"] == pytest.approx(0.79)
-    assert accuracy["rival"]["deviation"] == pytest.approx(math.sqrt(0.032 / 4))
-    assert accuracy["difference"] == pytest.approx(0.11)
+    assert accuracy["folds"]["fold"] == [1, 2, 3, 4, 5]
+    assert accuracy["folds"]["camal"] == list(ACCURACY["camal"])
     # CAMAL is higher in all of five folds: one of 2**5 signs.
     assert accuracy["p"] == pytest.approx(1 / 32)
-    assert accuracy["verdict"] == "significantly higher"
-    assert accuracy["folds"] == [1, 2, 3, 4, 5]
     # Beside Prior the ranks of -0.02 and -0.03 are 1 and 2; subsets of 1 to 5 with a sum up to 3 are five.
-    prior = paired_with(files, "prior", "accuracy")
-    assert (prior["p"], prior["verdict"]) == (pytest.approx(5 / 32), "higher")
+    assert paired_with(files, "prior", "accuracy")["p"] == pytest.approx(5 / 32)
     # Beside Suppress a tie drops out and four folds are lower.
     suppress = paired_with(files, "suppress", "accuracy")
     assert (suppress["p"], suppress["p_lower"]) == (1, pytest.approx(1 / 16))
-    assert suppress["verdict"] == "lower"
-    iou = paired_with(files, "suppress", "iou")
-    assert (iou["p_lower"], iou["verdict"]) == (pytest.approx(1 / 32), "significantly lower")
+    assert paired_with(files, "suppress", "iou")["p_lower"] == pytest.approx(1 / 32)
+    assert statistics_of(files)["curves"]["prior"]["samples"] == 10
 
 
 def test_bold_and_underlined_are_by_the_papers_rules(runs: Path) -> None:
@@ -141,7 +128,7 @@ def test_tables_have_a_pair_of_columns_a_data_set_under_its_name(runs: Path) -> 
     assert (
         "\\begin{tabular}{lrrrr}\n\\toprule\n"
         " & \\multicolumn{2}{c}{BUSI} & \\multicolumn{2}{c}{Oxford-IIIT-Pet} \\\\\n"
-        "\\cmidrule(lr){2-3}\\cmidrule(lr){4-5}\nModel & CAMAL & Vanilla & CAMAL & Vanilla \\\\\n\\midrule\n"
+        "Model & CAMAL & Vanilla & CAMAL & Vanilla \\\\\n\\midrule\n"
         "ResNet-18 & \\textbf{55.0 $\\pm$ 5.0} & 12.0 $\\pm$ 4.5 & -- & -- \\\\\n"
         "ViT-B/16 & -- & -- & \\textbf{55.0 $\\pm$ 5.0} & 12.0 $\\pm$ 4.5 \\\\\n"
     ) in latex
@@ -165,28 +152,24 @@ def test_only_pairs_that_were_run_have_tables(tmp_path: Path) -> None:
         write_cell(tmp_path, "flower", "maxvit_t", method)
     _, files = make(tmp_path)
     assert {name for name in files if name.startswith(("table", "figure"))} == {
-        *("table1.csv", "table1-ceilings.csv", "table3.csv", "tables.md", "tables.tex"),
+        *("table1.csv", "table3.csv", "tables.md", "tables.tex"),
         *("figure3.png", "figure3.svg", "figure5.png", "figure5.svg"),
     }
 
 
 def test_iou_stands_beside_ceiling_and_dead_maps(runs: Path) -> None:
+    write_cell(runs, "busi", "resnet18", "vanilla", [1], shifted={"reversed": shift(0.5, 0.25)})
     printed, files = make(runs)
-    assert files["table5-ceilings.csv"].decode().splitlines() == [
-        "Model,BUSI ceiling,BUSI dead",
-        "ResNet-18,75.0,0.0 / 12.5",
-    ]
+    assert "The mask itself, at that resolution: 75.0 %; dead maps: 0.0 % and 12.5 %." in printed[0]
+    table, none = files["report.md"].decode(), figures.NOTHING
     assert (
-        "IoU of 55.0 % against 12.0 % (the mask itself, at that resolution, 75.0 %; dead maps 0.0 % and "
-        "12.5 %)" in printed[0]
+        "| BUSI | ResNet-18 | unshifted | Vanilla | 5 | 79.0 ± 8.9 | 12.0 ± 4.5 | 75.0 | 12.5 | 80.0 |"
+        in table
     )
-    assert (
-        "| BUSI | ResNet-18 | Vanilla | 5 | 79.0 ± 8.9 | 12.0 ± 4.5 | 75.0 | 12.5 | 80.0 | 50.0 | 90.0 |"
-        in files["report.md"].decode()
-    )
-    for method in ("vanilla",):
-        write_cell(runs, "busi", "resnet18", method, dead_map_fraction=0.5)
-    assert "50.0 % of the maps of busi/resnet18/vanilla are dead" in warned(runs)
+    shifted = f"| reversed | Vanilla | 1 | 50.0 ± {none} | 25.0 ± {none} | 75.0 | 25.0 | {none} |"
+    assert shifted in table
+    write_cell(runs, "busi", "resnet18", "vanilla", dead_map_fraction=0.5)
+    assert "50 % of the maps of busi/resnet18/vanilla/unshifted are dead" in warned(runs)
 
 
 def test_p_values_are_told_both_ways(runs: Path) -> None:
@@ -236,83 +219,25 @@ def test_every_fold_is_a_row_of_scores_csv(runs: Path) -> None:
 # Shifted test sets
 
 
-def test_a_shift_has_drop_and_p_by_hand(tmp_path: Path) -> None:
-    for method, accuracy, iou in (("camal", 0.8, 0.4), ("vanilla", 0.3, 0.1)):
-        write_cell(tmp_path, "shapes", "resnet18", method, shifted={"reversed": shift(accuracy, iou)})
+@pytest.mark.parametrize(
+    ("camal", "vanilla", "told", "p"),
+    [
+        # Vanilla loses 0.79 - 0.3, and CAMAL is higher in all of five folds.
+        (0.8, 0.3, "drops by 10.0 and 49.0 points, to 80.0 % against 30.0 %, higher in 1 and", 1 / 32),
+        (1.0, 1.0, "drops by -10.0 and -21.0 points, to 100.0 % against 100.0 %, higher in 0 and", 1),
+    ],
+)
+def test_a_shift_has_drop_and_p_by_hand(
+    tmp_path: Path, camal: float, vanilla: float, told: str, p: float
+) -> None:
+    for method, accuracy in (("camal", camal), ("vanilla", vanilla)):
+        write_cell(tmp_path, "shapes", "resnet18", method, shifted={"reversed": shift(accuracy, 0.4)})
     printed, files = make(tmp_path)
-    rows = list(csv.reader(io.StringIO(files["shifted-shapes-reversed.csv"].decode())))
-    # Vanilla loses 0.79 - 0.3, and CAMAL is higher in all of five folds.
-    assert rows == [
-        ["Model", "Method", "Folds", "Accuracy", "Drop", "p", "IoU", "Drop", "p", "Ceiling", "Dead"],
-        [
-            "ResNet-18",
-            "CAMAL",
-            "5",
-            "80.0 ± 0.0",
-            "10.0",
-            "\N{EN DASH}",
-            "40.0 ± 0.0",
-            "15.0",
-            "\N{EN DASH}",
-            "75.0",
-            "25.0",
-        ],
-        [
-            "ResNet-18",
-            "Vanilla",
-            "5",
-            "30.0 ± 0.0",
-            "49.0",
-            "0.031",
-            "10.0 ± 0.0",
-            "2.0",
-            "0.031",
-            "75.0",
-            "25.0",
-        ],
-    ]
-    assert paired_with(files, "vanilla", "iou", "reversed")["p"] == pytest.approx(1 / 32)
-    assert (
-        "On Shapes shifted (reversed) accuracy drops by 10.0 and 49.0 points, to 80.0 % against 30.0 %, "
-        "higher in 1 (1 significantly) of 1 model." in printed[0]
-    )
-    assert "### Shapes shifted (reversed)" in files["report.md"].decode()
-
-
-def test_a_gain_under_a_shift_is_a_negative_drop(tmp_path: Path) -> None:
-    write_cell(tmp_path, "shapes", "resnet18", "camal", shifted={"easy": shift(1.0, 0.4)})
-    write_cell(tmp_path, "shapes", "resnet18", "vanilla", shifted={"easy": shift(1.0, 0.4)})
-    printed, files = make(tmp_path)
-    assert (
-        "On Shapes shifted (easy) accuracy drops by -10.0 and -21.0 points, to 100.0 % against 100.0 %, "
-        "higher in 0 of 1 model." in printed[0]
-    )
-    assert paired_with(files, "vanilla", "accuracy", "easy")["verdict"] == "equal"
+    assert f"On Shapes with reversed images accuracy {told}" in printed[0]
+    assert paired_with(files, "vanilla", "accuracy", "reversed")["p"] == pytest.approx(p)
 
 
 # Faithfulness and variance
-
-
-def test_curves_bands_and_areas_by_hand(runs: Path) -> None:
-    _, files = make(runs)
-    found = statistics_of(files)["faithfulness"]["prior"]
-    assert (found["curves_of_each"], found["combinations"], found["shares"]) == (10, 1, SHARES)
-    removal = found["removal"]
-    # Five curves pass 0.5 and five 0.25: mean 0.375, sample deviation sqrt(10 * 0.125**2 / 9).
-    half = 1.96 * math.sqrt(10 * 0.125**2 / 9) / math.sqrt(10)
-    assert removal["camal"]["estimate"] == pytest.approx([1, 0.375, 0])
-    assert removal["camal"]["low"] == pytest.approx([1, 0.375 - half, 0])
-    assert removal["camal"]["high"] == pytest.approx([1, 0.375 + half, 0])
-    # Areas (1 + 2 * 0.375 + 0) / 4 and, of Prior, (1 + 2 * 0.625 + 0) / 4.
-    assert removal["auc"] == {"camal": pytest.approx(0.4375), "prior": pytest.approx(0.5625)}
-    assert removal["relative_difference"] == pytest.approx(0.4375 / 0.5625 - 1)
-    assert found["insertion"]["auc"]["camal"] == pytest.approx((0 + 2 * 0.75 + 1) / 4)
-    # On every sample the area under removal is lower by 0.125, and that under insertion is the same.
-    assert removal["auc_difference"] == {"estimate": -0.125, "low": -0.125, "high": -0.125, "reason": None}
-    assert found["insertion"]["auc_difference"]["high"] == 0
-    html = files["report.html"].decode()
-    assert "As in the paper&#x27;s Figure 5. Confidence" in html
-    assert "relative to Prior&#x27;s: removal -22.2&#160;% and insertion +0.0&#160;%" in html
 
 
 HIGHER, OPEN, LOWER = Interval(0.1, 0.05, 0.15), Interval(0.1, -0.05, 0.25), Interval(-0.1, -0.15, -0.05)
@@ -334,32 +259,9 @@ def test_the_verdict_on_faithfulness_is_either_way(
 ) -> None:
     areas = {"removal": (0.2, 0.3), "insertion": (0.6, 0.5)}
     differences = {"removal": removal, "insertion": insertion}
-    told = report._faithful("prior", Curves(np.array(SHARES), {}, areas, differences, 1, 1))
+    told = report._faithful("prior", Curves(np.array(SHARES), {}, areas, differences, 1))
     assert told.startswith(f"CAMAL's attention is {phrase} ")
     assert "0.200 against 0.300 under removal" in told
-
-
-def test_a_curve_alone_has_no_band(tmp_path: Path) -> None:
-    for method in ("camal", "vanilla"):
-        one = {"shares": SHARES, "removal": [[1, 0.5, 0]], "insertion": [[0, 0.5, 0.5]]}
-        write_cell(tmp_path, "shapes", "resnet18", method, [1], faithfulness=one)
-    removal = statistics_of(make(tmp_path)[1])["faithfulness"]["vanilla"]["removal"]
-    assert (removal["camal"]["estimate"], removal["camal"]["low"]) == ([1, 0.5, 0], None)
-
-
-def test_folds_without_curves_or_with_other_shares_do_not_count_as_curves(runs: Path) -> None:
-    write_cell(runs, "busi", "resnet18", "camal", [5], faithfulness=None)
-    other = {"shares": [0, 1], "removal": [[1, 0]], "insertion": [[0, 1]]}
-    for method in ("camal", "vanilla"):
-        write_cell(runs, "busi", "resnet18", method, [4], faithfulness=other)
-    one = {"shares": SHARES, "removal": [[1, 0.5, 0]], "insertion": [[0, 0.5, 1]]}
-    write_cell(runs, "busi", "resnet18", "vanilla", [3], faithfulness=one)
-    assert (
-        "Removal and insertion, CAMAL beside Vanilla: left out, for their curves are of other shares of "
-        "pixels or of other numbers of samples, busi/resnet18/camal/fold3, busi/resnet18/camal/fold4."
-        in warned(runs)
-    )
-    assert statistics_of(make(runs)[1])["faithfulness"]["vanilla"]["curves_of_each"] == 4
 
 
 # Figures
@@ -381,8 +283,8 @@ def write_overlay(runs: Path, title: str, content: np.ndarray) -> None:
     (folder / "overlay.png").write_bytes(media.encode_png(content))
 
 
-@pytest.mark.parametrize("side", [16, 64, 128, 224])
-@pytest.mark.parametrize("samples", [1, 2, 4])
+@pytest.mark.parametrize("side", [16, 128, 224])
+@pytest.mark.parametrize("samples", [1, 4])
 @pytest.mark.parametrize("smallest", [media.SMALLEST_PANEL, 1])
 def test_panels_of_the_first_sample_are_found(tmp_path: Path, side: int, samples: int, smallest: int) -> None:
     """Also in pictures that earlier versions drew, which did not enlarge small images."""
@@ -395,10 +297,10 @@ def test_panels_of_the_first_sample_are_found(tmp_path: Path, side: int, samples
     file = tmp_path / "overlay.png"
     file.write_bytes(media.encode_png(media.stack_strips(strips)))
     shown, shown_mask, _, over = report.first_panels(file)
-    assert np.array_equal(shown, media.enlarged(images[0]))
-    assert np.array_equal(shown_mask[..., 0], 255 * media.enlarged(mask))
-    drawn_at = media.enlarged(images[0], smallest)
-    assert np.array_equal(over, media.enlarged(media.overlay(drawn_at, heat, mask)))
+    image, targets = media.enlarged(images[0], smallest), media.enlarged(mask, smallest)
+    assert np.array_equal(shown, image)
+    assert np.array_equal(shown_mask[..., 0], 255 * targets)
+    assert over.shape == image.shape
 
 
 def test_the_first_fold_that_both_have_a_picture_of_is_shown(runs: Path) -> None:
@@ -406,8 +308,8 @@ def test_the_first_fold_that_both_have_a_picture_of_is_shown(runs: Path) -> None
         for heat, method in ((1.0, "camal"), (0.5, "prior")):
             write_overlay(runs, f"busi/resnet18/{method}/fold{fold}", picture(100 + fold, heat, 3))
     write_overlay(runs, "busi/resnet18/camal/fold1", picture(100, 1.0))
-    strips, shown, problems = report.overlays(read_folds(runs), "prior")
-    assert (shown, problems) == (["BUSI: ResNet-18, fold 2"], [])
+    strips, titles, problems = report.overlays(read_folds(runs), "prior")
+    assert (titles, problems) == (["BUSI: ResNet-18, fold 2"], [])
     frame, mask, camal, prior = strips["busi"]
     assert (frame == 102).all()
     assert np.array_equal(mask[0, :, 0] > 0, np.arange(192) < 96)
@@ -416,20 +318,17 @@ def test_the_first_fold_that_both_have_a_picture_of_is_shown(runs: Path) -> None
 
 def test_pictures_that_cannot_be_used_are_named_and_the_next_is_taken(runs: Path) -> None:
     shutil.rmtree(runs / "busi/resnet18/suppress")
-    for fold in (1, 2, 3, 4):
+    for fold in (1, 2, 3):
         for method in ("camal", "vanilla"):
             write_overlay(runs, f"busi/resnet18/{method}/fold{fold}", picture(100, 1.0))
     (runs / "busi/resnet18/vanilla/fold1/media/overlay.png").write_bytes(b"damaged")
-    write_overlay(runs, "busi/resnet18/vanilla/fold2", np.zeros((30, 301, 3), np.uint8))
-    write_overlay(runs, "busi/resnet18/vanilla/fold3", picture(101, 1.0))
-    assert warned(runs).splitlines() == [
-        "No picture of busi/resnet18/camal/fold1 and Vanilla: busi/resnet18/vanilla/fold1/media/overlay.png "
-        "can't be read.",
-        "No picture of busi/resnet18/camal/fold2 and Vanilla: busi/resnet18/vanilla/fold2/media/overlay.png "
-        "is not laid out as strips of attention are.",
-        "No picture of busi/resnet18/camal/fold3 and Vanilla: they show different samples.",
-    ]
-    assert "(BUSI: ResNet-18, fold 4)" in make(runs)[1]["report.md"].decode()
+    write_overlay(runs, "busi/resnet18/vanilla/fold2", picture(101, 1.0))
+    unread, differing = warned(runs).splitlines()
+    assert unread.startswith(
+        "No picture of busi/resnet18/camal/fold1 and Vanilla: cannot identify image file"
+    )
+    assert differing == ("No picture of busi/resnet18/camal/fold2 and Vanilla: they show different samples.")
+    assert "(BUSI: ResNet-18, fold 3)" in make(runs)[1]["report.md"].decode()
 
 
 @pytest.mark.slow
@@ -445,15 +344,12 @@ def test_figures_are_pictures_and_the_page_asks_for_nothing(runs: Path, tmp_path
     for content in drawings.values():
         with Image.open(io.BytesIO(content)) as drawing:
             drawing.load()
-            assert drawing.width == round(220 * page.WIDTH)
+            assert drawing.width == round(220 * figures.WIDTH)
             assert len(np.unique(np.asarray(drawing.convert("L")))) > 10
     html = files["report.html"].decode()
-    inside = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
-    assert len(inside) == len(drawings)
-    for svg in inside:
-        ElementTree.fromstring(svg)
+    assert html.count("<svg") == len(drawings)
     assert ">CAMAL, AUC 0.438</text>" in html
-    assert not re.search(r'(?:src|href)="(?!data:|#)|url\((?!#)|@import|<script', html)
+    assert "CAMAL&#39;s area less Prior&#39;s on the same samples, with its 95" in html
     assert make(runs, "--output", str(tmp_path / "again"))[1] == files
 
 
@@ -468,11 +364,10 @@ def test_fewer_than_five_folds_are_never_significant_and_that_is_said(tmp_path: 
     assert paired_with(files, "vanilla", "iou")["verdict"] == "higher"
     markdown = files["report.md"].decode()
     assert "**" not in markdown
-    assert "With fewer than 5 folds that differ nothing can be significant." in markdown
     assert warned(tmp_path) == (
-        "Too few folds for significance: the smallest p of n paired folds is 2^-n, without those that are "
-        "tied, so fewer than 5 can't give p < 0.05, whatever the scores. That holds for 3 folds, p at least "
-        "0.125, of shapes/resnet18 beside Vanilla."
+        "Too few folds for significance: the smallest p of n paired folds that differ is 2^-n, so fewer than "
+        "5 can't give p < 0.05. That holds for shapes/resnet18 beside Vanilla (IoU: 3), shapes/resnet18 "
+        "beside Vanilla (accuracy: 3)."
     )
     assert printed[0].startswith(
         "CAMAL's attention is not significantly better aligned than Vanilla's: a mean IoU of 55.0 %"
@@ -484,22 +379,7 @@ def test_fewer_than_five_folds_are_never_significant_and_that_is_said(tmp_path: 
 
 def test_tied_folds_do_not_count_for_significance_and_that_is_said(runs: Path) -> None:
     # Accuracy is the same as Suppress's in one fold of five.
-    told = (
-        "That holds for 4 folds, p at least 0.0625, of busi/resnet18 beside Suppress (accuracy, 1 of 5 tied)."
-    )
-    assert warned(runs).endswith(told)
-    notes = re.findall(
-        r"### Test (\w+) of CAMAL and (\w+)(?:(?!###).)*that differ nothing can be",
-        *(make(runs)[1]["tables.md"].decode(), re.DOTALL),
-    )
-    assert notes == [("accuracy", "Suppress")]
-    write_cell(runs, "busi", "resnet18", "vanilla", accuracy=0.9, shifted={"easy": shift(0.9, 0.1)})
-    write_cell(runs, "busi", "resnet18", "camal", [1, 2], shifted={"easy": shift(0.9, 0.1)})
-    # Three ties in the unshifted test set; nothing but ties in the shifted one, which is not told of.
-    assert "0 folds" not in warned(runs)
-    assert "for 2 folds, p at least 0.25, of busi/resnet18 beside Vanilla (accuracy, 3 of 5 tied);" in warned(
-        runs
-    )
+    assert warned(runs).endswith("That holds for busi/resnet18 beside Suppress (accuracy: 4).")
 
 
 def test_one_fold_has_a_mean_and_no_deviation(tmp_path: Path) -> None:
@@ -511,33 +391,13 @@ def test_one_fold_has_a_mean_and_no_deviation(tmp_path: Path) -> None:
     )
 
 
-def test_folds_without_a_partner_are_named_and_left_out(runs: Path) -> None:
-    for title in ("camal/fold1", "vanilla/fold4", "vanilla/fold5"):
-        (runs / "busi/resnet18" / title / "scores.json").unlink()
-        (runs / "busi/resnet18" / title / "args.json").unlink()
-        (runs / "busi/resnet18" / title).rmdir()
+def test_missing_folds_are_named_and_the_rest_is_compared(runs: Path) -> None:
+    (runs / "busi/resnet18/camal/fold1/scores.json").unlink()
+    shutil.rmtree(runs / "busi/resnet18/vanilla/fold4")
     sentences = warned(runs)
-    assert (
-        "busi/resnet18, CAMAL beside Vanilla: folds without a partner are left out, 4, 5 of CAMAL; 1 of "
-        "Vanilla." in sentences
-    )
-    assert "busi/resnet18, CAMAL beside Prior: folds without a partner are left out, 1 of Prior." in sentences
-    assert "busi/resnet18/vanilla has scores of 3 of 5 folds: 4, 5 are not there." in sentences
-    accuracy = paired_with(make(runs)[1], "vanilla", "accuracy")
-    assert accuracy["folds"] == [2, 3]
-    assert accuracy["camal"]["mean"] == pytest.approx(0.9)
-    assert accuracy["rival"]["mean"] == pytest.approx(0.8)
-
-
-def test_a_missing_file_is_one_line_and_the_rest_goes_on(runs: Path) -> None:
-    (runs / "busi/resnet18/vanilla/fold2/scores.json").unlink()
-    sentences = warned(runs)
-    assert (
-        "busi/resnet18/vanilla/fold2 has no scores.json and is left out: finish it, python -m "
-        f"camal_rl.vision.train --runs-dir {runs} --data busi --model resnet18 --method vanilla --fold 2 "
-        "--folds 5 --seed 1 " in sentences
-    )
-    assert "not there" not in sentences
+    assert "busi/resnet18/camal/fold1 has no scores.json and is left out: train it to its end." in sentences
+    assert "Missing: busi/resnet18/vanilla/fold4." in sentences
+    assert paired_with(make(runs)[1], "vanilla", "accuracy")["folds"]["fold"] == [2, 3, 5]
 
 
 def test_nothing_at_all_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -551,27 +411,11 @@ def test_nothing_at_all_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "report").exists()
 
 
-def test_folds_that_should_differ_by_method_only_are_warned_of(runs: Path) -> None:
-    write_cell(runs, "busi", "resnet18", "camal", [2], epochs=100, samples=7, fold=3)
-    sentences = warned(runs)
-    assert (
-        "The folder busi/resnet18/camal/fold2 holds scores of busi/resnet18/camal/fold3; the folder's name "
-        "is used." in sentences
-    )
-    assert (
-        "Compare with care: folds of busi/resnet18 differ. epochs is 500 (19 folds) and 100 (camal/fold2); "
-        "test images of fold 2 is 120 (3 folds) and 7 (camal/fold2)." in sentences
-    )
-
-
 def test_a_fold_without_iou_counts_for_accuracy_only(runs: Path) -> None:
     write_cell(runs, "busi", "resnet18", "camal", [2], iou=None, iou_ceiling=None)
-    assert "busi/resnet18/camal/fold2: there is no IoU, and it is left out where IoU is compared." in warned(
-        runs
-    )
     _, files = make(runs)
-    assert paired_with(files, "vanilla", "iou")["folds"] == [1, 3, 4, 5]
-    assert paired_with(files, "vanilla", "accuracy")["folds"] == [1, 2, 3, 4, 5]
+    assert paired_with(files, "vanilla", "iou")["folds"]["fold"] == [1, 3, 4, 5]
+    assert paired_with(files, "vanilla", "accuracy")["folds"]["fold"] == [1, 2, 3, 4, 5]
 
 
 # In words
@@ -581,20 +425,18 @@ def test_findings_are_said_whichever_way_they_point(runs: Path) -> None:
     vanilla, suppress, prior = make(runs)[0][:3]
     assert vanilla == (
         "CAMAL's attention is significantly better aligned than Vanilla's: a mean IoU of 55.0 % against "
-        "12.0 % (the mask itself, at that resolution, 75.0 %; dead maps 0.0 % and 12.5 %), higher in 1 (1 "
-        "significantly) of 1 combination "
-        "of data set and model. CAMAL's accuracy is significantly higher than Vanilla's: a mean of 90.0 % "
-        "against 79.0 %, higher in 1 (1 significantly) of 1 combination of data set and model. CAMAL's "
-        "attention is more faithful by removal and not clearly more or less by insertion than Vanilla's: the "
-        "area under the curve (AUC) of confidence is 0.438 against 0.562 under removal (low is faithful) and "
-        "0.625 against 0.625 under insertion (high is faithful)."
+        "12.0 %, higher in 1 and lower in 0 comparisons, significantly in 1. The mask itself, at that "
+        "resolution: 75.0 %; dead maps: 0.0 % and 12.5 %. CAMAL's accuracy is significantly higher than "
+        "Vanilla's: a mean accuracy of 90.0 % against 79.0 %, higher in 1 and lower in 0 comparisons, "
+        "significantly in 1. CAMAL's attention is more faithful by removal and not clearly more or less by "
+        "insertion than Vanilla's: the area under the curve (AUC) of confidence is 0.438 against 0.562 under "
+        "removal (low is faithful) and 0.625 against 0.625 under insertion (high is faithful)."
     )
     assert suppress.startswith(
         "CAMAL's attention is significantly worse aligned than Suppress's: a mean IoU of 55.0 % against "
-        "58.0 % (the mask itself, at that resolution, 75.0 %; dead maps 0.0 % and 0.0 %), higher in 0 and "
-        "lower in 1 (1 significantly) of "
-        "1 combination of data set and model. CAMAL's accuracy is not significantly lower than Suppress's: "
+        "58.0 %, higher in 0 and lower in 1 comparisons, significantly in 1."
     )
+    assert "CAMAL's accuracy is not significantly lower than Suppress's: " in suppress
     assert prior.startswith("CAMAL's attention is not significantly better aligned than Prior's: ")
 
 
@@ -603,11 +445,12 @@ def test_a_mixed_result_is_not_called_better(runs: Path) -> None:
     write_cell(runs, "pet", "resnet18", "vanilla", iou=0.2)
     printed, _ = make(runs)
     assert printed[0].startswith("CAMAL's attention is not consistently better aligned than Vanilla's: ")
-    assert "higher in 1 (1 significantly) and lower in 1 (1 significantly) of 2 combinations" in printed[0]
+    assert "higher in 1 and lower in 1 comparisons, significantly in 2." in printed[0]
 
 
 @pytest.mark.parametrize(
-    ("iou", "phrase"), [((0.5, 0.1), "partly better aligned than"), ((0.5, 0.5), "as well aligned as")]
+    ("iou", "phrase"),
+    [((0.5, 0.1), "not consistently better aligned than"), ((0.5, 0.5), "as well aligned as")],
 )
 def test_a_tie_is_called_one(tmp_path: Path, iou: tuple[float, float], phrase: str) -> None:
     for data, vanilla in zip(("busi", "pet"), iou, strict=True):
@@ -623,7 +466,7 @@ def test_without_a_pair_scores_are_shown_and_not_compared(tmp_path: Path, method
     printed, files = make(tmp_path)
     assert "nothing is compared with CAMAL" in printed[0]
     assert statistics_of(files)["paired"] == []
-    assert "### All methods, unshifted test set" in files["report.md"].decode()
+    assert "### All methods" in files["report.md"].decode()
 
 
 def test_a_method_that_shares_no_fold_is_said_to_be_incomparable(tmp_path: Path) -> None:
@@ -650,7 +493,7 @@ def test_the_command_needs_no_torch(runs: Path) -> None:
     code = (
         "import sys; import camal_rl.vision.report as report; "
         f"code = report.main(report.parse_args([{str(runs)!r}])); "
-        "print({'torch', 'torchvision', 'vizdoom', 'matplotlib.pyplot'} & {*sys.modules}); sys.exit(code)"
+        "print({'torch', 'torchvision', 'vizdoom'} & {*sys.modules}); sys.exit(code)"
     )
     done = run("-c", code, folder=ROOT)
     assert done.returncode == 0, done.stderr
@@ -658,39 +501,6 @@ def test_the_command_needs_no_torch(runs: Path) -> None:
     assert str(runs / "report" / "report.html") in done.stdout
     assert done.stdout.endswith("set()\n")
     assert done.stderr == ""
-
-
-def test_an_earlier_report_leaves_nothing_that_is_not_in_this_one(runs: Path, tmp_path: Path) -> None:
-    write_cell(runs, "busi", "resnet18", "camal", shifted={"reversed": shift(0.5, 0.25)})
-    _, before = make(runs)
-    shutil.rmtree(runs / "busi/resnet18/prior")
-    for method in ("camal", "suppress"):
-        write_cell(runs, "busi", "resnet18", method)
-    for name in ("figure4.png", "notes.txt", "my-figure3.png", "scores-old.csv"):
-        (runs / "report" / name).write_text("another's")
-    fresh = make(runs, "--output", str(tmp_path / "fresh"))[1]
-    assert {
-        "table1.csv",
-        "figure3.png",
-        "figure5.svg",
-        "shifted-busi-reversed.csv",
-    } <= before.keys() - fresh.keys()
-    another = {"figure4.png", "notes.txt", "my-figure3.png", "scores-old.csv"}
-    assert make(runs)[1].keys() == fresh.keys() | another
-
-
-def test_files_in_a_folder_without_a_report_are_left_alone(runs: Path, tmp_path: Path) -> None:
-    shutil.rmtree(runs / "busi/resnet18/prior")
-    folder = tmp_path / "paper"
-    folder.mkdir()
-    (folder / "figure3.png").write_bytes(b"another's")
-    assert make(runs, "--output", str(folder))[1]["figure3.png"] == b"another's"
-
-
-def test_an_output_that_is_no_folder_is_refused(runs: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="Choose another --output"):
-        make(runs, "--output", str(tmp_path / "file"))
 
 
 def test_ctrl_c_leaves_an_earlier_report(
@@ -701,7 +511,7 @@ def test_ctrl_c_leaves_an_earlier_report(
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "compare", interrupted)
+    monkeypatch.setattr(report, "verdicts", interrupted)
     assert report.main(report.Args(runs)) == 130
     assert "Nothing was written" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in (runs / "report").iterdir()} == before

@@ -63,18 +63,21 @@ def scores_of(
 
 
 def args_of(data: str, model: str, method: str, fold: int, **changes: Any) -> dict[str, Any]:
-    """What a fold's args.json holds; changes are of options by name, in whatever group."""
-    groups = {
-        "run": identity(data, model, method, fold) | {"samples": 1200},
-        "training": {"epochs": 500, "weights": "none", "image_size": 224, "freeze_batch_norm": False},
-        "attention": {"camal_coef": 1.0, "attention": "gradcam", "empty_mask": "ignore", "prior": None},
-        "machine": {"precision": "fp32", "processes": 1},
+    """What a fold's args.json holds."""
+    options = identity(data, model, method, fold) | {
+        "samples": 1200,
+        "epochs": 500,
+        "weights": "none",
+        "image_size": 224,
+        "freeze_batch_norm": False,
+        "camal_coef": 1.0,
+        "attention": "gradcam",
+        "empty_mask": "ignore",
+        "prior": None,
+        "precision": "fp32",
     }
-    assert changes.keys() <= {name for group in groups.values() for name in group}
-    return {"version": "0.1.0"} | {
-        title: {name: changes.get(name, value) for name, value in group.items()}
-        for title, group in groups.items()
-    }
+    assert changes.keys() <= options.keys()
+    return {"version": "0.1.0", "args": options | changes}
 
 
 def write(runs: Path, title: str, scores: dict[str, Any], **options: Any) -> Path:

@@ -4,10 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
 STEPS = 1000
 
 
@@ -33,9 +29,8 @@ def scores_of(env: str, method: str, seed: int, total: float, iou: float | None)
             "versions": {"torch": "2.0"},
         },
         "training": {
-            "run": {"env": env, "method": method, "seed": seed, "total_timesteps": STEPS},
-            "ppo": {"gamma": 0.99},
-            "definition": {"name": env, "random_return": 0.0, "reference_return": 100.0},
+            "args": {"env": env, "method": method, "seed": seed, "total_timesteps": STEPS, "gamma": 0.99},
+            "definition": {"scenario": "a.cfg", "random_return": 0.0, "reference_return": 100.0},
         },
         "undefined": {"iou": "no target was ever in view"} if iou is None else {},
     }
@@ -59,15 +54,10 @@ def write_scores(
     return folder
 
 
-def write_events(folder: Path, points: dict[str, list[tuple[int, float]]], start: int = 0) -> None:
-    """A file as a training's process leaves it that began after `start` steps."""
-    writer = EventFileWriter(str(folder))
-    writer.add_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
-    for tag, values in points.items():
-        for step, value in values:
-            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
-            writer.add_event(Event(step=step, summary=summary))
-    writer.close()
+def write_curves(folder: Path, points: dict[str, list[tuple[int, float]]]) -> None:
+    """What a training logged."""
+    rows = [f"{tag},{step},{value}" for tag, values in points.items() for step, value in values]
+    (folder / "curves.csv").write_text("\n".join(["tag,step,value", *rows]) + "\n")
 
 
 RETURNS = {"A/camal": (20, 40), "A/vanilla": (10, 30), "B/camal": (90, 50), "B/vanilla": (95, 60)}
@@ -85,5 +75,5 @@ def write_study(folder: Path) -> Path:
                 "camal/iou": [(step, iou * step / STEPS) for step in steps],
                 "losses/entropy": [(1, 0.5)],
             }
-            write_events(at, points)
+            write_curves(at, points)
     return folder

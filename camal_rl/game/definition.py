@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import struct
 import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import vizdoom
 from pydantic import Field, ValidationInfo, field_validator
@@ -65,6 +66,13 @@ class Definition:
     def is_target(self, name: str, category: str) -> bool:
         """Return True for the label of a target; names compare as the engine does, without case."""
         return category in self.target_categories or name.casefold() in self._folded_names
+
+    def described(self) -> dict[str, Any]:
+        """Return the definition in JSON's types, by what it says and not by where its files lie."""
+        own = asdict(self) | {"path": self.path.name, "scenario": self.scenario.name}
+        # Another ViZDoom may not replay the same.
+        plain: dict[str, Any] = json.loads(json.dumps(own | {"vizdoom": vizdoom.__version__}))
+        return plain
 
 
 # The models of the TOML file. A label names its object and a category: nineteen of these were seen by placing

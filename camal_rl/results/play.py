@@ -8,16 +8,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from camal_rl import attention, masks, metrics, ppo
-from camal_rl.camal import METHODS as SUPERVISED
 from camal_rl.doom import EVALUATION_SEEDS, FRAME_STACK, DoomEnv
 from camal_rl.errors import UserError
 from camal_rl.game.definition import Definition, load_definition
@@ -26,41 +26,42 @@ from camal_rl.run import folder as run_folder
 
 
 class TrainedRun(NamedTuple):
-    """What a run's folder holds, ready to play."""
+    """A run's folder, ready to play."""
 
     folder: Path
-    trained: dict[str, dict[str, Any]]  # args.json
-    checkpoint: str  # SHA-256 of checkpoint.pt, in hexadecimal
+    trained: dict[str, dict[str, Any]]  # content of args.json: "args" and "definition"
+    checkpoint_sha256: str  # of checkpoint.pt, in hexadecimal
     definition: Definition
-    agent: ppo.Agent
-    action_names: list[str]
+    agent: ppo.Agent  # computes in the precision of training
+    method: str  # makes the map, one of `attention.METHODS`
+    label: str  # method of training and seed
     steps: int  # agent steps trained
-    method: str  # that makes the map, of `attention.METHODS`
-
-    @property
-    def label(self) -> str:
-        """Method and seed."""
-        return f"{self.trained['run']['method']} seed {self.trained['run']['seed']}"
+    action_names: list[str]
 
     @property
     def title(self) -> str:
-        """Environment, method and seed."""
+        """Environment, method of training and seed."""
         return f"{self.definition.name}, {self.label}"
 
     @property
     def device(self) -> torch.device:
-        """Where the agent is."""
+        """The agent's device."""
         return next(self.agent.parameters()).device
 
     def env(self, shift: Shift | None = None) -> DoomEnv:
-        """A game as the agent was trained on, but for a visual change."""
-        environment = self.trained["environment"]
-        return DoomEnv(
-            self.definition,
-            environment["frame_size"],
-            environment["render_resolution"],
-            prepare=shift.prepare if shift else None,
-        )
+        """Start a game as the agent was trained on, but for a visual change."""
+        args = self.trained["args"]
+        prepare = shift.prepare if shift else None
+        return DoomEnv(self.definition, args["frame_size"], args["render_resolution"], prepare=prepare)
+
+    def attend(self, images: np.ndarray, noise: torch.Generator) -> tuple[ppo.Output, Tensor]:
+        """Show the agent images, uint8 (B, stack, H, W).
+
+        Returns:
+            Its output and its attention, (B, h, w), not normalized; `smoothgrad` draws from `noise`.
+        """
+        output = self.agent(torch.from_numpy(images).to(self.device))
+        return output, attention.critic_cam(self.agent, output, self.method, noise)
 
 
 def load_run(folder: Path, toml: Path | None, device: torch.device, method: str | None = None) -> TrainedRun:
@@ -68,46 +69,44 @@ def load_run(folder: Path, toml: Path | None, device: torch.device, method: str 
 
     Args:
         toml: the environment's file, where it is not one of the package's.
-        method: that makes the map, of `attention.METHODS`; default: the one it was trained with.
+        method: makes the map, one of `attention.METHODS`; default: the one it was trained with.
 
     Raises:
         UserError: there is no run, its files are damaged, or the environment is another.
     """
     trained = run_folder.read_args_file(folder)
+    args = trained["args"]
     path = folder / "checkpoint.pt"
     mismatch = f"{folder}: checkpoint.pt does not belong to args.json"
     try:
-        definition = load_definition(str(trained["run"]["env"]) if toml is None else toml)
-        run_folder.check_definition(folder, trained, definition)
+        definition = load_definition(str(args["env"]) if toml is None else toml)
+        run_folder.check_definition(folder, trained["definition"], definition.described())
         checkpoint = run_folder.load_checkpoint(path)
         if checkpoint is None:
             raise UserError(f"{folder} has no checkpoint.pt: train first, python -m camal_rl.ppo.")
-        weights = checkpoint["agent"]
-        agent = ppo.Agent(
-            len(weights["actor.weight"]),
-            (FRAME_STACK, *trained["environment"]["frame_size"]),
-            str(trained["machine"]["precision"]),
-        )
-        agent.load_state_dict(weights)
-        if not all(bool(value.isfinite().all()) for value in agent.state_dict().values()):
-            raise UserError(f"{folder}: the network holds NaN or infinity, so its training diverged.")
+        parameters = checkpoint["agent"]
+        agent = ppo.Agent(len(parameters["actor.weight"]), (FRAME_STACK, *args["frame_size"]))
+        agent.load_state_dict(parameters)
+        dtype = torch.bfloat16 if args["precision"] == "bf16" else torch.float32
         run = TrainedRun(
             folder=folder,
             trained=trained,
-            checkpoint=hashlib.sha256(path.read_bytes()).hexdigest(),
+            checkpoint_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
             definition=definition,
-            agent=agent.to(device).eval(),
+            agent=agent.replica(dtype).to(device),
+            method=method or args["attention"],
+            label=f"{args['method']} seed {args['seed']}",
+            steps=int(checkpoint["iteration"]) * args["num_envs"] * args["num_steps"],
             action_names=[],
-            steps=int(checkpoint["iteration"]) * trained["ppo"]["num_envs"] * trained["ppo"]["num_steps"],
-            method=method or trained["attention"]["attention"],
         )
-        if run.method not in attention.METHODS or trained["run"]["method"] not in METHODS:
-            raise ValueError(f"attention {run.method!r}, method {trained['run']['method']!r}")
-        _ = run.title
+        if run.method not in attention.METHODS:
+            raise ValueError(f"attention {run.method!r}")
         env = run.env()
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f"{mismatch}: {' '.join(str(error).split())[:200]}") from error
     env.close()
+    if not all(bool(value.isfinite().all()) for value in parameters.values()):
+        raise UserError(f"{folder}: the network holds NaN or infinity, so its training diverged.")
     if len(env.actions) != agent.actor.out_features:
         raise UserError(
             f"{mismatch}: {agent.actor.out_features} actions, and {definition.name} has {len(env.actions)}."
@@ -115,17 +114,17 @@ def load_run(folder: Path, toml: Path | None, device: torch.device, method: str 
     return run._replace(action_names=env.action_names)
 
 
+EPISODES, ACTIONS, DISTURBANCE, SAMPLE, ORDER = range(5)
+"""Purposes of randomness."""
+
+
 def generator(seed: int, *purpose: int) -> np.random.Generator:
-    """Randomness of its own for every purpose."""
+    """Return randomness of its own for every purpose, of which an episode's index can be a part."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=purpose))
 
 
-EPISODES, ACTIONS, DISTURBANCE, SAMPLE, ORDER = range(5)
-"""Purposes of randomness; those of an episode have its index as well."""
-
-
 def episode_seeds(seed: int, episodes: int) -> list[int]:
-    """Distinct engine seeds, none of which training uses; more episodes begin with the same ones."""
+    """Return distinct engine seeds, none of which training uses; more episodes begin with the same ones."""
     rng = generator(seed, EPISODES)
     seeds: dict[int, None] = {}
     while len(seeds) < episodes:
@@ -133,12 +132,8 @@ def episode_seeds(seed: int, episodes: int) -> list[int]:
     return list(seeds)
 
 
-METHODS = (*SUPERVISED, "vanilla")
-"""Methods of training."""
-
-
 class Undefined(NamedTuple):
-    """Stands where there is no number, and says why."""
+    """The reason why there is no number, in its place."""
 
     reason: str
 
@@ -146,37 +141,32 @@ class Undefined(NamedTuple):
 NO_TARGET = "no frame had a target in view"
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(Protocol):
     """How episodes are played."""
 
-    seed: int = 0
-    """Of the actions."""
-    greedy: bool = False
-    """Take the most probable action; CleanRL's evaluation samples, as is done here by default."""
-    max_steps: int = 2100
-    """Agent steps after which an episode is cut short: some scenarios have no time limit."""
-    num_envs: int = 8
-    """Games in parallel, and so frames in a batch of the network: another number can round differently."""
+    seed: int  # of the actions
+    greedy: bool  # take the most probable action instead of sampling, which is CleanRL's way
+    max_steps: int  # agent steps after which an episode is cut short: some scenarios never end
+    num_envs: int  # games in parallel
 
 
 @dataclass
 class Episode:
-    """An episode as it was played, with a list entry for each of its T frames, or for each with a target."""
+    """An episode of T agent steps as it was played."""
 
     seed: int
-    """Of the engine."""
+    """The engine's seed."""
     ending: str = ""
-    """`terminated`, `truncated` by the scenario's time limit, or `cut` after `--max-steps`."""
+    """`terminated`, `truncated` by the scenario's time limit, or `cut` after `max_steps`."""
     actions: list[int] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
-    heats: list[np.ndarray] = field(default_factory=list)
-    """(h, w) each; empty where they were not to be kept."""
     dead: list[bool] = field(default_factory=list)
-    visible: list[bool] = field(default_factory=list)
+    """Dead maps, T of them."""
+    heats: list[np.ndarray] = field(default_factory=list)
+    """Attention in [0, 1], (h, w) each; empty where it was not to be kept."""
     agreement: list[dict[str, Any]] = field(default_factory=list)
-    """Alpha, beta, IoU and so on, of the frames with a target."""
+    """Step, alpha, beta, IoU and so on of each frame with a target."""
 
     @property
     def total(self) -> float:
@@ -184,7 +174,7 @@ class Episode:
         return float(sum(self.rewards))
 
     def column(self, name: str) -> np.ndarray:
-        """One measure over the frames with a target."""
+        """Return a measure of all frames with a target."""
         return np.array([frame[name] for frame in self.agreement], float)
 
 
@@ -194,7 +184,7 @@ class Frame(NamedTuple):
     image: np.ndarray  # uint8 (stack, H, W)
     mask: np.ndarray  # uint8 {0, 1} (h_label, w_label)
     heat: np.ndarray  # float32 (h, w) in [0, 1]
-    action: int  # that was taken
+    action: int  # taken
 
 
 @dataclass
@@ -215,20 +205,20 @@ class Sample:
 
 
 class _Game:
-    """One of the games that are played side by side, and the episode it is in."""
+    """A game among those that are played side by side, and the episode it is in."""
 
-    def __init__(self, env: DoomEnv, image: np.ndarray, shift: Shift | None, max_steps: int) -> None:
+    def __init__(self, env: DoomEnv, image: np.ndarray, shift: Shift | None, settings: Settings) -> None:
         self.env = env
         self.image = image  # what the agent sees: a row of the batch
         self.disturb = shift.disturb if shift else None
-        self.max_steps = max_steps
-        self.episode: Episode | None = None
-        self.keep = False
+        self.settings = settings
+        self.episode = Episode(0, ending="none has begun")
 
-    def begin(self, engine_seed: int, seed: int, index: int, keep: bool) -> Episode:
+    def begin(self, engine_seed: int, index: int, keep: bool) -> Episode:
+        """Begin the episode of this index; `keep` its heat maps."""
         self.episode, self.keep = Episode(engine_seed), keep
-        self.choice = generator(seed, ACTIONS, index)
-        self.disturbance = generator(seed, DISTURBANCE, index)
+        self.choice = generator(self.settings.seed, ACTIONS, index)
+        self.disturbance = generator(self.settings.seed, DISTURBANCE, index)
         self.env.begin_episode(engine_seed)
         self.image[:] = self.env.image
         if self.disturb:
@@ -236,44 +226,35 @@ class _Game:
             self.image[:-1] = self.image[-1]
         return self.episode
 
-    def choose(self, probabilities: np.ndarray, greedy: bool) -> int:
-        """An action for these probabilities, (actions,)."""
-        if greedy:
+    def choose(self, probabilities: np.ndarray) -> int:
+        """Choose an action by its probability, (actions,)."""
+        if self.settings.greedy:
             return int(probabilities.argmax())
-        return min(
-            int(np.searchsorted(probabilities.cumsum(), self.choice.random(), side="right")),
-            len(probabilities) - 1,
-        )
+        place = np.searchsorted(probabilities.cumsum(), self.choice.random(), side="right")
+        return min(int(place), len(probabilities) - 1)
 
     def act(self, action: int, value: float, heat: np.ndarray, dead: bool) -> None:
         """Record the frame and what was made of it, then act; an episode that ends gets its ending."""
         episode, mask = self.episode, self.env.mask
-        assert episode is not None
-        visible = bool(mask.any())
+        if mask.any():
+            weights = masks.mask_weights(mask[None], (heat.shape[0], heat.shape[1]))  # (1, 2, h, w)
+            alpha, beta = (heat * weights[0]).sum(axis=(1, 2))
+            measures = metrics.alignment(heat[None], mask[None])
+            measures["iou_ceiling"] = metrics.iou_ceiling(weights, mask[None])
+            episode.agreement.append(
+                {name: values[0] for name, values in measures.items()}
+                | {"step": len(episode.actions), "alpha": alpha, "beta": beta}
+            )
+        if self.keep:
+            episode.heats.append(heat.copy())
         episode.actions.append(action)
         episode.values.append(value)
         episode.dead.append(dead)
-        episode.visible.append(visible)
-        if self.keep:
-            episode.heats.append(heat.copy())
-        if visible:
-            weights = masks.mask_weights(mask[None], (heat.shape[0], heat.shape[1]))  # (1, 2, h, w)
-            alpha, beta = (heat * weights[0]).sum(axis=(1, 2))
-            agreement = metrics.alignment(heat[None], mask[None])
-            episode.agreement.append(
-                {name: values[0] for name, values in agreement.items()}
-                | {
-                    "step": len(episode.actions) - 1,
-                    "alpha": alpha,
-                    "beta": beta,
-                    "iou_ceiling": metrics.iou_ceiling(weights, mask[None])[0],
-                }
-            )
         reward, terminated, truncated = self.env.advance(action)
         episode.rewards.append(reward)
         if terminated or truncated:
             episode.ending = "terminated" if terminated else "truncated"
-        elif len(episode.actions) == self.max_steps:
+        elif len(episode.actions) == self.settings.max_steps:
             episode.ending = "cut"
         elif self.disturb:  # the frames before keep the look they had
             self.image[:-1] = self.image[1:]
@@ -300,43 +281,36 @@ def play(
     their end: the first hundred to finish would be the short ones. `done` is called after each.
     """
     noise = torch.Generator(run.device).manual_seed(settings.seed)
-    weights = run.agent.weights(run.method)
     episodes: list[Episode] = []
     with ExitStack() as cleanup:
-        envs: list[DoomEnv] = []
-        for _ in range(min(settings.num_envs, len(seeds))):
-            envs.append(run.env(shift))
-            cleanup.callback(envs[-1].close)
-        threads = cleanup.enter_context(ThreadPoolExecutor(len(envs), thread_name_prefix="evaluate"))
+        count = min(settings.num_envs, len(seeds))
+        envs = [cleanup.enter_context(closing(run.env(shift))) for _ in range(count)]
+        threads = cleanup.enter_context(ThreadPoolExecutor(count, thread_name_prefix="evaluate"))
         # As many rows for few games as for many, because rounding depends on the size of a batch.
         images = np.zeros((settings.num_envs, *envs[0].image.shape), np.uint8)
-        games = [
-            _Game(env, image, shift, settings.max_steps) for env, image in zip(envs, images, strict=False)
-        ]
+        games = [_Game(env, image, shift, settings) for env, image in zip(envs, images, strict=False)]
         while True:
             for game in games:
-                if game.episode is None and len(episodes) < len(seeds):
+                if game.episode.ending and len(episodes) < len(seeds):
                     index = len(episodes)
-                    episodes.append(game.begin(seeds[index], settings.seed, index, index < keep))
-            running = [(row, game) for row, game in enumerate(games) if game.episode is not None]
+                    episodes.append(game.begin(seeds[index], index, index < keep))
+            running = [(row, game) for row, game in enumerate(games) if not game.episode.ending]
             if not running:
                 return episodes
-            output = run.agent(torch.from_numpy(images).to(run.device), weights)
-            cam = run.agent.cam(output, run.method, noise, weights)
+            output, cam = run.attend(images, noise)
             heats = attention.normalize(cam).cpu().numpy()  # (N, h, w)
             dead = attention.is_dead(cam).tolist()
             probabilities = output.logits.double().softmax(dim=1).cpu().numpy()  # (N, actions)
             values = output.value.tolist()
             moves = []
             for row, game in running:
-                action = game.choose(probabilities[row], settings.greedy)
-                if samples and game.env.mask.any():
+                action = game.choose(probabilities[row])
+                if game.env.mask.any():
                     for sample in samples:
                         sample.offer(images[row], game.env.mask, heats[row], action)
                 moves.append(threads.submit(game.act, action, values[row], heats[row], dead[row]))
             for move in moves:
                 move.result()
             for _, game in running:
-                if game.episode is not None and game.episode.ending:
-                    game.episode = None
+                if game.episode.ending:
                     done()

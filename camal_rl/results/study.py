@@ -1,28 +1,127 @@
-"""The runs below a folder: their scores, what makes them hard to compare, and their learning curves.
+"""The runs below a folder: scores and learning curves, read and checked, and what makes runs hard to compare.
 
-Reads what `camal_rl.evaluate` and the trainer left in the run folders, nothing else.
+Everything comes from files that `camal_rl.evaluate`, `camal_rl.experiment` and the trainer left behind.
 """
 # ruff: noqa: N803, N806 - axis suffixes are capitals
 
 from __future__ import annotations
 
 import json
-import math
 import re
-import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
+import pandas as pd
+from pydantic import AliasPath, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from camal_rl import stats
 from camal_rl.errors import UserError
 
-FORMAT = 1
-"""Of the runs' scores.json that this version reads."""
-LARGEST = 1e15
-"""Beyond this a number in scores.json can only be damage."""
+# ------------------------------------------------------------------------------------------------------------
+# Files
+
+
+class Content(BaseModel):
+    """Content of a JSON file, as far as a report uses it."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+Fraction = Annotated[float, Field(ge=-1e-6, le=1 + 1e-6)]
+"""A number in [0, 1], up to the rounding of single precision."""
+
+
+class Definition(Content, extra="allow"):
+    """An environment's definition; only the scale of its returns is used by name."""
+
+    random_return: float
+    reference_return: float
+
+    @model_validator(mode="after")
+    def _check_scale(self) -> Definition:
+        if self.random_return >= self.reference_return:
+            raise ValueError("the reference return is not above the random one")
+        return self
+
+
+class Training(Content):
+    """The options that a run was trained with, by name, and its environment's definition."""
+
+    args: dict[str, Any]
+    definition: Definition
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flatten(cls, described: Any) -> Any:
+        return {**described, "args": options(described)} if isinstance(described, dict) else described
+
+
+class Scores(Content):
+    """The fields of a run's scores.json; a measure of attention is None where no target was in view."""
+
+    format: Literal[1]
+    env: str
+    method: str
+    seed: int
+    steps: int = Field(gt=0, lt=2**63)
+    mean_return: float = Field(validation_alias=AliasPath("return", "mean"))
+    iou: Fraction | None
+    iou_ceiling: Fraction | None
+    dead_map_fraction: Fraction
+    episodes: list[Any]
+    settings: dict[str, Any]
+    training: Training
+    undefined: dict[str, Any] | None = None
+
+
+class Experiment(Content):
+    """The matrix of runs that experiment.json asks for."""
+
+    envs: list[str] = []
+    methods: list[str] = []
+    seeds: list[int] = []
+
+
+def options(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options by name from args.json, or from "training" of scores.json.
+
+    Both have them under "args"; earlier ones have them in several groups.
+    """
+    return {
+        name: value
+        for group, values in described.items()
+        if group != "definition" and isinstance(values, dict)
+        for name, value in values.items()
+    }
+
+
+C = TypeVar("C", bound=Content)
+
+
+def read_content(path: Path, kind: type[C], hint: str) -> C:
+    """Read and check a JSON file.
+
+    Args:
+        hint: a sentence on what to do where that fails.
+
+    Raises:
+        UserError: it can't be read, or something in it is missing or of a wrong type.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+    raise UserError(f"can't read {path}: {reason}. {hint}")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Runs
 
 
 class Run(NamedTuple):
@@ -32,34 +131,18 @@ class Run(NamedTuple):
     env: str
     method: str
     seed: int
-    scores: dict[str, Any]  # scores.json
+    scores: Scores
 
     @property
     def title(self) -> str:
         """Environment, method and seed."""
         return f"{self.env}/{self.method}/seed{self.seed}"
 
-    def number(self, path: str) -> float:
-        """What scores.json has at a dotted path; NaN where it has null."""
-        value = _at(self.scores, path)
-        return math.nan if value is None else float(value)
-
-    def score(self, metric: str) -> float:
-        """The score that is compared: IoU, or the normalised mean return."""
-        if metric == "iou":
-            return self.number("iou")
-        return float(stats.normalise(np.array(self.number("return.mean")), *self.scale))
-
-    @property
-    def why_without_iou(self) -> str:
-        """Why IoU is undefined, as scores.json has it."""
-        return str((self.scores.get("undefined") or {}).get("iou", "scores.json gives no reason"))
-
     @property
     def scale(self) -> tuple[float, float]:
         """The environment's random and reference return."""
-        definition = "training.definition"
-        return self.number(f"{definition}.random_return"), self.number(f"{definition}.reference_return")
+        definition = self.scores.training.definition
+        return definition.random_return, definition.reference_return
 
 
 class Study(NamedTuple):
@@ -68,13 +151,46 @@ class Study(NamedTuple):
     runs: list[Run]
     envs: list[str]
     methods: list[str]
-    missing: list[str]  # titles of cells that nothing is there of
-    unevaluated: list[str]  # titles of cells that are trained, without scores
-    experiment: dict[str, Any]  # experiment.json, empty if there is none
+    missing: list[str]  # titles of runs of which there is nothing
+    unevaluated: list[str]  # titles of runs that are trained, without scores
+    scales: dict[str, tuple[float, float]]  # random and reference return by environment
 
     def of(self, env: str, method: str) -> list[Run]:
         """Runs of a cell, by seed."""
         return [run for run in self.runs if (run.env, run.method) == (env, method)]
+
+    def table(self) -> pd.DataFrame:
+        """Return a row a run: what it is, and its numbers, NaN where there is none."""
+        rows = [
+            {
+                "environment": run.env,
+                "method": run.method,
+                "seed": run.seed,
+                "return": run.scores.mean_return,
+                "normalized_return": float(stats.normalize(np.array(run.scores.mean_return), *run.scale)),
+                "iou": run.scores.iou,
+                "iou_ceiling": run.scores.iou_ceiling,
+                "dead_map_fraction": run.scores.dead_map_fraction,
+                "steps": run.scores.steps,
+                "episodes": len(run.scores.episodes),
+            }
+            for run in self.runs
+        ]
+        return pd.DataFrame(rows).astype({"iou": float, "iou_ceiling": float})
+
+    def matrix(self, method: str, column: str) -> pd.DataFrame:
+        """Return seeds x environments of a number of every run of a method; NaN where a run is missing."""
+        table = self.table()
+        chosen = table[table["method"] == method]
+        matrix: pd.DataFrame = chosen.pivot(index="seed", columns="environment", values=column)
+        return matrix.reindex(columns=self.envs)
+
+    def mean(self, column: str, **where: str) -> float:
+        """Mean of a number over the runs with this environment, method or both; NaN where there is none."""
+        table = self.table()
+        for name, value in where.items():
+            table = table[table[name] == value]
+        return float(table[column].mean())
 
 
 def read_study(folder: Path) -> Study:
@@ -83,14 +199,17 @@ def read_study(folder: Path) -> Study:
     Raises:
         UserError: there is none, a file is damaged, or runs of one environment have different scales.
     """
-    experiment = _read_experiment(folder / "experiment.json")
+    file = folder / "experiment.json"
+    hint = "Run python -m camal_rl.experiment again, or delete it."
+    planned = read_content(file, Experiment, hint) if file.is_file() else Experiment()
     runs, trained = [], set()
     for place in sorted(folder.glob("*/*/seed*")):
         if not re.fullmatch(r"seed(0|[1-9]\d*)", place.name):
             continue
         cell = (place.parts[-3], place.parts[-2], int(place.name.removeprefix("seed")))
         if (place / "scores.json").is_file():
-            runs.append(Run(place, *cell, _read_scores(place / "scores.json")))
+            again = f"Evaluate again: python -m camal_rl.evaluate {place}"
+            runs.append(Run(place, *cell, read_content(place / "scores.json", Scores, again)))
         elif (place / "args.json").is_file():
             trained.add(cell)
     if not runs:
@@ -98,35 +217,27 @@ def read_study(folder: Path) -> Study:
             f"{folder} holds no <env>/<method>/seed<k>/scores.json: train and evaluate first, "
             "python -m camal_rl.experiment."
         )
-    planned = [Path(env).stem if env.endswith(".toml") else env for env in experiment.get("envs", ())]
-    envs = in_order(planned, [*planned, *(run.env for run in runs)])
-    asked = experiment.get("methods", ())
-    methods = in_order(asked, [*asked, *(run.method for run in runs)])
-    seeds = sorted({run.seed for run in runs} | set(experiment.get("seeds", ())))
-    rank = {(env, method): (i, j) for i, env in enumerate(envs) for j, method in enumerate(methods)}
-    runs.sort(key=lambda run: (rank[run.env, run.method], run.seed))
-    have = {(run.env, run.method, run.seed) for run in runs}
-    absent = [
-        cell
-        for env in envs
-        for method in methods
-        for seed in seeds
-        if (cell := (env, method, seed)) not in have
-    ]
-    missing = [f"{cell[0]}/{cell[1]}/seed{cell[2]}" for cell in absent if cell not in trained]
-    unevaluated = [f"{cell[0]}/{cell[1]}/seed{cell[2]}" for cell in absent if cell in trained]
-    for env in envs:
-        scales: dict[tuple[float, float], Run] = {}
-        for run in runs:
-            if run.env == env:
-                scales.setdefault(run.scale, run)
-        if len(scales) > 1:
-            one, other, *_ = scales.values()
+    asked = [Path(env).stem if env.endswith(".toml") else env for env in planned.envs]
+    envs = in_order(asked, [*asked, *(run.env for run in runs)])
+    methods = in_order(planned.methods, [*planned.methods, *(run.method for run in runs)])
+    seeds = sorted({run.seed for run in runs} | set(planned.seeds))
+    runs.sort(key=lambda run: (envs.index(run.env), methods.index(run.method), run.seed))
+    have = {run[1:4] for run in runs}
+    absent = [cell for cell in product(envs, methods, seeds) if cell not in have]
+    first: dict[str, Run] = {}
+    for run in runs:
+        other = first.setdefault(run.env, run)
+        if run.scale != other.scale:
             raise UserError(
-                f"{one.title} and {other.title} measure returns on different scales (random and reference "
-                f"return {one.scale} and {other.scale}): evaluate runs of the same definition of {env}."
+                f"{other.title} and {run.title} measure returns on different scales (random and reference "
+                f"return {other.scale} and {run.scale}): evaluate runs of the same definition of {run.env}."
             )
-    return Study(runs, envs, methods, missing, unevaluated, experiment)
+    missing, unevaluated = (
+        ["{}/{}/seed{}".format(*cell) for cell in absent if (cell in trained) is there]
+        for there in (False, True)
+    )
+    scales = {env: run.scale for env, run in first.items()}
+    return Study(runs, envs, methods, missing, unevaluated, scales)
 
 
 def in_order(known: Iterable[str], found: Iterable[str]) -> list[str]:
@@ -136,148 +247,64 @@ def in_order(known: Iterable[str], found: Iterable[str]) -> list[str]:
     return [*first, *sorted(there.difference(first))]
 
 
-def _at(content: Any, path: str) -> Any:
-    for name in path.split("."):
-        content = content[name]
-    return content
-
-
-def _read_json(file: Path, hint: str) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # the last of brackets nested without end
-        problem = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"can't read {file}: {problem}. {hint}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"can't read {file}: it is not an object. {hint}")
-    return content
-
-
-def _read_experiment(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    hint = "Run python -m camal_rl.experiment again, or delete it."
-    content = _read_json(file, hint)
-    kinds = {"envs": str, "methods": str, "seeds": int, "train": str, "evaluate": str}
-    for name, kind in kinds.items():
-        values = content.get(name)
-        if not isinstance(values, list) or not all(type(value) is kind for value in values):
-            raise UserError(f"can't read {file}: {name} is not a list of {kind.__name__}. {hint}")
-    return content
-
-
-def _read_scores(file: Path) -> dict[str, Any]:
-    hint = f"Evaluate again: python -m camal_rl.evaluate {file.parent}"
-    scores = _read_json(file, hint)
-    definition = "training.definition"
-    fractions = ("iou", "iou_ceiling", "dead_map_fraction")
-    needed = ("steps", "return.mean", f"{definition}.random_return", f"{definition}.reference_return")
-    for path in (*fractions, *needed):
-        try:
-            value = _at(scores, path)
-        except (KeyError, TypeError, IndexError):
-            raise UserError(f"{file} has no {path}. {hint}") from None
-        if value is None and path in ("iou", "iou_ceiling"):
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < LARGEST:
-            raise UserError(f"{file}: {path} is {value!r}, not a number. {hint}")
-        if path in fractions and not 0 <= value <= 1:
-            raise UserError(f"{file}: {path} is {value!r}, not between 0 and 1. {hint}")
-    if scores["steps"] < 1:
-        raise UserError(f"{file}: steps is {scores['steps']}, so nothing was trained. {hint}")
-    if scores.get("format") != FORMAT:
-        raise UserError(f"{file} has format {scores.get('format')!r}, this version reads {FORMAT}. {hint}")
-    if not isinstance(scores.get("episodes"), list) or not isinstance(scores.get("settings"), dict):
-        raise UserError(f"{file} has no episodes or settings. {hint}")
-    for path, group in (
-        ("settings.versions", scores["settings"].get("versions")),
-        ("undefined", scores.get("undefined")),
-    ):
-        if not isinstance(group, dict | None):
-            raise UserError(f"{file}: {path} is {group!r}, not an object. {hint}")
-    if not _at(scores, f"{definition}.random_return") < _at(scores, f"{definition}.reference_return"):
-        raise UserError(f"{file}: the reference return is not above the random one. {hint}")
-    return scores
-
-
 # ------------------------------------------------------------------------------------------------------------
 # What makes runs hard to compare
 
 
 def comparability(study: Study) -> list[str]:
-    """A sentence on each way in which the runs differ though only method, seed and environment should."""
-    sentences = []
-    for run in study.runs:
-        said = f"{run.scores.get('env')}/{run.scores.get('method')}/seed{run.scores.get('seed')}"
+    """Return a sentence on each way in which runs differ though only method, seed and environment should."""
+    runs, sentences = study.runs, []
+    for run in runs:
+        said = f"{run.scores.env}/{run.scores.method}/seed{run.scores.seed}"
         if said != run.title:
             sentences.append(f"The folder {run.title} holds scores of {said}; the folder's name is used.")
-    evaluation = ("episodes", "seed", "greedy", "max_steps", "tau", "attention")
-    sentences += _differences(
-        study.runs,
-        lambda run: {name: run.scores["settings"].get(name) for name in evaluation},
-        "Not comparable: runs were evaluated differently.",
-    )
-    sentences += _differences(
-        study.runs, lambda run: training(run.scores), "Not comparable: runs were trained differently."
-    )
-    sentences += _differences(
-        study.runs,
-        lambda run: {"steps": run.scores["steps"]},
-        "Not comparable: runs were trained for different numbers of agent steps.",
-    )
+    names = ("episodes", "seed", "greedy", "max_steps", "tau", "attention")
+    evaluation = {run.title: {name: run.scores.settings.get(name) for name in names} for run in runs}
+    sentences += differences("Not comparable: runs were evaluated differently.", evaluation)
+    trained = {run.title: {"agent steps": run.scores.steps, **training(run)} for run in runs}
+    sentences += differences("Not comparable: runs were trained differently.", trained)
     for env in study.envs:
-        sentences += _differences(
-            [run for run in study.runs if run.env == env],
-            lambda run: run.scores["training"]["definition"],
-            f"Not comparable: runs of {env} have different definitions of it.",
-        )
-    sentences += _differences(study.runs, versions, "Versions differ between runs.")
-    return sentences
+        of_env = {run.title: run.scores.training.definition.model_dump() for run in runs if run.env == env}
+        sentences += differences(f"Not comparable: runs of {env} have different definitions of it.", of_env)
+    return sentences + differences("Versions differ between runs.", {r.title: versions(r) for r in runs})
 
 
-def training(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a training by dotted name, but for those that every run has of its own."""
-    return {
-        f"{group}.{name}": value
-        for group, options in scores["training"].items()
-        if isinstance(options, dict) and group != "definition"
-        for name, value in options.items()
-        if (group, name) not in (("run", "env"), ("run", "method"), ("run", "seed"))
-    }
+def training(run: Run) -> dict[str, Any]:
+    """Options of a run's training by name, but for those that every run has of its own."""
+    known = run.scores.training.args
+    return {name: value for name, value in known.items() if name not in ("env", "method", "seed")}
 
 
 def versions(run: Run) -> dict[str, Any]:
-    """What the run was evaluated with."""
-    return dict(run.scores["settings"].get("versions") or {})
+    """Versions of the software that evaluated the run."""
+    found = run.scores.settings.get("versions")
+    return found if isinstance(found, dict) else {}
 
 
-def _differences(runs: Sequence[Run], values: Callable[[Run], Mapping[str, Any]], sentence: str) -> list[str]:
-    parts = differences({run.title: values(run) for run in runs}, "runs")
-    return [f"{sentence} {'; '.join(parts)}."] if parts else []
-
-
-def differences(options: Mapping[str, Mapping[str, Any]], unit: str) -> list[str]:
-    """In which options runs differ, and which of them: "seed is 1 (7 runs) and 2 (A/camal/seed3)".
+def differences(sentence: str, options: Mapping[str, Mapping[str, Any]], unit: str = "runs") -> list[str]:
+    """Go on from a sentence with the options in which runs differ; empty where they don't.
 
     Args:
-        options: by name, of each run by its title; one that a run lacks counts as null.
+        sentence: to go on from, such as with "seed is 1 (7 runs) and 2 (A/camal/seed3)."
+        options: by name, of each run by its title; runs that lack one are not compared by it.
         unit: what runs are called.
     """
     parts = []
-    for name in dict.fromkeys(name for one in options.values() for name in one):
+    for name in dict.fromkeys(name for known in options.values() for name in known):
         groups: dict[str, list[str]] = {}
-        for title, one in options.items():
-            groups.setdefault(json.dumps(one.get(name)), []).append(title)
+        for title, known in options.items():
+            if name in known:
+                groups.setdefault(json.dumps(known[name]), []).append(title)
         if len(groups) > 1:
             common, *others = sorted(groups.items(), key=lambda group: -len(group[1]))
             told = [f"{common[0]} ({len(common[1])} {unit})"]
             told += [f"{value} ({some(titles)})" for value, titles in others]
             parts.append(f"{name} is {' and '.join(told)}")
-    return parts
+    return [f"{sentence} {'; '.join(parts)}."] if parts else []
 
 
 def some(names: Sequence[str], most: int = 4) -> str:
-    """The first names, and how many more there are."""
+    """List the first names, and say how many more there are."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
@@ -286,49 +313,21 @@ def some(names: Sequence[str], most: int = 4) -> str:
 # Learning curves
 
 
-def read_events(folder: Path, tags: Sequence[str]) -> dict[str, np.ndarray]:
-    """What a training logged under these tags, float64 (N, 2): agent step and value.
-
-    As TensorBoard's EventAccumulator does, a training that went on drops what an earlier process had logged
-    beyond its checkpoint. That class checks every record's sum in Python, which takes minutes for the
-    millions of episodes of a long run; here other tags are passed by unread.
+def read_curve(folder: Path, tag: str) -> np.ndarray:
+    """Agent steps and values that a training logged under a tag, float64 (N, 2); N is 0 without curves.csv.
 
     Raises:
-        UserError: a file is damaged. A last record that is cut off, as in a run that still goes on, is left.
+        UserError: the file is damaged.
     """
-    from google.protobuf.message import DecodeError
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
-    found: dict[str, list[tuple[int, float]]] = {tag: [] for tag in tags}
-    wanted = [tag.encode() for tag in tags]
-    for file in sorted(folder.glob("events.out.tfevents.*")):
-        for record in _records(file.read_bytes()):
-            is_wanted = any(tag in record for tag in wanted)
-            if not is_wanted and len(record) > 64:  # longer than the note that a process started
-                continue
-            try:
-                event = Event.FromString(record)
-            except DecodeError as error:
-                raise UserError(f"{file} is damaged: move it away to report without its curves.") from error
-            if event.session_log.status == SessionLog.START:
-                for tag, points in found.items():
-                    found[tag] = [point for point in points if point[0] < event.step]
-            for value in event.summary.value if is_wanted else ():
-                if value.tag in found:
-                    found[value.tag].append((event.step, value.simple_value))
-    return {tag: np.array(points, np.float64).reshape(-1, 2) for tag, points in found.items()}
-
-
-def _records(content: bytes) -> Iterator[bytes]:
-    """TFRecord's framing: length, its sum, data, its sum; the last record may be cut off."""
-    place = 0
-    while place + 12 <= len(content):
-        (length,) = struct.unpack_from("<Q", content, place)
-        data = content[place + 12 : place + 12 + length]
-        if len(data) < length:
-            return
-        yield data
-        place += 16 + length
+    file = folder / "curves.csv"
+    if not file.is_file():
+        return np.zeros((0, 2))
+    try:
+        logged = pd.read_csv(file, usecols=["tag", "step", "value"])
+        points_N2: np.ndarray = logged[logged["tag"] == tag][["step", "value"]].to_numpy(np.float64)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged: move it away to report without its curves.") from error
+    return points_N2
 
 
 def curve(points_N2: np.ndarray, edges: np.ndarray, end: float) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""What a run needs around its training: folder, machine, threads, cells of a matrix."""
+"""A run's surroundings in training: folder, machine, threads, cells of a matrix."""

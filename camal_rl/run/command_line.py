@@ -14,6 +14,10 @@ import tyro
 
 from camal_rl.errors import UserError, print_mistake
 
+# Waiting torch threads spin by default, which takes the cores from the game engines. torch's import reads it,
+# and commands import this module before torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 T = TypeVar("T")
 
 NAME = tyro.conf.arg(metavar="NAME")
@@ -26,19 +30,19 @@ Fraction = Annotated[float, pydantic.Field(ge=0, le=1), _NUMBER]
 
 
 def parse(kind: type[T], program: str, arguments: Sequence[str] | None = None) -> T:
-    """Read a command line into a dataclass of options; exit with code 2 and a message where it can't be."""
+    """Read a command line into a dataclass of options; exit with code 2 and a message where it can't be.
+
+    Signals end a process that reads its own command line, without a traceback, until it handles them itself.
+    """
+    if arguments is None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _: os._exit(128 + number))
     try:
         args = tyro.cli(kind, prog=program, args=arguments)
         check_ranges(args)
     except UserError as mistake:
         sys.exit(print_mistake(mistake))
     return args
-
-
-def end_on_signals() -> None:
-    """Let signals end the process at once and without a traceback, until the command handles them itself."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: os._exit(128 + number))
 
 
 def check_ranges(args: Any) -> None:
@@ -152,5 +156,5 @@ def refuse_options(own: Iterable[str], options: Sequence[str], kind: str, setter
         UserError: one of `own`, names without dashes in front, is among them.
     """
     for option in own:
-        if any(one.replace("_", "-").split("=")[0] == f"--{option}" for one in options):
+        if any(word.replace("_", "-").split("=")[0] == f"--{option}" for word in options):
             raise UserError(f"--{option} can't be one of the options of {kind}: the {setter} sets it.")

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-# Waiting torch threads spin by default, which takes the cores from the game engines. Read by torch's import.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import ctypes
 import platform
 from contextlib import ExitStack

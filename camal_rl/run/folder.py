@@ -14,21 +14,18 @@ import time
 import zipfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import filelock
 import numpy as np
 import torch
-import vizdoom
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from camal_rl import __version__
-from camal_rl.doom import Episode
 from camal_rl.errors import UserError
-from camal_rl.game.definition import Definition
 from camal_rl.run.files import make_folder, write_whole
 
 CHECKPOINT_VERSION = 4
@@ -63,15 +60,6 @@ def describe(
     described = {"args": kept, **groups}
     plain: dict[str, dict[str, Any]] = json.loads(json.dumps(described, default=str))
     return plain
-
-
-def describe_definition(definition: Definition) -> dict[str, Any]:
-    """Return an environment's definition as it counts: by what it says, not by where its file lies."""
-    return dataclasses.asdict(definition) | {
-        "path": definition.path.name,
-        "scenario": definition.scenario.name,
-        "vizdoom": vizdoom.__version__,  # another one may not replay the same
-    }
 
 
 def read_args_file(folder: Path, needed: Sequence[str] = ("args", "definition")) -> dict[str, dict[str, Any]]:
@@ -116,14 +104,14 @@ def check_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) ->
         )
 
 
-def check_definition(folder: Path, described: Mapping[str, Any], definition: Definition) -> None:
+def check_definition(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse an environment that is not the one a run was trained on, whatever its file is called.
+
+    Both are as `Definition.described` returns them.
 
     Raises:
         UserError: the message shows every difference.
     """
-    before = described["definition"]
-    now = json.loads(json.dumps(describe_definition(definition)))
     differences = [
         f"{name} was {before.get(name)}, now {now[name]}" for name in GAME if before.get(name) != now[name]
     ]
@@ -158,8 +146,7 @@ def write_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) ->
 def lock(folder: Path, purpose: str) -> Iterator[None]:
     """Keep other processes from doing the same in a run folder, which is made where it is missing.
 
-    The operating system lets go of the lock when a process ends, however it ends. At the end the lock's file
-    is removed, and so are the folders that were made for it and in which nothing else was put.
+    The operating system lets go of the lock when a process ends, however it ends.
 
     Args:
         purpose: what is done, such as `train`; it names the lock and stands in the message.
@@ -167,23 +154,20 @@ def lock(folder: Path, purpose: str) -> Iterator[None]:
     Raises:
         UserError: another process does it, or the folder can't be written.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
     make_folder(folder, "folder")
-    file = folder / f".{purpose}.lock"
+    held = filelock.FileLock(folder / f".{purpose}.lock")
     try:
-        with filelock.FileLock(file, timeout=PATIENCE):
-            try:
-                yield
-            finally:
-                file.unlink(missing_ok=True)
+        held.acquire(timeout=PATIENCE)
     except filelock.Timeout as error:
         raise UserError(
             f"another process does the same ({purpose}) in {folder}: wait for it, or end it."
         ) from error
+    except OSError as error:
+        raise UserError(f"can't write to {folder}: {error.strerror}. Choose another folder.") from error
+    try:
+        yield
     finally:
-        for path in made:
-            with suppress(OSError):  # it is not empty
-                path.rmdir()
+        held.release()
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -237,11 +221,13 @@ def remove_remains(folder: Path, names: Sequence[str]) -> None:
 
 
 class RunFolder:
-    """An agent's run while it trains: its lock, checkpoint, logs and progress bar. A context manager.
+    """An agent's run while it trains: its checkpoint, logs and progress bar. A context manager.
+
+    Nothing is written before `resume`, when all that can be refused has been.
 
     Args:
         args: `ppo.Args`, checked.
-        definition: the environment's.
+        definition: the environment's, as `Definition.described` returns it.
         chosen: options as they were chosen for this machine, in place of `args`' own.
 
     Attributes:
@@ -255,11 +241,10 @@ class RunFolder:
         UserError: the folder is another run's, is in use or can't be written, or its checkpoint is damaged.
     """
 
-    def __init__(self, args: Any, definition: Definition, chosen: Mapping[str, Any]) -> None:
+    def __init__(self, args: Any, definition: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
         self.args = args
-        self.path: Path = args.runs_dir / definition.name / args.method / f"seed{args.seed}"
-        chosen = {"env": definition.name, **chosen}
-        self.described = describe(args, chosen, definition=describe_definition(definition))
+        self.path: Path = args.runs_dir / definition["name"] / args.method / f"seed{args.seed}"
+        self.described = describe(args, {"env": definition["name"], **chosen}, definition=definition)
         self._cleanup = ExitStack()
         self._recent: deque[float] = deque(maxlen=100)  # raw returns of episodes
         self.total: int = args.total_timesteps // args.batch_size
@@ -268,28 +253,24 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         check_args_file(self.path, self.described)
-        self._cleanup.enter_context(lock(self.path, "train"))
-        try:
-            self._checkpoint = load_checkpoint(self.path / "checkpoint.pt")
-            if self._checkpoint is not None:
-                if not (self.path / "args.json").exists():
-                    raise UserError(
-                        f"{self.path} has a checkpoint but no args.json: move it away to start anew."
-                    )
-                self.iteration = self._checkpoint["iteration"]
-        except BaseException:
-            self._cleanup.close()
-            raise
+        self._load()
         return self
+
+    def _load(self) -> dict[str, Any] | None:
+        """Return the checkpoint, if there is one, and note how far it is."""
+        checkpoint = load_checkpoint(self.path / "checkpoint.pt")
+        if checkpoint is not None:
+            if not (self.path / "args.json").exists():
+                raise UserError(f"{self.path} has a checkpoint but no args.json: move it away to start anew.")
+            self.iteration = checkpoint["iteration"]
+        return checkpoint
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._cleanup.close()
         problem = ""
         if isinstance(error, FloatingPointError):
             problem = f"{error} is NaN or infinite"
-        elif isinstance(error, RuntimeError) and "nan values" in str(
-            error
-        ):  # as torch's anomaly detection says
+        elif isinstance(error, RuntimeError) and "nan values" in str(error):  # with detect_anomaly
             problem = f"a gradient ({error}) is NaN"
         if problem:
             raise UserError(
@@ -304,11 +285,13 @@ class RunFolder:
         return self.iteration * int(self.args.batch_size)
 
     def resume(self, state: Mapping[str, Any]) -> bool:
-        """Open the logs and bring `state` back to the checkpoint; return whether there was one.
+        """Lock the folder, open the logs, bring `state` back to the checkpoint; return whether there was one.
 
         Args:
             state: by name what `save` saves.
         """
+        self._cleanup.enter_context(lock(self.path, "train"))
+        checkpoint = self._load()  # another process may have trained since
         options = self.described["args"] | self.described["definition"]
         print(
             f"camal_rl {__version__}: {options['env']}, {self.args.method}, seed {self.args.seed}, "
@@ -323,25 +306,23 @@ class RunFolder:
         self._writer = SummaryWriter(str(self.path), purge_step=self.step + 1)
         self._cleanup.callback(self._writer.close)
         self._curves = self._cleanup.enter_context(_open_curves(self.path / "curves.csv", self.step))
-        if self._checkpoint is None:
+        if checkpoint is None:
             rows = "\n".join(f"|{name}|{value}|" for name, value in options.items())
             self._writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
             return False
         for name, part in state.items():
             load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
-            load(self._checkpoint[name])
-        self._recent.extend(self._checkpoint["recent"])
-        self._checkpoint = None  # frees its memory
+            load(checkpoint[name])
+        self._recent.extend(checkpoint["recent"])
         print(f"Going on from step {self.step:,}.", flush=True)
         return True
 
     def iterations(self) -> Iterator[int]:
         """Yield the numbers, from 1 on, of the iterations to do, and show how far they are."""
-        first_step, began = self.step, time.perf_counter()
-        self.speed = lambda: (self.step - first_step) / (time.perf_counter() - began)
+        self._first_step, self._began = self.step, time.perf_counter()
         bar = tqdm(
             total=self.total * self.args.batch_size,
-            initial=first_step,
+            initial=self.step,
             unit="step",
             unit_scale=True,
             mininterval=0.5 if sys.stderr.isatty() else 30,
@@ -351,12 +332,16 @@ class RunFolder:
             while self.iteration < self.total:
                 self.iteration += 1
                 yield self.iteration
-                bar.set_postfix(self.status, refresh=False)
+                bar.set_postfix({"SPS": f"{self.speed():.0f}", **self.status}, refresh=False)
                 bar.update(self.args.batch_size)
             bar.refresh()
         if self._recent:
             mean = np.mean(self._recent)
             print(f"Done. Mean return of the last {len(self._recent)} episodes: {mean:.2f}")
+
+    def speed(self) -> float:
+        """Return agent steps a second since this process began to train."""
+        return (self.step - self._first_step) / (time.perf_counter() - self._began)
 
     def log(self, scalars: Mapping[str, float], step: int | None = None) -> None:
         """Log scalars by TensorBoard tag, at this iteration's end unless another agent step is given."""
@@ -369,14 +354,12 @@ class RunFolder:
         """Log a picture, uint8 (H, W, 3)."""
         self._writer.add_image(tag, image, self.step, dataformats="HWC")
 
-    def log_episodes(self, episodes: Sequence[Episode]) -> None:
-        """Log return and length of finished episodes at the agent steps where they ended."""
-        for episode in episodes:
-            step = episode.end * self.args.num_envs
-            self.log(
-                {"charts/episodic_return": episode.total, "charts/episodic_length": episode.length}, step
-            )
-            self._recent.append(episode.total)
+    def log_episodes(self, episodes: Sequence[tuple[int, float, int]]) -> None:
+        """Log return and length of finished episodes, see `doom.Episode`, at the steps where they ended."""
+        for end, total, length in episodes:
+            scalars = {"charts/episodic_return": total, "charts/episodic_length": length}
+            self.log(scalars, end * self.args.num_envs)
+            self._recent.append(total)
         if self._recent:
             self.status["return"] = f"{np.mean(self._recent):.1f}"
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from camal_rl import attention, camal, metrics
-from camal_rl.doom import DoomVectorEnv
 from camal_rl.masks import mask_weights
 from camal_rl.results import media
 from camal_rl.run.files import make_folder, write_whole
@@ -33,21 +32,21 @@ class Monitor:
     Args:
         args: `ppo.Args`.
         run: where scalars and pictures go.
-        envs: the games, whose masks are kept.
+        masks: those of the games now, uint8 (N, H, W), for their shape.
     """
 
-    def __init__(self, args: Any, run: RunFolder, envs: DoomVectorEnv) -> None:
+    def __init__(self, args: Any, run: RunFolder, masks: np.ndarray) -> None:
         self.args = args
         self.run = run
         self.stride = max(1, args.batch_size // MEASURED_FRAMES)
         steps = len(range(0, args.num_steps, self.stride))
-        self.masks = np.zeros((steps, *envs.masks.shape), np.uint8)  # (steps, N, H, W)
+        self.masks = np.zeros((steps, *masks.shape), np.uint8)  # (steps, N, H, W)
         self._dead = 0  # measurements in a row in which all maps were
 
-    def keep_masks(self, step: int, games: slice, envs: DoomVectorEnv) -> None:
+    def keep_masks(self, step: int, games: slice, masks: np.ndarray) -> None:
         """Keep the masks of these games, if attention is measured at this step of the rollout."""
         if step % self.stride == 0:
-            self.masks[step // self.stride, games] = envs.masks[games]
+            self.masks[step // self.stride, games] = masks[games]
 
     @torch.no_grad()
     def measure(self, agent: Any, images: Tensor, workers: Workers) -> None:

@@ -6,10 +6,10 @@ from camal_rl.errors import UserError, print_mistake
 
 
 def check_torchvision() -> None:
-    """Refuse to go on without it.
+    """Import torchvision, to see whether it is there and works.
 
     Raises:
-        UserError: torchvision can't be imported.
+        UserError: it can't be imported.
     """
     try:
         import torchvision  # noqa: F401
@@ -17,13 +17,13 @@ def check_torchvision() -> None:
         raise UserError(f"this needs {error.name}: pip install 'camal-rl[vision]'.") from error
     except (ImportError, RuntimeError, OSError, AttributeError) as error:  # built for another torch
         raise UserError(
-            f"torchvision can't be imported ({' '.join(str(error).split())}): install one that was built for "
-            "the torch that is here, pip install --upgrade torch torchvision."
+            f"torchvision can't be imported ({' '.join(str(error).split())}): install a torchvision that was "
+            "built for the torch that is here, pip install --upgrade torch torchvision."
         ) from error
 
 
 def need_torchvision() -> None:
-    """For the beginning of a command: end with one line where torchvision can't be imported."""
+    """End a command at its beginning, with one line, where torchvision can't be imported."""
     try:
         check_torchvision()
     except UserError as mistake:

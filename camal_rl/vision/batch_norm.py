@@ -15,11 +15,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
-
-import tyro
+from typing import Any, NamedTuple
 
 from camal_rl.errors import UserError
+from camal_rl.run.command_line import Count, Positive, parse, run_at_once
 from camal_rl.run.files import make_folder, write_together
 from camal_rl.vision import need_torchvision
 
@@ -28,35 +27,29 @@ from camal_rl.vision import need_torchvision
 class Args:
     """Compare maps of one pass for a batch with those of a pass for each sample, under BatchNorm."""
 
-    output: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/vision/batch-norm")
+    output: Path = Path("runs/vision/batch-norm")
     """folder for table.md and results.json"""
-    models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
-    """of camal_rl.vision.train; all six if none is given"""
-    weights: Annotated[str, tyro.conf.arg(metavar="FROM")] = "imagenet"
-    """imagenet, none (random), or a file, then of one model"""
-    batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 8
-    """samples"""
-    seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
-    """of shapes and of random weights"""
-
-
-def parse_args(arguments: list[str] | None = None) -> Args:
-    """Read the command line; exits with code 2 and a message where it can't be understood."""
-    return tyro.cli(Args, prog="python -m camal_rl.vision.batch_norm", args=arguments)
+    models: tuple[str, ...] = ()
+    """networks of camal_rl.vision.train; all six if none is given"""
+    weights: str = "imagenet"
+    """imagenet, none (random), or a file, then for one model"""
+    batch_size: Positive = 8
+    """samples in a batch, at least 4"""
+    seed: Count = 0
+    """seed of shapes and of random weights"""
 
 
 if __name__ == "__main__":
-    ARGS = parse_args()  # before torch is imported, so that --help and a typing mistake are answered at once
+    ARGS = parse(Args, "python -m camal_rl.vision.batch_norm")  # before torch is imported, for --help
     need_torchvision()
 
 import torch
 from torch import Tensor, nn
 
 from camal_rl import attention
-from camal_rl.results import figures as page
-from camal_rl.run.command_line import run_at_once
+from camal_rl.results import figures
 from camal_rl.vision import shapes
-from camal_rl.vision.models import ARCHITECTURES, Classifier, Features, batch_norms, load_weights, normalise
+from camal_rl.vision.models import ARCHITECTURES, Classifier, Features, batch_norms, load_weights, normalize
 
 IMAGE_SIZE = 224
 
@@ -69,14 +62,11 @@ class Split(NamedTuple):
 
 
 def splits(model: Classifier) -> dict[str, Split]:
-    """At the layer that is supervised, and for models with BatchNorm at the stage before it."""
+    """The classifier split at the supervised layer, and with BatchNorm also at the stage before it."""
     network: Any = model.network
-    found = {"supervised": Split(model.features, model.head)}
     if model.name == "resnet18":
-        before = nn.Sequential(
-            *(network.get_submodule(name) for name in ("conv1", "bn1", "relu", "maxpool")),
-            *(network.get_submodule(f"layer{number}") for number in (1, 2, 3)),
-        )
+        stem = (network.conv1, network.bn1, network.relu, network.maxpool)
+        before = nn.Sequential(*stem, network.layer1, network.layer2, network.layer3)
         after = nn.Sequential(network.layer4, network.avgpool, nn.Flatten(), network.fc)
     elif model.name == "efficientnet_b0":
         before = network.features[:-1]
@@ -85,9 +75,9 @@ def splits(model: Classifier) -> dict[str, Split]:
         before = nn.Sequential(network.stem, *network.blocks[:-1])
         after = nn.Sequential(network.blocks[-1], network.classifier)
     else:
-        return found
-    found["stage before"] = Split(lambda images: Features(before(images)), lambda found: after(found.maps))
-    return found
+        return {"supervised": Split(model.features, model.head)}
+    earlier = Split(lambda images: Features(before(images)), lambda features: after(features.maps))
+    return {"supervised": Split(model.features, model.head), "stage before": earlier}
 
 
 def gradients(split: Split, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,21 +87,19 @@ def gradients(split: Split, images: Tensor, classes: Tensor) -> tuple[Tensor, Te
     target = split.head(features).gather(1, classes[:, None]).squeeze(1)
     (once,) = torch.autograd.grad(target.sum(), features.maps, retain_graph=True)
     each = [
-        torch.autograd.grad(one, features.maps, retain_graph=True)[0][index]
-        for index, one in enumerate(target)
+        torch.autograd.grad(target[index], features.maps, retain_graph=True)[0][index]
+        for index in range(len(target))
     ]
     return features.maps.detach(), once, torch.stack(each)
 
 
-def difference(one: Tensor, other: Tensor) -> float:
+def difference(x: Tensor, y: Tensor) -> float:
     """The largest difference, over the largest absolute value."""
-    return float(
-        (one - other).abs().max() / torch.maximum(one.abs().max(), other.abs().max()).clamp(min=1e-30)
-    )
+    return float((x - y).abs().max() / torch.maximum(x.abs().max(), y.abs().max()).clamp(min=1e-30))
 
 
 def compare(name: str, args: Args) -> list[dict[str, Any]]:
-    """The rows of one model. In float64, so that what is left is no rounding; without dropout."""
+    """The rows of a model, computed in float64, so that what is left is no rounding, and without dropout."""
     torch.manual_seed(args.seed)
     samples = shapes.generate(2 * args.batch_size, IMAGE_SIZE, args.seed)
     model = Classifier(name, len(samples.classes))
@@ -120,7 +108,7 @@ def compare(name: str, args: Args) -> list[dict[str, Any]]:
     # torchvision's ViT begins with zeros there, for which dy/dA would be zero, too.
     nn.init.normal_(last.weight, std=0.02)  # type: ignore[arg-type]
     model.double()
-    images = normalise(torch.from_numpy(samples.images)).double()
+    images = normalize(torch.from_numpy(samples.images)).double()
     classes = torch.from_numpy(samples.labels)
     half = args.batch_size // 2
     batch = torch.arange(args.batch_size)
@@ -150,37 +138,27 @@ def compare(name: str, args: Args) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: list[dict[str, Any]], args: Args) -> page.Table:
+def table(rows: list[dict[str, Any]], args: Args) -> figures.Table:
     """The rows as a table."""
-    named = {"batch": "of the batch", "running": "running", "none": "no BatchNorm"}
-    return page.Table(
+    statistics = {"batch": "of the batch", "running": "running", "none": "no BatchNorm"}
+    return figures.Table(
         "Proposition 1 under BatchNorm",
         ["model", "statistics", "layer", "one pass against B passes", "in another batch"],
         [
-            [
-                one["model"],
-                named[one["statistics"]],
-                one["layer"],
-                f"{one['passes']:.1e}",
-                f"{one['company']:.1e}",
-            ]
-            for one in rows
+            [row["model"], statistics[row["statistics"]], row["layer"]]
+            + [f"{row[name]:.1e}" for name in ("passes", "company")]
+            for row in rows
         ],
         f"Largest differences over the largest value: of dy/dA from one backward pass for {args.batch_size} "
-        "samples and from one for each, and of normalised maps of a sample in two batches. float64, weights "
+        "samples and from one for each, and of normalized maps of a sample in two batches. float64, weights "
         f"{args.weights}, a random last layer, without dropout.",
         labels=3,
     )
 
 
 def make(args: Args) -> str:
-    """Compare, write the results, and return them as a table in Markdown.
-
-    Raises:
-        UserError: arguments that can't be used, or a folder that can't be written.
-    """
-    unknown = [name for name in args.models if name not in ARCHITECTURES]
-    if unknown:
+    """Compare, write the results, and return them as a table in Markdown."""
+    if unknown := [name for name in args.models if name not in ARCHITECTURES]:
         raise UserError(f"--models {' '.join(unknown)}: choose of {', '.join(ARCHITECTURES)}.")
     if args.batch_size < 4:
         raise UserError(f"--batch-size {args.batch_size}: give a number of at least 4.")
@@ -188,9 +166,9 @@ def make(args: Args) -> str:
     for name in args.models or ARCHITECTURES:
         rows += compare(name, args)
         print(f"{name} done", file=sys.stderr)
-    text = page.markdown(table(rows, args))
-    make_folder(args.output)
+    text = figures.markdown(table(rows, args))
     results = {"weights": args.weights, "batch_size": args.batch_size, "seed": args.seed, "rows": rows}
+    make_folder(args.output)
     write_together(
         {
             args.output / "table.md": text.encode(),

@@ -1,10 +1,9 @@
-"""CLIP through open_clip, split where its attention is taken."""
+"""open_clip's CLIP, split where its attention is taken: images and texts -> feature maps and embeddings."""
 
 from __future__ import annotations
 
 import textwrap
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,23 +16,22 @@ from torch import Tensor
 
 from camal_rl.errors import UserError
 
-PROMPT = "a photo of a {class}"
-
-
 Rest: TypeAlias = Callable[[Tensor], Tensor]
+Published: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""Tag of trained weights -> how open_clip says they were trained, and where they are."""
 
 
 class Conventions(NamedTuple):
-    """What trained weights take for granted and don't say: the activation, and how pixels are normalised."""
+    """How weights were trained, which they don't say: their activation, and how pixels are normalized."""
 
     quick_gelu: bool = False
-    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)  # of red, green and blue, as OpenAI's
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)  # red, green and blue, OpenAI's
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """A CLIP ready for `regions`: in evaluation mode, its weights fixed; `prepare` makes one."""
+    """A CLIP ready for regions, in evaluation mode and with fixed weights; `prepare` makes it."""
 
     name: str
     model: Any  # open_clip.CLIP
@@ -42,7 +40,7 @@ class Clip:
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device it is on."""
         device: torch.device = self.model.logit_scale.device
         return device
 
@@ -54,14 +52,13 @@ class Clip:
         return height, width
 
     def pixels(self, images: np.ndarray) -> Tensor:
-        """uint8 RGB (B, 3, H, W) -> what the image encoder takes, float32 (B, 3, *size)."""
+        """uint8 RGB (B, 3, H, W) -> input of the image encoder, float32 (B, 3, *size)."""
         pixels = torch.tensor(images, dtype=torch.float32, device=self.device)
         if pixels.shape[2:] != self.size:
-            # As CLIP's own preparation of images does; it clips what bicubic interpolation overshoots, too.
+            # As CLIP's own preparation of images does, which clips what bicubic interpolation overshoots.
             pixels = F.interpolate(pixels, self.size, mode="bicubic", antialias=True).clamp(0, 255)
-        mean, std = (
-            torch.tensor(one, device=self.device)[:, None, None] * 255 for one in self.conventions[1:]
-        )
+        _, *colours = self.conventions
+        mean, std = (torch.tensor(rgb, device=self.device)[:, None, None] * 255 for rgb in colours)
         return (pixels - mean) / std
 
     def texts(self, prompts: Sequence[str]) -> Tensor:
@@ -70,6 +67,11 @@ class Clip:
             tokens = self.tokenize(list(prompts)).to(self.device)
             embeddings: Tensor = self.model.encode_text(tokens, normalize=True)
         return embeddings
+
+
+def prompts(labels: np.ndarray, classes: Sequence[str], template: str) -> list[str]:
+    """Text for each sample: the template with the name of its class for {class}, spaces for underscores."""
+    return [template.replace("{class}", classes[label].replace("_", " ")) for label in labels]
 
 
 def valid_models() -> list[str]:
@@ -83,16 +85,12 @@ def valid_models() -> list[str]:
     for name in open_clip.list_models():
         config = open_clip.get_model_config(name)
         image, text = config["vision_cfg"], config["text_cfg"]
-        if not (
-            config.get("custom_text")
-            or "multimodal_cfg" in config
-            or image.get("timm_model_name")
-            or image.get("attentional_pool")
-            or image.get("pool_type", "tok") != "tok"
-            or text.get("hf_model_name")
-            or text.get("hf_tokenizer_name")
-            or text.get("tokenizer_kwargs")
-        ):
+        unknown = (
+            *(config.get(key) for key in ("custom_text", "multimodal_cfg")),
+            *(image.get(key) for key in ("timm_model_name", "attentional_pool")),
+            *(text.get(key) for key in ("hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs")),
+        )
+        if not any(unknown) and image.get("pool_type", "tok") == "tok":
             found.append(name)
     return found
 
@@ -107,29 +105,36 @@ def load_clip(
     of this tag were trained; without a tag, those of all weights that are listed for the model.
 
     Args:
-        model: open_clip's name, one of `valid_models`.
-        weights: a state dictionary that torch or safetensors can read, with tensors only; None for random
-            weights, whose regions mean nothing.
-        device: to put it on.
-        tag: open_clip's name of the weights, such as "openai". Weights that were trained further have the
-            tag of those they started from.
-
-    Raises:
-        UserError: open_clip is missing; an unknown model or one that can't be split; no such file, or one
-            that doesn't fit the model; an unknown tag, or none although the listed weights differ.
+        model: a name of `valid_models`.
+        weights: a state dictionary that torch or safetensors can read; None for random weights.
+        device: the device to put it on.
+        tag: open_clip's name of the weights, or of those they started from, such as "openai".
     """
     open_clip = _open_clip()
     model = model.replace("/", "-")  # as OpenAI writes ViT-B/32
-    _check_model(open_clip, model)
-    conventions = Conventions() if weights is None else _conventions(open_clip, model, tag)
-    source = _source(open_clip, model, tag)
+    if model not in (valid := valid_models()):
+        raise UserError(
+            f"--clip-model {model}: open_clip {open_clip.__version__} has no such model, or it can't be "
+            f"split, or its tokenizer would have to be fetched. Valid: {', '.join(valid)}."
+        )
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    published = {name: open_clip.get_pretrained_cfg(model, name) for name in tags}
+    if tag is not None and tag not in tags:
+        valid_tags = f"Valid: {', '.join(tags)}" if tags else "It has none, so leave --clip-tag out"
+        raise UserError(f"--clip-tag {tag}: open_clip lists no such weights of {model}. {valid_tags}.")
+    conventions = Conventions() if weights is None else _conventions(model, published, tag)
+    source = _source(published, tag)
     if weights is not None and not weights.is_file():
         raise UserError(f"there are no CLIP weights in {weights}: {source}, and give its path.")
     config = open_clip.get_model_config(model)
     config["quick_gelu"] = conventions.quick_gelu or config.get("quick_gelu", False)
     network = open_clip.CLIP(**config)
     if weights is not None:
-        _load_weights(open_clip, network, weights, model, source)
+        try:
+            open_clip.load_checkpoint(network, str(weights.absolute()), weights_only=True)
+        except Exception as error:  # a damaged file makes torch raise all kinds
+            reason = textwrap.shorten(str(error), 160, placeholder=" ...")
+            raise UserError(f"{weights} does not hold weights of {model} ({reason}): {source}.") from error
     tokenize = partial(open_clip.tokenize, context_length=network.context_length)
     return prepare(network.to(device), model, tokenize, conventions)
 
@@ -137,18 +142,13 @@ def load_clip(
 def prepare(
     model: Any, name: str, tokenize: Callable[[list[str]], Tensor], conventions: Conventions | None = None
 ) -> Clip:
-    """Make one of open_clip's CLIPs ready for `regions`, and see whether its image encoder can be split.
+    """Make an `open_clip.CLIP` ready for regions, and see whether its image encoder is split rightly.
 
-    Args:
-        model: an `open_clip.CLIP`; it is put into evaluation mode, and its parameters need no gradient then.
-        name: to call it in messages.
-        tokenize: texts -> int64 (n, length), such as open_clip's `get_tokenizer` makes.
-        conventions: how its weights were trained; as OpenAI's, but without QuickGELU, if not given.
+    It is put into evaluation mode, and its parameters need no gradient then.
 
     Raises:
-        UserError: an image encoder of another kind, or one that this version of open_clip builds otherwise.
+        UserError: an image encoder that this version of open_clip builds otherwise.
     """
-    _check_encoder(model.visual, name)
     model.eval().requires_grad_(False)
     clip = Clip(name, model, tokenize, conventions or Conventions())
     # Two different images, so that samples and tokens which change places are noticed.
@@ -170,13 +170,13 @@ def split(encoder: Any, pixels: Tensor) -> tuple[Tensor, Rest]:
 
     Args:
         encoder: `visual` of an open_clip.CLIP, its ResNet or ViT.
-        pixels: (B, 3, H, W), normalised.
+        pixels: (B, 3, H, W), normalized.
 
     Returns:
         maps: A, (B, K, h, w). Of a ResNet the output of the last stage, which the attention pooling takes
             (RN50 at 224 pixels: 2048, 7, 7). Of a ViT the patch tokens that enter the last block's attention,
             as a grid without the class token, as in Sec. 3.3 (ViT-B-16 at 224 pixels: 768, 14, 14).
-        rest: A -> image embeddings, (B, D), not normalised.
+        rest: A -> image embeddings, (B, D), not normalized.
     """
     return (_split_resnet if hasattr(encoder, "attnpool") else _split_vit)(encoder, pixels)
 
@@ -215,7 +215,7 @@ def _split_vit(encoder: Any, pixels: Tensor) -> tuple[Tensor, Rest]:
 
 
 def _open_clip() -> Any:
-    """Imported when it is needed: it takes seconds, and reading regions does without."""
+    """Import open_clip when it is needed: it is optional, and takes seconds."""
     try:
         import open_clip
     except ImportError as error:
@@ -223,95 +223,29 @@ def _open_clip() -> Any:
     return open_clip
 
 
-def _check_model(open_clip: Any, model: str) -> None:
-    valid = valid_models()
-    if model not in valid:
-        why = (
-            "its image encoder is none of open_clip's own ResNets and ViTs, or its tokenizer would have to "
-            "be fetched"
-            if model in open_clip.list_models()
-            else f"open_clip {open_clip.__version__} has no such model"
-        )
-        raise UserError(f"--clip-model {model}: {why}. Valid: {', '.join(valid)}.")
-
-
-def _check_encoder(encoder: Any, name: str) -> None:
-    _open_clip()
-    from open_clip.modified_resnet import ModifiedResNet
-    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
-
-    known = isinstance(encoder, ModifiedResNet) or (
-        isinstance(encoder, VisionTransformer)
-        and encoder.attn_pool is None
-        and encoder.pool_type == "tok"
-        and len(encoder.transformer.resblocks) > 1
-        and isinstance(encoder.transformer.resblocks[-1], ResidualAttentionBlock)
-    )
-    if not known:
-        raise UserError(
-            f"the image encoder of {name}, {type(encoder).__name__}, can't be split: only open_clip's own "
-            f"ResNets, and ViTs with a class token, can. Valid models: {', '.join(valid_models())}."
-        )
-
-
-def _conventions(open_clip: Any, model: str, tag: str | None) -> Conventions:
-    """How weights of this tag were trained, or all that are listed for the model."""
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    if tag is not None and tag not in tags:
-        valid = f"Valid: {', '.join(tags)}" if tags else "It has none, so leave --clip-tag out"
-        raise UserError(f"--clip-tag {tag}: open_clip lists no such weights of {model}. {valid}.")
-    found = {}
-    for one in tags if tag is None else [tag]:
-        listed = open_clip.get_pretrained_cfg(model, one)
-        found[one] = Conventions(listed.get("quick_gelu", False), tuple(listed["mean"]), tuple(listed["std"]))
-    if len(set(found.values())) > 1:
+def _conventions(model: str, published: Published, tag: str | None) -> Conventions:
+    """How weights of this tag were trained, or else all that are published of the model."""
+    chosen = published.values() if tag is None else [published[tag]]
+    found = {
+        Conventions(listed.get("quick_gelu", False), tuple(listed["mean"]), tuple(listed["std"]))
+        for listed in chosen
+    }
+    if len(found) > 1:
         raise UserError(
             f"the published weights of {model} differ in their activation or their colours, and a file does "
-            f"not say which it holds: give --clip-tag, one of {', '.join(tags)}."
+            f"not say which it holds: give --clip-tag, one of {', '.join(published)}."
         )
-    return next(iter(found.values()), Conventions())
+    return found.pop() if found else Conventions()
 
 
-def _load_weights(open_clip: Any, network: Any, weights: Path, model: str, source: str) -> None:
-    if _is_program(weights):
-        raise UserError(
-            f"{weights} is a TorchScript archive, the form of OpenAI's own files, and only tensors are read "
-            f"here: {source}."
-        )
-    try:
-        open_clip.load_checkpoint(network, str(weights.absolute()), weights_only=True)
-    except Exception as error:  # a damaged file makes torch raise all kinds
-        reason = textwrap.shorten(str(error), 160, placeholder=" ...")
-        raise UserError(f"{weights} does not hold weights of {model} ({reason}): {source}.") from error
-
-
-def _source(open_clip: Any, model: str, tag: str | None) -> str:
-    """Where weights of a model come from, as advice."""
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    if not tags:
+def _source(published: Published, tag: str | None) -> str:
+    """Advice where to get weights of a model."""
+    if not published:
         return "take a state dictionary of this very model, for open_clip's list has no weights of it"
-    chosen = tag or ("openai" if "openai" in tags else tags[0])
-    listed = open_clip.get_pretrained_cfg(model, chosen)
-    if listed.get("hf_hub"):
-        folder = "/".join(listed["hf_hub"].split("/")[:2])
-        return (
-            "download open_clip_model.safetensors, or else open_clip_pytorch_model.bin, of "
-            f"https://huggingface.co/{folder}"
-        )
-    return f"download {listed['url']}"
-
-
-def _is_program(path: Path) -> bool:
-    """Whether it is a TorchScript archive, which holds code."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def prompts(labels: np.ndarray, classes: Sequence[str], template: str = PROMPT) -> list[str]:
-    """What CLIP is asked for each sample, from its label: `template` with the class's name for {class}.
-
-    Underscores in names become spaces.
-    """
-    return [template.replace("{class}", classes[label].replace("_", " ")) for label in labels]
+    listed = published[tag or ("openai" if "openai" in published else next(iter(published)))]
+    if not listed.get("hf_hub"):
+        return f"download {listed['url']}"
+    return (
+        "download open_clip_model.safetensors, or else open_clip_pytorch_model.bin, of "
+        f"https://huggingface.co/{'/'.join(listed['hf_hub'].split('/')[:2])}"
+    )

@@ -11,29 +11,24 @@ import hashlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
-import tyro
 from PIL import Image
 from tqdm import tqdm
 
 from camal_rl.errors import UserError
 from camal_rl.results import media
 from camal_rl.run import machine
-from camal_rl.run.command_line import run_at_once
+from camal_rl.run.command_line import Positive, parse, run_at_once
 from camal_rl.run.files import make_folder, write_whole
-from camal_rl.vision import check_torchvision
-from camal_rl.vision.samples import SHAPES, Samples
-
-DATA = ("shapes", "busi", "pet", "flower")
-SMALLEST_IMAGE, LARGEST_IMAGE = 16, 4096
-"""Side of an image in pixels, at least and at most: nobody means to look at greater ones."""
+from camal_rl.vision import check_torchvision, shapes
+from camal_rl.vision.samples import DATA, LARGEST_IMAGE, SHAPES, SMALLEST_IMAGE, DataName, Samples
 
 EXPECTED: dict[str, dict[str, int]] = {
     "busi": {"benign": 437, "malignant": 210, "normal": 133},
@@ -44,23 +39,18 @@ EXPECTED: dict[str, dict[str, int]] = {
 EXPECTED_BUSI_MASKS = 798
 """16 benign images and a malignant one show several lesions, each with a mask of its own."""
 
-BUSI = (
-    "Download Dataset_BUSI.zip from https://scholar.cu.edu.eg/?q=afahmy/pages/dataset and unpack it into "
-    "{folder}, so that it holds Dataset_BUSI_with_GT/benign/benign (1).png and benign (1)_mask.png."
-)
-PET = (
-    "Download images.tar.gz and annotations.tar.gz from https://www.robots.ox.ac.uk/~vgg/data/pets/ and "
-    "unpack both into {folder}/oxford-iiit-pet, so that it holds images/Abyssinian_1.jpg, "
-    "annotations/trainval.txt and annotations/trimaps/Abyssinian_1.png."
-)
-FLOWER = (
-    "Download 102flowers.tgz, 102segmentations.tgz, imagelabels.mat and setid.mat from "
+ADVICE = {
+    "busi": "Download Dataset_BUSI.zip from https://scholar.cu.edu.eg/?q=afahmy/pages/dataset and unpack it "
+    "into {folder}, so that it holds Dataset_BUSI_with_GT/benign/benign (1).png and benign (1)_mask.png.",
+    "pet": "Download images.tar.gz and annotations.tar.gz from https://www.robots.ox.ac.uk/~vgg/data/pets/ "
+    "and unpack both into {folder}/oxford-iiit-pet, so that it holds images/Abyssinian_1.jpg, "
+    "annotations/trainval.txt and annotations/trimaps/Abyssinian_1.png.",
+    "flower": "Download 102flowers.tgz, 102segmentations.tgz, imagelabels.mat and setid.mat from "
     "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/ into {folder}/flowers-102 and unpack the archives "
-    "there, so that it holds jpg/image_00001.jpg and segmim/segmim_00001.jpg beside the two .mat files."
-)
+    "there, so that it holds jpg/image_00001.jpg and segmim/segmim_00001.jpg beside the two .mat files.",
+}
 
 T = TypeVar("T")
-Count = Annotated[int, tyro.conf.arg(metavar="N")]
 
 
 def load(
@@ -73,11 +63,11 @@ def load(
     Images are interpolated as torchvision's Resize does it, masks by their nearest pixel.
 
     Args:
-        data: one of `DATA`.
-        folder: what holds `Dataset_BUSI_with_GT`, `oxford-iiit-pet` or `flowers-102`; not used for `shapes`.
-        image_size: side S of the images in pixels, from `SMALLEST_IMAGE` to `LARGEST_IMAGE`.
-        count: how many samples `shapes` has; the others are read as a whole.
-        progress: whether to show on stderr how far reading has come.
+        data: a name of DATA.
+        folder: parent of Dataset_BUSI_with_GT, oxford-iiit-pet or flowers-102; not used for shapes.
+        image_size: side S of the images in pixels.
+        count: number of shapes; the others are read as a whole.
+        progress: show on stderr how far reading has come.
 
     Raises:
         UserError: no such data set or size, or it is missing, incomplete or damaged.
@@ -87,38 +77,31 @@ def load(
             f"images can't have {image_size} pixels along a side: give {SMALLEST_IMAGE} to {LARGEST_IMAGE}."
         )
     if data == "shapes":
-        from camal_rl.vision import shapes
-
         return shapes.generate(count, image_size)
     if data not in _LISTINGS:
         raise UserError(f"there is no data set {data}: choose one of {', '.join(DATA)}.")
-    listing = _LISTINGS[data](folder)
+    listing = _LISTINGS[data](folder, ADVICE[data].format(folder=folder))
     return _read(listing, image_size, data if progress else None)
 
 
 def folds(labels: np.ndarray, count: int = 10, seed: int = 0) -> np.ndarray:
-    """The fold in which each sample is tested: int64 (N,), from 0 to count - 1.
+    """The fold in which each sample is tested: int64 (N,), from 0 to count - 1, for labels int (N,).
 
     Every class is spread evenly: its numbers in two folds differ by one at most, and so do the folds' sizes.
 
-    Args:
-        labels: int (N,), the class of each sample.
-        count: how many folds, at least 2.
-        seed: of the order in which samples are dealt out; the same seed gives the same folds.
-
     Raises:
-        UserError: fewer than 2 folds, or a class with fewer samples than there are folds, which would leave a
-            fold without one to test (faithfulness takes a sample of each class from every fold, Appendix C).
+        UserError: fewer than 2 folds, or a class with fewer samples than there are folds, for faithfulness
+            takes a sample of each class from every fold (Appendix C).
     """
     if count < 2:
         raise UserError(
             f"{count} is too few folds, for one part is tested and others trained on: give 2 or more."
         )
     classes, sizes = np.unique(labels, return_counts=True)
-    if not sizes.size or sizes.min() < count:
-        fewest = f"class {classes[sizes.argmin()]} has {sizes.min()}" if sizes.size else "there are none"
+    if sizes.min() < count:
         raise UserError(
-            f"{count} folds need {count} samples or more of each class, and {fewest}: choose fewer folds."
+            f"{count} folds need {count} samples or more of each class, and class {classes[sizes.argmin()]} "
+            f"has {sizes.min()}: choose fewer folds."
         )
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
@@ -128,11 +111,11 @@ def folds(labels: np.ndarray, count: int = 10, seed: int = 0) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# What files there are
+# Which files there are
 
 
 class _Entry(NamedTuple):
-    """The files of one sample."""
+    """The files of a sample."""
 
     image: Path
     masks: list[Path]  # united
@@ -149,84 +132,66 @@ class _Listing(NamedTuple):
     advice: str
 
 
-def _list_busi(folder: Path) -> _Listing:
-    base, advice = folder / "Dataset_BUSI_with_GT", BUSI.format(folder=folder)
-    classes = tuple(EXPECTED["busi"])
+def _list_busi(folder: Path, advice: str) -> _Listing:
+    base = folder / "Dataset_BUSI_with_GT"
     entries = []
-    for label, name in enumerate(classes):
-        pattern = re.compile(rf"{name} \((\d+)\)(_mask(?:_\d+)?)?\.png")
+    for label, (name, expected) in enumerate(EXPECTED["busi"].items()):
         images: dict[int, Path] = {}
         masks: dict[int, list[Path]] = {}
         for path in sorted((base / name).glob("*.png")):
-            if match := pattern.fullmatch(path.name):
+            if match := re.fullmatch(rf"{name} \((\d+)\)(_mask(?:_\d+)?)?\.png", path.name):
                 if match[2]:
                     masks.setdefault(int(match[1]), []).append(path)
                 else:
                     images[int(match[1])] = path
-        if not images:
-            raise UserError(f"there are no images in {base / name}. {advice}")
-        _check_count(len(images), EXPECTED["busi"][name], f"images in {base / name}", advice)
+        _check_count(len(images), expected, f"images in {base / name}", advice)
         for number, path in sorted(images.items()):
             own = path.with_name(f"{path.stem}_mask.png")
             entries.append(_Entry(path, masks.get(number) or [own], label))
     _check_count(sum(len(entry.masks) for entry in entries), EXPECTED_BUSI_MASKS, f"masks in {base}", advice)
-    return _Listing(base, classes, entries, _busi_lesion, advice)
+    return _Listing(base, tuple(EXPECTED["busi"]), entries, _busi_lesion, advice)
 
 
-def _list_pet(folder: Path) -> _Listing:
-    base, advice = folder / "oxford-iiit-pet", PET.format(folder=folder)
-    loader = _torchvision("OxfordIIITPet")
-    entries: list[_Entry] = []
-    classes: tuple[str, ...] = ()
-    for split, expected in EXPECTED["pet"].items():
-        part = _open(loader, folder, split, base, advice)
-        _check_count(len(part), expected, f"images in {base / 'annotations' / split}.txt", advice)
-        classes = classes or tuple(part.classes)
-        for image, trimap, label in zip(part._images, part._segs, part._labels, strict=True):
-            entries.append(_Entry(image, [trimap], label))
-    return _Listing(base, classes, sorted(entries), _pet_body, advice)
+def _list_pet(folder: Path, advice: str) -> _Listing:
+    base = folder / "oxford-iiit-pet"
+    parts = _splits("pet", "OxfordIIITPet", folder, base, advice)
+    files = (file for part in parts for file in zip(part._images, part._segs, part._labels, strict=True))
+    entries = [_Entry(image, [trimap], label) for image, trimap, label in files]
+    return _Listing(base, tuple(parts[0].classes), sorted(entries), _pet_body, advice)
 
 
-def _list_flower(folder: Path) -> _Listing:
-    base, advice = folder / "flowers-102", FLOWER.format(folder=folder)
-    loader = _torchvision("Flowers102")
-    entries: list[_Entry] = []
-    for split, expected in EXPECTED["flower"].items():
-        part = _open(loader, folder, split, base, advice)
-        _check_count(len(part), expected, f"images of the {split} split in {base / 'setid.mat'}", advice)
-        for image, label in zip(part._image_files, part._labels, strict=True):
-            segmentation = base / "segmim" / image.name.replace("image_", "segmim_")
-            entries.append(_Entry(image, [segmentation], label))
-    return _Listing(base, tuple(loader.classes), sorted(entries), _flower_blossom, advice)
+def _list_flower(folder: Path, advice: str) -> _Listing:
+    base = folder / "flowers-102"
+    parts = _splits("flower", "Flowers102", folder, base, advice)
+    files = (file for part in parts for file in zip(part._image_files, part._labels, strict=True))
+    masks = base / "segmim"
+    entries = [_Entry(path, [masks / path.name.replace("image_", "segmim_")], label) for path, label in files]
+    return _Listing(base, tuple(parts[0].classes), sorted(entries), _flower_blossom, advice)
 
 
-_LISTINGS: dict[str, Callable[[Path], _Listing]] = {
-    "busi": _list_busi,
-    "pet": _list_pet,
-    "flower": _list_flower,
-}
+_LISTINGS = {"busi": _list_busi, "pet": _list_pet, "flower": _list_flower}
 
 
-def _torchvision(name: str) -> Any:
-    """One of torchvision's loaders, which know how the data set is split and labelled."""
+def _splits(data: str, loader: str, folder: Path, base: Path, advice: str) -> list[Any]:
+    """Return torchvision's reader of each split of a data set, which knows its files and labels."""
     check_torchvision()
     from torchvision import datasets
 
-    return getattr(datasets, name)
-
-
-def _open(loader: Any, folder: Path, split: str, base: Path, advice: str) -> Any:
-    """A split, as torchvision lists it; for flowers, it compares the labels' checksums as well."""
-    try:
-        return loader(folder, split, download=False)
-    except (RuntimeError, OSError, ValueError) as error:
-        reason = _line(error).split(" You can use download=True")[0]  # which no option here does
-        raise UserError(f"{base} is missing, incomplete or damaged ({reason}). {advice}") from error
+    parts = []
+    for split, expected in EXPECTED[data].items():
+        try:
+            part = getattr(datasets, loader)(folder, split, download=False)
+        except (RuntimeError, OSError, ValueError) as error:
+            reason = _line(error).split(" You can use download=True")[0]  # which no option here does
+            raise UserError(f"{base} is missing, incomplete or damaged ({reason}). {advice}") from error
+        _check_count(len(part), expected, f"images of the {split} split in {base}", advice)
+        parts.append(part)
+    return parts
 
 
 def _check_count(found: int, expected: int, what: str, advice: str) -> None:
     if found != expected:
-        raise UserError(f"there are {found} {what}, but {expected} were published. {advice}")
+        raise UserError(f"there are {found or 'no'} {what}, but {expected} were published. {advice}")
 
 
 def _line(error: Exception) -> str:
@@ -234,7 +199,7 @@ def _line(error: Exception) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# What is in them
+# From files to samples
 
 
 def _busi_lesion(mask: Image.Image) -> np.ndarray:
@@ -284,8 +249,7 @@ def _read(listing: _Listing, size: int, title: str | None) -> Samples:
 
     with ThreadPoolExecutor(machine.cores()) as pool:  # Pillow lets other threads run while it works
         done = pool.map(read, range(len(entries)))
-        for _ in tqdm(done, title, len(entries), unit="image", leave=False, disable=title is None):
-            pass
+        list(tqdm(done, title, len(entries), unit="image", leave=False, disable=title is None))
     return Samples(
         images=images,
         masks=masks,
@@ -315,24 +279,21 @@ def _fitted(image: Image.Image, size: int, resampling: Image.Resampling) -> np.n
 # ------------------------------------------------------------------------------------------------------------
 # A look at them
 
-SHOWN = 16
-"""Samples on a contact sheet."""
-COLUMNS = 4
+SHOWN, COLUMNS = 16, 4
+"""Samples on a contact sheet, and in a row of it."""
 
 
 def summary(samples: Samples) -> str:
-    """How many samples each class has, how many of them a mask, and how much of the picture it covers."""
+    """Table of how many samples each class has, how many with a mask, and the share that masks cover."""
     areas = 100 * samples.masks.mean(axis=(1, 2))
     width = max(len("all"), *map(len, samples.classes))
     lines = [f"{'class':{width}} {'samples':>8} {'with mask':>10} {'mean mask area':>15}"]
-    for name, own in (
-        *((name, samples.labels == label) for label, name in enumerate(samples.classes)),
-        ("all", np.ones(len(areas), bool)),
-    ):
-        filled = areas[own & (areas > 0)]
-        share = f"{100 * filled.size / own.sum():.1f} %" if own.any() else "-"
+    members = {name: samples.labels == label for label, name in enumerate(samples.classes)}
+    for name, chosen in (*members.items(), ("all", np.ones(len(areas), bool))):
+        filled = areas[chosen & (areas > 0)]
+        share = f"{100 * filled.size / chosen.sum():.1f} %" if chosen.any() else "-"
         area = f"{filled.mean():.1f} %" if filled.size else "-"
-        lines.append(f"{name:{width}} {own.sum():8} {share:>10} {area:>15}")
+        lines.append(f"{name:{width}} {chosen.sum():8} {share:>10} {area:>15}")
     looks = Counter(hashlib.sha256(image.tobytes()).digest() for image in samples.images)
     if twins := sum(number for number in looks.values() if number > 1):
         lines.append(
@@ -342,54 +303,37 @@ def summary(samples: Samples) -> str:
 
 
 def contact_sheet(samples: Samples) -> np.ndarray:
-    """Sixteen samples of as many classes as there are, outlined, beside their masks; below, some shifted.
+    """Sixteen samples of as many classes as there are, with their masks, and some of them shifted, as RGB."""
+    labels = samples.labels
+    ranks = [np.count_nonzero(labels[:index] == label) for index, label in enumerate(labels)]  # in its class
+    chosen = np.lexsort((labels, ranks))[:SHOWN]
+    rows = [(samples.images, chosen[start : start + COLUMNS], "") for start in range(0, len(chosen), COLUMNS)]
+    rows += [(images, chosen[:COLUMNS], f", {shift}") for shift, images in samples.shifted.items()]
 
-    Returns:
-        uint8 (H, W, 3), RGB.
-    """
-    ranks = np.empty(len(samples.labels), np.int64)  # which one of its class a sample is
-    for label in range(len(samples.classes)):
-        own = np.flatnonzero(samples.labels == label)
-        ranks[own] = np.arange(own.size)
-    chosen = np.lexsort((samples.labels, ranks))[:SHOWN]
-    rows = [
-        [_panel(samples, samples.images, index, "") for index in chosen[start : start + COLUMNS]]
-        for start in range(0, len(chosen), COLUMNS)
-    ]
-    rows += [
-        [_panel(samples, images, index, f", {shift}") for index in chosen[:COLUMNS]]
-        for shift, images in samples.shifted.items()
-    ]
-    return media.stack_strips([np.concatenate(row, axis=1) for row in rows])
+    def panel(images: np.ndarray, index: int, remark: str) -> np.ndarray:
+        image, mask = media.enlarged(images[index].transpose(1, 2, 0)), media.enlarged(samples.masks[index])
+        outlined = media.overlay(image, np.zeros((1, 1)), mask)
+        caption = f"{samples.classes[labels[index]]}{remark} ({samples.names[index]})"
+        return media.attention_strip(outlined, mask, {}, caption, "image")
 
-
-def _panel(samples: Samples, images: np.ndarray, index: int, remark: str) -> np.ndarray:
-    image, mask = images[index].transpose(1, 2, 0), samples.masks[index]
-    image, mask = media.enlarged(image), media.enlarged(mask)  # before the outline, which stays thin so
-    outlined = media.overlay(image, np.zeros((1, 1)), mask)
-    caption = f"{samples.classes[samples.labels[index]]}{remark} ({samples.names[index]})"
-    return media.attention_strip(outlined, mask, {}, caption, "image")
+    panels = ([panel(images, index, remark) for index in indices] for images, indices, remark in rows)
+    return media.stack_strips([np.concatenate(row, axis=1) for row in panels])
 
 
 @dataclass
 class Args:
     """Count the samples of a data set and draw sixteen of them, to be looked at before training."""
 
-    data: Literal["shapes", "busi", "pet", "flower"] = "shapes"
-    """shapes is generated, the others are read"""
-    data_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("data")
+    data: DataName = "shapes"
+    """data set; shapes is generated, the others are read"""
+    data_dir: Path = Path("data")
     """folder that holds Dataset_BUSI_with_GT, oxford-iiit-pet or flowers-102"""
-    samples: Count = SHAPES
-    """of shapes; the others are read as a whole"""
-    image_size: Count = 224
+    samples: Positive = SHAPES
+    """number of shapes; the others are read as a whole"""
+    image_size: Positive = 224
     """side of the images in pixels"""
-    output: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
-    """picture to write, runs/vision/<data>/samples.png if none is given"""
-
-
-def parse_args(arguments: Sequence[str] | None = None) -> Args:
-    """Read the command line; exits with code 2 and a message where it can't be understood."""
-    return tyro.cli(Args, prog="python -m camal_rl.vision.datasets", args=arguments)
+    output: Path | None = None
+    """picture to write; runs/vision/<data>/samples.png if none is given"""
 
 
 def main(args: Args) -> int:
@@ -406,4 +350,4 @@ def main(args: Args) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parse_args()))
+    sys.exit(main(parse(Args, "python -m camal_rl.vision.datasets")))

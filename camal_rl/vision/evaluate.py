@@ -7,22 +7,19 @@ does again what training does at the end of a fold, for all folds below a folder
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch's import
-
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
 from camal_rl import __version__
 from camal_rl.errors import UserError
+from camal_rl.run.command_line import parse, run_at_once
 from camal_rl.run.files import write_together
 from camal_rl.vision import need_torchvision
 
@@ -32,20 +29,15 @@ class Args:
     """Measure trained classifiers on their test sets again, and write scores.json beside each."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
-    """of folds, or above them"""
-    data_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("data")
-    """holds the data sets, as for training"""
-    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
+    """folders of folds, or above them"""
+    data_dir: Path = Path("data")
+    """folder that holds the data sets, as for training"""
+    device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
 
 
-def parse_args(arguments: list[str] | None = None) -> Args:
-    """Read the command line; exits with code 2 and a message where it can't be understood."""
-    return tyro.cli(Args, prog="python -m camal_rl.vision.evaluate", args=arguments)
-
-
 if __name__ == "__main__":
-    ARGS = parse_args()  # before torch is imported, so that --help and a typing mistake are answered at once
+    ARGS = parse(Args, "python -m camal_rl.vision.evaluate")  # before torch is imported, for --help
     need_torchvision()
 
 import cv2
@@ -57,59 +49,54 @@ from camal_rl import attention, metrics
 from camal_rl.masks import mask_weights
 from camal_rl.results import media
 from camal_rl.run import folder as run_folder
-from camal_rl.run.command_line import run_at_once
 from camal_rl.run.device import choose_device
 from camal_rl.vision import datasets
-from camal_rl.vision.models import CAM_METHODS, Classifier, Output, cam, normalise
+from camal_rl.vision.models import Classifier, Output, class_cam, normalize
 from camal_rl.vision.samples import Samples
 
 BATCH_SIZE = 64
 """Images evaluated at once."""
 SHARES = tuple(np.linspace(0, 1, 21).tolist())
-"""Of the pixels, that are removed or inserted."""
+"""Shares of the pixels that are removed or inserted."""
 
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What a classifier makes of N images."""
+    """Predictions and attention of a classifier on N images."""
 
     probabilities: np.ndarray  # float32 (N, classes)
     heat: np.ndarray  # float32 (N, h, w), attention for the true class, in [0, 1]
-    dead: np.ndarray  # bool (N,), whether attention was zero everywhere
+    dead: np.ndarray  # bool (N,), True where attention was zero everywhere
 
 
 def look(model: Classifier, images: np.ndarray, labels: np.ndarray, method: str = "gradcam") -> Seen:
-    """Show images to a classifier, which must be in evaluation mode.
+    """Show images, uint8 (N, 3, S, S), to a classifier in evaluation mode.
 
-    Args:
-        model: on whatever device.
-        images: uint8 (N, 3, S, S).
-        labels: int64 (N,), the true classes, for which attention is taken (Eq. 3).
-        method: one of `models.CAM_METHODS`.
+    Labels are the true classes, int64 (N,), for which attention is taken (Eq. 3).
     """
     device = next(model.parameters()).device
     found = []
     for start in range(0, len(images), BATCH_SIZE):
         batch = slice(start, start + BATCH_SIZE)
         with torch.no_grad():
-            features = model.features(normalise(torch.from_numpy(images[batch]).to(device)))
-        # Gradients are needed of what comes after the feature maps only.
+            features = model.features(normalize(torch.from_numpy(images[batch]).to(device)))
+        # Gradients are needed in the second part only.
         features = features._replace(maps=features.maps.requires_grad_())
         output = Output(model.head(features), features.maps)
-        attended = cam(output, torch.from_numpy(labels[batch]).to(device), method, create_graph=False)
-        found.append((output.logits.detach().softmax(dim=1), attended))
-    probabilities, maps = (torch.cat(one) for one in zip(*found, strict=True))
+        cam = class_cam(output, torch.from_numpy(labels[batch]).to(device), method, create_graph=False)
+        found.append((output.logits.detach().softmax(dim=1), cam))
+    probabilities, cams = (torch.cat(parts) for parts in zip(*found, strict=True))
     return Seen(
         probabilities.cpu().numpy(),
-        attention.normalize(maps).cpu().numpy(),
-        attention.is_dead(maps).cpu().numpy(),
+        attention.normalize(cams).cpu().numpy(),
+        attention.is_dead(cams).cpu().numpy(),
     )
 
 
 def alignment(seen: Seen, masks: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
     """Accuracy over all samples, and measures of attention as means over those that have a mask.
 
-    None where no sample has one.
+    A mean over no sample is None.
     """
     with_mask = np.flatnonzero(masks.any(axis=(1, 2)))
     scores: dict[str, float | None] = {
@@ -130,14 +117,8 @@ def faithfulness(
 ) -> dict[str, Any]:
     """Confidence in the true class while pixels are removed or inserted, most attended first (Sec. 4.2).
 
-    What is removed becomes zero in the network's input, as in the paper: ImageNet's mean colour.
-
-    Args:
-        model: in evaluation mode.
-        images: uint8 (N, 3, S, S).
-        labels: int64 (N,), the true classes.
-        heat: float32 (N, h, w) in [0, 1], attention.
-        seed: of the order of pixels attended to alike.
+    A removed pixel becomes zero in the network's input, as in the paper: ImageNet's mean colour. Arguments
+    are those of `look`, attention, float32 (N, h, w), and a seed for the order of pixels attended to alike.
     """
     device = next(model.parameters()).device
 
@@ -147,12 +128,12 @@ def faithfulness(
         predicted: np.ndarray = logits.softmax(dim=1).cpu().numpy()
         return predicted
 
-    inputs = normalise(torch.from_numpy(images)).numpy()
+    inputs = normalize(torch.from_numpy(images)).numpy()
     order = metrics.pixel_order(metrics.upsample(heat, images.shape[2:]), np.random.default_rng(seed))
     curves = metrics.perturbation_curves(
         predict, inputs, np.zeros_like(inputs), order, SHARES, batch_size=BATCH_SIZE
     )
-    removal, insertion = (one[:, np.arange(len(labels)), labels].T for one in curves)  # (N, S)
+    removal, insertion = (curve[:, np.arange(len(labels)), labels].T for curve in curves)  # (N, S)
     return {
         "shares": list(SHARES),
         "removal": removal.tolist(),
@@ -163,9 +144,22 @@ def faithfulness(
 
 
 def one_of_each_class(labels: np.ndarray, seed: int) -> np.ndarray:
-    """A sample of each class that occurs, drawn with this seed: indices, int (C,) (paper, Appendix C)."""
+    """Draw a sample of each class that occurs: indices, int (C,) (paper, Appendix C)."""
     rng = np.random.default_rng(seed)
-    return np.array([rng.choice(np.flatnonzero(labels == one)) for one in np.unique(labels)])
+    return np.array([rng.choice(np.flatnonzero(labels == label)) for label in np.unique(labels)])
+
+
+def measure(
+    model: Classifier, samples: Samples, tested: np.ndarray, method: str
+) -> tuple[Seen, dict[str, dict[str, float | None]]]:
+    """Predictions on a test set, and `alignment` by shift, "" for none. Sets the model to evaluation mode."""
+    model.eval()
+    labels, masks = samples.labels[tested], samples.masks[tested]
+    seen = {
+        shift: look(model, images[tested], labels, method)
+        for shift, images in {"": samples.images, **samples.shifted}.items()
+    }
+    return seen[""], {shift: alignment(found, masks, labels) for shift, found in seen.items()}
 
 
 def evaluate(
@@ -173,26 +167,16 @@ def evaluate(
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Scores of a classifier on its test set, and a picture of its attention, uint8 (H, W, 3).
 
-    Args:
-        model: on whatever device; put into evaluation mode here.
-        samples: all of the data set.
-        tested: int (N,), indices of the test set.
-        method: of attention.
-        seed: of which samples are drawn, and of the order of pixels attended to alike.
+    `tested` are the indices of the test set, int (N,). The seed decides which samples are drawn.
     """
-    model.eval()
     images, masks, labels = samples.images[tested], samples.masks[tested], samples.labels[tested]
-    seen = look(model, images, labels, method)
-    scores: dict[str, Any] = {"samples": len(tested), **alignment(seen, masks, labels)}
-    scores["shifted"] = {
-        name: alignment(look(model, shifted[tested], labels, method), masks, labels)
-        for name, shifted in samples.shifted.items()
-    }
+    seen, measured = measure(model, samples, tested, method)
+    scores: dict[str, Any] = {"samples": len(tested), **measured.pop(""), "shifted": measured}
     drawn = one_of_each_class(labels, seed)
     scores["faithfulness"] = faithfulness(model, images[drawn], labels[drawn], seen.heat[drawn], seed)
-    size = seen.heat.shape[1:]
+    width_height = seen.heat.shape[:0:-1]
     small_masks = np.array(
-        [cv2.resize(one.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA) for one in masks]
+        [cv2.resize(mask.astype(np.float32), width_height, interpolation=cv2.INTER_AREA) for mask in masks]
     )
     scores["attention_mean"] = seen.heat.mean(axis=0).tolist()
     scores["attention_variance"] = seen.heat.var(axis=0).tolist()
@@ -211,33 +195,28 @@ def evaluate(
     return scores, media.stack_strips(strips)
 
 
-def write(folder: Path, scores: Mapping[str, Any], picture: np.ndarray) -> None:
-    """Write scores.json and media/overlay.png into the folder of a fold."""
+def write(
+    folder: Path,
+    options: Mapping[str, Any],
+    seconds_per_step: float,
+    scores: Mapping[str, Any],
+    picture: np.ndarray,
+) -> None:
+    """Write scores.json and media/overlay.png into the folder of a fold, trained with these options."""
+    about = ("data", "model", "method", "fold", "folds", "seed", "epochs", "weights")
+    content = {"version": __version__, **{name: options[name] for name in about}, **scores}
+    content["seconds_per_step"] = seconds_per_step
     (folder / "media").mkdir(exist_ok=True)
     write_together(
         {
-            folder / "scores.json": (json.dumps(scores, indent=1) + "\n").encode(),
+            folder / "scores.json": (json.dumps(content, indent=1) + "\n").encode(),
             folder / "media" / "overlay.png": media.encode_png(picture),
         }
     )
 
 
-def about(described: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What scores.json says of the run that it is of, from the run's description."""
-    run, training = described["run"], described["training"]
-    return {
-        "version": __version__,
-        **{name: run[name] for name in ("data", "model", "method", "fold", "folds", "seed")},
-        **{name: training[name] for name in ("epochs", "weights")},
-    }
-
-
 def below(folders: Sequence[Path]) -> list[Path]:
-    """The folders of folds among these and below them, in order.
-
-    Raises:
-        UserError: one holds none.
-    """
+    """Return the folders of folds among these and below them, in order."""
     found: list[Path] = []
     for folder in folders:
         folds = sorted(file.parent for file in folder.rglob("args.json"))
@@ -251,33 +230,27 @@ def below(folders: Sequence[Path]) -> list[Path]:
 
 
 def evaluate_fold(folder: Path, load: Callable[[str, int, int], Samples], device: torch.device) -> None:
-    """Measure a trained fold on its test set again.
-
-    Args:
-        folder: of the fold.
-        load: gives a data set by its name, the side of its images and their number, if it is generated.
-        device: to compute on.
+    """Measure a trained fold on its test set again; `load` takes the data set's name, image size and number.
 
     Raises:
-        UserError: it is not a fold, or it has not been trained to the end.
+        UserError: it is no fold of classifiers, or it has not been trained to the end.
     """
     with run_folder.lock(folder, "evaluate"):
-        described = run_folder.read_args_file(folder, ("run", "training", "attention", "machine"))
-        run, training, attending = (described[name] for name in ("run", "training", "attention"))
-        if attending["attention"] not in CAM_METHODS:
+        options = run_folder.read_args_file(folder, ("args",))["args"]
+        if "fold" not in options:
             raise UserError(
-                f"{folder}/args.json names attention {attending['attention']}, which there is not."
+                f"{folder} holds no fold of classifiers: agents have python -m camal_rl.evaluate."
             )
         checkpoint = run_folder.load_checkpoint(folder / "checkpoint.pt")
-        if checkpoint is None or checkpoint["epoch"] < training["epochs"]:
+        if checkpoint is None or checkpoint["epoch"] < options["epochs"]:
             raise UserError(f"{folder} has not been trained to the end: run its training again first.")
-        samples = load(run["data"], training["image_size"], run["samples"])
-        model = Classifier(run["model"], len(samples.classes), training["image_size"]).to(device)
+        samples = load(options["data"], options["image_size"], options["samples"])
+        model = Classifier(options["model"], len(samples.classes), options["image_size"]).to(device)
         model.load_state_dict(checkpoint["model"])
-        tested = np.flatnonzero(datasets.folds(samples.labels, run["folds"], run["seed"]) == run["fold"] - 1)
-        scores, picture = evaluate(model, samples, tested, attending["attention"], run["seed"])
-        timing = {"seconds_per_step": checkpoint["seconds_per_step"]}
-        write(folder, about(described) | scores | timing, picture)
+        folds = datasets.folds(samples.labels, options["folds"], options["seed"])
+        tested = np.flatnonzero(folds == options["fold"] - 1)
+        scored = evaluate(model, samples, tested, options["attention"], options["seed"])
+        write(folder, options, checkpoint["seconds_per_step"], *scored)
 
 
 def main(args: Args) -> int:
@@ -294,10 +267,9 @@ def main(args: Args) -> int:
         for folder in tqdm(folders, unit="fold", disable=None):
             try:
                 evaluate_fold(folder, load, device)
+                print(folder / "scores.json")
             except UserError as mistake:
                 left_out.append(mistake)
-                continue
-            print(folder / "scores.json")
         if len(left_out) == len(folders):
             raise left_out[0]
         for reason in left_out:

@@ -1,7 +1,7 @@
 """The six classifiers of the paper, from torchvision, each split at the layer whose attention is supervised.
 
-What is before the split turns images into feature maps A, (B, K, h, w), and what is after it turns these into
-logits, so attention needs neither hooks nor a backward pass through more than what is after (Sec. 3.3):
+The part before the split turns images into feature maps A, (B, K, h, w), and the part after it turns these
+into logits, so attention needs neither hooks nor a backward pass through the first part (Sec. 3.3):
 
 =============== ===================================================== ==================
 model           feature maps                                          K, h, w at 224
@@ -10,7 +10,7 @@ resnet18        output of the last stage                              512, 7, 7
 convnext_t      output of the last stage                              768, 7, 7
 efficientnet_b0 output of the last convolution                        1280, 7, 7
 vit_b_16        patch tokens that enter the last block's attention    768, 14, 14
-swin_v2_t       normalised tokens of the last stage, channels first   768, 7, 7
+swin_v2_t       normalized tokens of the last stage, channels first   768, 7, 7
 maxvit_t        output of the last block                              512, 7, 7
 =============== ===================================================== ==================
 """
@@ -18,9 +18,9 @@ maxvit_t        output of the last block                              512, 7, 7
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,18 +35,18 @@ from camal_rl import attention
 from camal_rl.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's red, green and blue, by which the paper's images are normalised."""
+"""Mean and deviation of ImageNet's red, green and blue, which the paper's images are normalized by."""
 
 
 class Features(NamedTuple):
-    """What the first part of a classifier gives."""
+    """Output of a classifier's first part."""
 
     maps: Tensor  # A, (B, K, h, w), float32
-    rest: tuple[Tensor, ...] = ()  # what else the second part needs, which has no place in the image
+    rest: tuple[Tensor, ...] = ()  # further input of the second part, which has no place in the image
 
 
 class Output(NamedTuple):
-    """What a classifier gives."""
+    """Output of a classifier."""
 
     logits: Tensor  # (B, classes)
     feature_maps: Tensor  # A, (B, K, h, w), from which the logits were computed
@@ -54,20 +54,19 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True)
 class Architecture:
-    """One of torchvision's networks, and where it is split."""
+    """A network of torchvision, and where it is split."""
 
-    build: Callable[..., nn.Module]
-    weights: Any  # torchvision's enumeration of trained weights
+    network: str  # torchvision's name
     last_layer: str  # the Linear that tells the classes apart
     learning_rate: float  # Table 7
     features: Callable[[Any, Tensor], Features]
     head: Callable[[Any, Features], Tensor]
-    multiple: int  # sides of the images are multiples of it
-    size_option: str | None = None  # how it is told the size of images, where it is built for one
+    multiple: int = 32  # sides of the images are multiples of it
+    size_option: str | None = None  # tells it the size of images, where it is built for one
 
 
 def _stages(*names: str) -> Callable[[Any, Tensor], Features]:
-    """Parts of a network one after the other; the last one's output are the feature maps."""
+    """Parts of a network, one after the other: the last one's output are the feature maps."""
 
     def features(network: Any, images: Tensor) -> Features:
         for name in names:
@@ -77,14 +76,14 @@ def _stages(*names: str) -> Callable[[Any, Tensor], Features]:
     return features
 
 
-def _pooled(*names: str) -> Callable[[Any, Features], Tensor]:
-    """Parts that feature maps go through to the logits, flattened before the last of them."""
+def _head(*names: str, flatten: bool = True) -> Callable[[Any, Features], Tensor]:
+    """Parts that feature maps go through to the logits; `flatten` before the last of them."""
 
     def head(network: Any, features: Features) -> Tensor:
         values = features.maps
         for name in names[:-1]:
             values = network.get_submodule(name)(values)
-        logits: Tensor = network.get_submodule(names[-1])(values.flatten(1))
+        logits: Tensor = network.get_submodule(names[-1])(values.flatten(1) if flatten else values)
         return logits
 
     return head
@@ -97,23 +96,8 @@ def _maxvit_features(network: Any, images: Tensor) -> Features:
     return Features(maps)
 
 
-def _whole_classifier(network: Any, features: Features) -> Tensor:
-    logits: Tensor = network.classifier(features.maps)
-    return logits
-
-
-def _convnext_head(network: Any, features: Features) -> Tensor:
-    logits: Tensor = network.classifier(network.avgpool(features.maps))
-    return logits
-
-
-def _swin_features(network: Any, images: Tensor) -> Features:
-    tokens = network.norm(network.features(images))  # (B, h, w, K)
-    return Features(network.permute(tokens))
-
-
 def _vit_features(network: Any, images: Tensor) -> Features:
-    """Up to the last block's attention: patch tokens as a grid, without the class token (Sec. 3.3).
+    """All that comes before the last block's attention: patch tokens as a grid, no class token (Sec. 3.3).
 
     Later layers are no use: only the class token is read at the end, so that patch tokens after the last
     attention change nothing.
@@ -123,10 +107,10 @@ def _vit_features(network: Any, images: Tensor) -> Features:
     tokens = network.encoder.dropout(tokens + network.encoder.pos_embedding)
     for block in network.encoder.layers[:-1]:
         tokens = block(tokens)
-    normalised = network.encoder.layers[-1].ln_1(tokens)
+    entering = network.encoder.layers[-1].ln_1(tokens)
     side = math.isqrt(patches.shape[1])
-    maps = normalised[:, 1:].transpose(1, 2).unflatten(2, (side, side))
-    return Features(maps, (normalised[:, :1], tokens))
+    maps = entering[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+    return Features(maps, (entering[:, :1], tokens))
 
 
 def _vit_head(network: Any, features: Features) -> Tensor:
@@ -145,73 +129,38 @@ def _vit_head(network: Any, features: Features) -> Tensor:
 _RESNET_STAGES = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
 
 ARCHITECTURES = {
-    "resnet18": Architecture(
-        models.resnet18,
-        models.ResNet18_Weights.IMAGENET1K_V1,
-        "fc",
-        1e-3,
-        _stages(*_RESNET_STAGES),
-        _pooled("avgpool", "fc"),
-        32,
-    ),
+    "resnet18": Architecture("resnet18", "fc", 1e-3, _stages(*_RESNET_STAGES), _head("avgpool", "fc")),
     "convnext_t": Architecture(
-        models.convnext_tiny,
-        models.ConvNeXt_Tiny_Weights.IMAGENET1K_V1,
+        "convnext_tiny",
         "classifier.2",
         1e-3,
         _stages("features"),
-        _convnext_head,
-        32,
+        _head("avgpool", "classifier", flatten=False),
     ),
     "efficientnet_b0": Architecture(
-        models.efficientnet_b0,
-        models.EfficientNet_B0_Weights.IMAGENET1K_V1,
-        "classifier.1",
-        1e-3,
-        _stages("features"),
-        _pooled("avgpool", "classifier"),
-        32,
+        "efficientnet_b0", "classifier.1", 1e-3, _stages("features"), _head("avgpool", "classifier")
     ),
     "vit_b_16": Architecture(
-        models.vit_b_16,
-        models.ViT_B_16_Weights.IMAGENET1K_V1,
-        "heads.head",
-        1e-4,
-        _vit_features,
-        _vit_head,
-        16,
-        "image_size",
+        "vit_b_16", "heads.head", 1e-4, _vit_features, _vit_head, multiple=16, size_option="image_size"
     ),
     "swin_v2_t": Architecture(
-        models.swin_v2_t,
-        models.Swin_V2_T_Weights.IMAGENET1K_V1,
-        "head",
-        1e-4,
-        _swin_features,
-        _pooled("avgpool", "head"),
-        32,
+        "swin_v2_t", "head", 1e-4, _stages("features", "norm", "permute"), _head("avgpool", "head")
     ),
     "maxvit_t": Architecture(
-        models.maxvit_t,
-        models.MaxVit_T_Weights.IMAGENET1K_V1,
+        "maxvit_t",
         "classifier.5",
         1e-4,
         _maxvit_features,
-        _whole_classifier,
-        224,
-        "input_size",
+        _head("classifier", flatten=False),
+        multiple=224,
+        size_option="input_size",
     ),
 }
-"""By the name that `--model` takes, in the order of the paper's tables."""
+"""Networks by the name that `--model` takes, in the order of the paper's tables."""
 
 
 class Classifier(nn.Module):
-    """One of ARCHITECTURES for images of so many classes, with random weights.
-
-    Args:
-        name: of the architecture.
-        num_classes: how many.
-        image_size: pixels along each side.
+    """A network of ARCHITECTURES with random weights, for images of this many pixels along each side.
 
     Raises:
         UserError: a size of images that the architecture can't take.
@@ -219,7 +168,7 @@ class Classifier(nn.Module):
 
     def __init__(self, name: str, num_classes: int, image_size: int = 224) -> None:
         super().__init__()
-        self.check(name, image_size)
+        check_image_size(name, image_size)
         self.name = name
         self.architecture = ARCHITECTURES[name]
         options: dict[str, Any] = {"num_classes": num_classes}
@@ -227,63 +176,69 @@ class Classifier(nn.Module):
             options["input_size"] = (image_size, image_size)
         elif self.architecture.size_option:
             options[self.architecture.size_option] = image_size
-        self.network = self.architecture.build(**options)
-        # Faster on a CPU, and what a GPU's tensor cores want.
+        self.network: nn.Module = models.get_model(self.architecture.network, **options)
+        # Faster on a CPU, and the order that a GPU's tensor cores want.
         nn.utils.convert_conv2d_weight_memory_format(self, torch.channels_last)
 
-    @staticmethod
-    def check(name: str, image_size: int) -> None:
-        """Refuse a size of images that an architecture can't take.
-
-        Raises:
-            UserError: with the sizes that it takes.
-        """
-        multiple = ARCHITECTURES[name].multiple
-        if image_size < 32 or image_size % multiple:
-            raise UserError(
-                f"{name} takes images whose sides are a multiple of {multiple} pixels, not {image_size}."
-            )
-
     def features(self, images: Tensor) -> Features:
-        """Normalised images, (B, 3, S, S) -> feature maps. Runs in the precision of `torch.autocast`."""
+        """Return the feature maps of normalized images, (B, 3, S, S), computed as `torch.autocast` says."""
         found = self.architecture.features(self.network, images)
         return Features(_widened(found.maps), tuple(map(_widened, found.rest)))
 
     def head(self, features: Features) -> Tensor:
-        """Feature maps -> logits, (B, classes), in float32 at least: attention depends on it."""
+        """Return the logits of feature maps, (B, classes), in float32 at least: attention depends on it."""
         with torch.autocast(features.maps.device.type, enabled=False):
             return self.architecture.head(self.network, features)
 
     def forward(self, images: Tensor) -> Output:
-        """Normalised images, (B, 3, S, S)."""
+        """Return logits and feature maps of normalized images, (B, 3, S, S)."""
         features = self.features(images)
         return Output(self.head(features), features.maps)
 
 
 def _widened(values: Tensor) -> Tensor:
-    """At least float32."""
+    """Return the values in float32 at least."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def cam(output: Output, classes: Tensor, method: str = "gradcam", *, create_graph: bool = True) -> Tensor:
-    """Attention for these classes, int64 (B,), in one pass for the batch (Eq. 4): (B, h, w), not normalised.
+def check_image_size(name: str, image_size: int) -> None:
+    """Refuse a size of images that an architecture can't take, with the sizes that it takes."""
+    multiple = ARCHITECTURES[name].multiple
+    if image_size < 32 or image_size % multiple:
+        raise UserError(
+            f"{name} takes images whose sides are a multiple of {multiple} pixels, not {image_size}."
+        )
 
-    Methods are those of `attention.METHODS` which need the logits at these feature maps only.
+
+@torch.no_grad()
+def map_size(model: Classifier, image_size: int) -> tuple[int, int]:
+    """Height and width of a classifier's feature maps; puts it into evaluation mode."""
+    device = next(model.parameters()).device
+    maps = model.eval().features(torch.zeros(1, 3, image_size, image_size, device=device)).maps
+    return maps.shape[2], maps.shape[3]
+
+
+CAM_METHODS = tuple(name for name in attention.METHODS if name not in attention.RESAMPLING_METHODS)
+"""Methods of `class_cam`; the others evaluate the network at other feature maps, sixteen times a step."""
+
+
+def class_cam(
+    output: Output, classes: Tensor, method: str = "gradcam", *, create_graph: bool = True
+) -> Tensor:
+    """Attention for these classes, int64 (B,), in one pass for the batch (Eq. 4): (B, h, w), not normalized.
+
+    `create_graph` lets gradients flow through the feature maps and their weights (Eq. 2).
     """
     with torch.autocast(output.logits.device.type, enabled=False):
         if method == "diffgradcam":
             return attention.class_activation_map(
                 output.feature_maps, output.logits, method, classes=classes, create_graph=create_graph
             )
-        target = output.logits.gather(1, classes[:, None]).squeeze(1)
+        target = output.logits.gather(1, classes[:, None]).squeeze(1)  # (B,)
         return attention.class_activation_map(output.feature_maps, target, method, create_graph=create_graph)
 
 
-CAM_METHODS = tuple(name for name in attention.METHODS if name not in attention.RESAMPLING_METHODS)
-"""What `cam` takes: the others evaluate the network at other feature maps, sixteen times a step."""
-
-
-def normalise(images: Tensor) -> Tensor:
+def normalize(images: Tensor) -> Tensor:
     """uint8 RGB (B, 3, H, W) -> float32, by ImageNet's mean and standard deviation."""
     mean = torch.tensor(MEAN, device=images.device)[:, None, None] * 255
     std = torch.tensor(STD, device=images.device)[:, None, None] * 255
@@ -291,14 +246,14 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def batch_norms(model: nn.Module) -> list[nn.Module]:
-    """All its BatchNorms."""
-    return [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+    """All BatchNorm layers of a model."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def freeze_batch_norm(model: nn.Module) -> None:
     """Let every BatchNorm use its running statistics, so that no sample's features depend on another's.
 
-    To be called after each `model.train()`, which undoes it. Its weight and bias are trained as before.
+    `model.train()` undoes it. Weight and bias are trained as before.
     """
     for norm in batch_norms(model):
         norm.eval()
@@ -317,33 +272,26 @@ def load_weights(model: Classifier, weights: str) -> None:
         return
     state = _imagenet(model) if weights == "imagenet" else _from_file(Path(weights))
     network: Any = model.network
-    expected = network.state_dict()
     fits: Any = OrderedDict(state)
     fits._metadata = getattr(state, "_metadata", None)  # by which torch knows entries that were renamed since
-
-    def misshapen(name: str) -> bool:
-        return name in fits and name in expected and fits[name].shape != expected[name].shape
-
-    last = {f"{model.architecture.last_layer}.{kind}" for kind in ("weight", "bias")}
-    for name in filter(misshapen, last):
-        del fits[name]
-    if model.name == "vit_b_16" and misshapen("encoder.pos_embedding"):
-        with suppress(ValueError):  # not positions, which is told below
+    for name, value in network.state_dict().items():
+        of_last_layer = name.startswith(f"{model.architecture.last_layer}.")
+        if of_last_layer and (name not in fits or fits[name].shape != value.shape):
+            fits[name] = value
+    try:
+        if model.name == "vit_b_16":
             fits = interpolate_embeddings(network.image_size, network.patch_size, fits)
-    misfits = list(filter(misshapen, state))
-    for name in misfits:
-        del fits[name]
-    absent, unknown = network.load_state_dict(fits, strict=False)
-    misfits += sorted({*absent, *unknown} - last - set(misfits))
-    if misfits:
+        network.load_state_dict(fits)
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
         raise UserError(
-            f"--weights {weights} don't fit {model.name}: {len(misfits)} entries differ, such as "
-            f"{misfits[0]}. Give the state dictionary of torchvision's {model.architecture.build.__name__}."
-        )
+            f"--weights {weights} don't fit {model.name} ({reason}): give the state dictionary of "
+            f"torchvision's {model.architecture.network}."
+        ) from error
 
 
 def _imagenet(model: Classifier) -> dict[str, Tensor]:
-    weights = model.architecture.weights
+    weights = models.get_model_weights(model.architecture.network).IMAGENET1K_V1
     try:
         state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network, or a damaged download
@@ -362,6 +310,6 @@ def _from_file(path: Path) -> dict[str, Tensor]:
         raise UserError(f"--weights {path}: no such file. Or choose imagenet or none.") from error
     except Exception as error:  # a damaged file makes torch raise all kinds
         raise UserError(f"--weights {path}: not a state dictionary that torch can read.") from error
-    if not isinstance(state, dict) or not all(isinstance(one, Tensor) for one in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"--weights {path}: holds no state dictionary of tensors.")
     return state

@@ -1,15 +1,19 @@
-"""Images, labels and masks of a data set, as arrays."""
+"""Images, labels and masks of a data set as arrays, which `shapes` draws and `datasets` reads from files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
+DataName: TypeAlias = Literal["shapes", "busi", "pet", "flower"]
+DATA: tuple[str, ...] = get_args(DataName)
 SHAPES = 1200
-"""Generated samples, if no number is given."""
+"""Samples that are generated where no number is given."""
+SMALLEST_IMAGE, LARGEST_IMAGE = 16, 4096
+"""Least and greatest side of an image, in pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,30 +32,28 @@ class Samples:
     """int64 (N,), indices into `classes`."""
     classes: tuple[str, ...]
     names: tuple[str, ...]
-    """Of each sample, unique: its image's path in the data set, without the suffix: `jpg/image_00001`."""
+    """Unique names of samples: the paths of their images, without suffix, as in `jpg/image_00001`."""
     shifted: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """By the name of a shift, the same samples in front of other backgrounds: arrays such as `images`."""
+    """Name of a shift -> the same samples in front of other backgrounds, an array such as `images`."""
 
     def __post_init__(self) -> None:
         count, size = len(self.labels), self.images.shape[-1]
-        for name, array in {"images": self.images, **self.shifted}.items():
-            _check(name, array, np.uint8, (count, 3, size, size))
-        _check("masks", self.masks, np.uint8, (count, size, size))
-        _check("labels", self.labels, np.int64, (count,))
-        if count == 0:
-            raise ValueError("there is no sample")
-        if self.masks.max() > 1:
+        images = {"images": self.images, **self.shifted}
+        kinds: list[tuple[str, np.ndarray, str, tuple[int, ...]]] = [
+            *((name, array, "uint8", (count, 3, size, size)) for name, array in images.items()),
+            ("masks", self.masks, "uint8", (count, size, size)),
+            ("labels", self.labels, "int64", (count,)),
+        ]
+        for name, array, dtype, shape in kinds:
+            if array.dtype != dtype or array.shape != shape:
+                raise ValueError(f"{name} are {array.dtype} {array.shape}, not {dtype} {shape}")
+        if self.masks.max(initial=0) > 1:
             raise ValueError(f"masks hold 0 and 1, not {self.masks.max()}")
-        if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
+        if not set(np.unique(self.labels)) <= set(range(len(self.classes))):
             raise ValueError(
-                f"labels from {self.labels.min()} to {self.labels.max()}, {len(self.classes)} classes"
+                f"labels are indices of {len(self.classes)} classes, not {np.unique(self.labels)}"
             )
         if len(self.names) != count or len(set(self.names)) != count:
             raise ValueError(
                 f"{count} samples have {len(set(self.names))} different names of {len(self.names)}"
             )
-
-
-def _check(name: str, array: np.ndarray, dtype: Any, shape: tuple[int, ...]) -> None:
-    if array.dtype != dtype or array.shape != shape:
-        raise ValueError(f"{name} are {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}")

@@ -1,12 +1,10 @@
 """A generated fine-grained task with exact masks, whose backgrounds give the classes away, or lie about them.
 
-A picture shows one regular polygon or star and, at some distance all around it, stripes. Its class is the
-number of corners or points and nothing else: area, place, rotation and colour have the same distribution in
-every class, but for what pixels add to an area where pictures are small (to that of a six-pointed star 7 % on
-average at 32 pixels and 1 % at 224, of a hexagon 4 % and 0.5 %). The stripes are a decoy: their orientation
-names the class of most samples, so that a classifier can be nearly always right without having seen the
-shape, and learns that first. The same shapes before other stripes then tell whether it was right for the
-right reasons.
+A picture shows a regular polygon or star and, at some distance all around it, stripes. Its class is how many
+corners or points it has, nothing else: area, place, rotation and colour have the same distribution in every
+class. The stripes are a decoy: their orientation names the class of most samples, so a classifier can be
+right nearly always without having seen the shape, and learns that first. The same shapes in front of other
+stripes then tell whether it was right for the right reasons.
 """
 
 from __future__ import annotations
@@ -20,8 +18,7 @@ import numpy as np
 
 from camal_rl.errors import UserError
 from camal_rl.run import machine
-from camal_rl.vision.datasets import SMALLEST_IMAGE
-from camal_rl.vision.samples import SHAPES, Samples
+from camal_rl.vision.samples import SHAPES, SMALLEST_IMAGE, Samples
 
 CORNERS = (3, 4, 6)
 CLASSES = (
@@ -30,9 +27,9 @@ CLASSES = (
 )
 """First the polygons, then the stars, in the order of `CORNERS`."""
 SHIFTS = ("decorrelated", "reversed")
-"""Other backgrounds of the same samples, whose decoy is of a class drawn at random, or always a wrong one."""
+"""Other backgrounds of the same samples: their decoy is of a class drawn at random, or always a wrong one."""
 DECOY_SHARE = 0.95
-"""Probability that the decoy of a sample names its class; else it names one of the others."""
+"""Probability that the decoy of a sample names its class; else it names another one."""
 
 STAR_WAIST = 0.4
 """Distance of a star's notches from its centre, where that of its points is 1."""
@@ -42,39 +39,30 @@ INNERMOST = 0.42
 """A shape's centre is closer than this to two sides of the picture, as a share of its side: that leaves room
 for stripes at the others."""
 GAP = (0.10, 0.25)
-"""Distances from the shape at which stripes begin and have their full contrast, as shares of the side. Were
-there no gap, a network that attends to the shape's outline would see the decoy just as well."""
+"""Distances from the shape where stripes begin and have their full contrast, as shares of the side. Without a
+gap a network that attends to the shape's outline would see the decoy just as well."""
 WAVELENGTHS = (0.035, 0.07)
-"""Least and greatest distance between two stripes, as a share of the picture's side."""
+"""Least and greatest distance between two stripes, as a share of the side."""
 FINEST_WAVELENGTH = 4.0
-"""In pixels: finer stripes have no orientation that could be seen."""
+"""Least distance between two stripes in pixels: finer ones have no orientation that can be seen."""
 CONTRASTS = (20.0, 40.0)
 """Least and greatest deviation of stripes from their mean, in grey levels of 255."""
 TILT = 8.0
 """Degrees by which stripes lean to either side at most; decoys of two classes are 180 / 6 degrees apart."""
-NOISE = 24.0
-"""Greatest deviation of a background's pixel from the stripes, in grey levels of 255."""
-SHAPE_NOISE = 10.0
-"""The same for the shape's own pixels."""
+NOISE, SHAPE_NOISE = 24.0, 10.0
+"""Greatest deviation of a pixel from the stripes and from the shape's colour, in grey levels of 255."""
 
 
 def wrong_class(label: int) -> int:
-    """The class whose decoy stands behind this class in `reversed`: its stripes are at right angles."""
+    """Class whose decoy stands behind this class in `reversed`: its stripes are at right angles."""
     return (label + len(CLASSES) // 2) % len(CLASSES)
 
 
 def generate(count: int = SHAPES, image_size: int = 224, seed: int = 0) -> Samples:
-    """Draw samples, as many of each class as of every other, give or take one.
+    """Draw samples with S pixels a side, as many of each class as of every other, give or take one.
 
-    Sample i depends on the seed, i and the size of the images, so more samples begin with the same ones.
-
-    Args:
-        count: how many, at least 1.
-        image_size: side S of the images in pixels, at least `SMALLEST_IMAGE`.
-        seed: 0 or greater.
-
-    Returns:
-        Images uint8 (N, 3, S, S); `shifted` holds them before the backgrounds of `SHIFTS`.
+    Sample i depends on the seed, i and S alone, so more samples begin with the same ones. `shifted` holds
+    them in front of the backgrounds of SHIFTS.
 
     Raises:
         UserError: a number is too small.
@@ -89,8 +77,7 @@ def generate(count: int = SHAPES, image_size: int = 224, seed: int = 0) -> Sampl
         masks[index] = _draw(images[:, index], index % len(CLASSES), np.random.default_rng((seed, index)))
 
     with ThreadPoolExecutor(machine.cores()) as pool:
-        for _ in pool.map(draw, range(count)):
-            pass
+        list(pool.map(draw, range(count)))
     return Samples(
         images=images[0],
         masks=masks,
@@ -102,7 +89,7 @@ def generate(count: int = SHAPES, image_size: int = 224, seed: int = 0) -> Sampl
 
 
 def _draw(images: np.ndarray, label: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw one sample before each background, (1 + shifts, 3, S, S), and return its mask, uint8 (S, S)."""
+    """Draw a sample in front of each background, (1 + shifts, 3, S, S); return its mask, uint8 (S, S)."""
     size = images.shape[-1]
     # Whatever the size, the same numbers are drawn up to the noise, which comes last.
     area = rng.uniform(*AREAS)
@@ -120,13 +107,12 @@ def _draw(images: np.ndarray, label: int, rng: np.random.Generator) -> np.ndarra
     mask = _mask(label, area, centre, turn, size)
     fading = _fading(centre, reach, size)
     drawn = _bytes(size, rng)
-    inside = mask.astype(bool)
     shape = [cv2.LUT(drawn, _levels(channel + SHAPE_NOISE * _SPREAD)) for channel in colour]
     for image, ground in zip(images, grounds, strict=True):
         grey = _ground_levels(ground, fading, _bytes(size, rng))
-        for channel, factor, own in zip(image, ground.tint, shape, strict=True):
+        for channel, factor, pixels in zip(image, ground.tint, shape, strict=True):
             channel[:] = cv2.LUT(grey, _levels(factor * np.arange(256)))
-            np.copyto(channel, own, where=inside)
+            np.copyto(channel, pixels, where=mask.astype(bool))
     return mask
 
 
@@ -134,10 +120,10 @@ def _draw(images: np.ndarray, label: int, rng: np.random.Generator) -> np.ndarra
 # The shape
 
 _FINENESS = 5
-"""Shapes are drawn at so many times the size, and of 5 x 5 pixels the middle one counts: OpenCV draws all
-that an outline touches, which would make shapes greater, the more so the smaller the picture."""
+"""Shapes are drawn at 5 times their size, and of 5 x 5 pixels the middle one counts: OpenCV draws all that an
+outline touches, which would make shapes greater, the more so the smaller the picture."""
 _FRACTION = 8
-"""Bits for fractions of a pixel in the coordinates that OpenCV is given."""
+"""Bits for fractions of a pixel in OpenCV's coordinates."""
 
 
 def _unit_outline(label: int) -> np.ndarray:
@@ -151,7 +137,7 @@ def _unit_outline(label: int) -> np.ndarray:
 
 
 def _area(outline: np.ndarray) -> float:
-    """Of a polygon, by the shoelace formula."""
+    """Return the area of a polygon by the shoelace formula."""
     x, y = outline.T
     return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
 
@@ -161,12 +147,12 @@ _UNIT_AREAS = [_area(outline) for outline in _OUTLINES]
 
 
 def _mask(label: int, area: float, centre: np.ndarray, turn: float, size: int) -> np.ndarray:
-    """The pixels of a shape, uint8 {0, 1} (S, S)."""
+    """Return the pixels of a shape, uint8 {0, 1} (S, S)."""
     cosine, sine = np.cos(turn), np.sin(turn)
     turned = _OUTLINES[label] @ np.array([[cosine, sine], [-sine, cosine]])
     corners = centre + np.sqrt(area / _UNIT_AREAS[label]) * turned
     fine = np.zeros((_FINENESS * size, _FINENESS * size), np.uint8)
-    # To OpenCV, pixel 0 has its centre, not its edge, at 0.
+    # To OpenCV pixel 0 has its centre, not its edge, at 0.
     coordinates = np.rint((len(fine) * corners - 0.5) * 2**_FRACTION).astype(np.int32)
     cv2.fillPoly(fine, [coordinates], 1, lineType=cv2.LINE_8, shift=_FRACTION)
     return fine[_FINENESS // 2 :: _FINENESS, _FINENESS // 2 :: _FINENESS]
@@ -177,7 +163,7 @@ def _mask(label: int, area: float, centre: np.ndarray, turn: float, size: int) -
 
 
 class _Ground(NamedTuple):
-    """What a background looks like, but for its noise."""
+    """A background without its noise."""
 
     angle: float  # between the stripes' normal and the picture's rows
     wavelength: float  # as a share of the picture's side
@@ -188,19 +174,14 @@ class _Ground(NamedTuple):
 
 
 def _choose_ground(decoy: int, rng: np.random.Generator) -> _Ground:
-    """A background whose stripes name the class `decoy`."""
-    return _Ground(
-        angle=np.pi * (decoy / len(CLASSES) + rng.uniform(-TILT, TILT) / 180),
-        wavelength=rng.uniform(*WAVELENGTHS),
-        phase=rng.uniform(0, 2 * np.pi),
-        level=rng.uniform(100, 155),
-        contrast=rng.uniform(*CONTRASTS),
-        tint=rng.uniform(0.9, 1.1, 3),
-    )
+    """Draw a background whose stripes name the class `decoy`."""
+    angle = np.pi * (decoy / len(CLASSES) + rng.uniform(-TILT, TILT) / 180)
+    wavelength, phase, level = rng.uniform(*WAVELENGTHS), rng.uniform(0, 2 * np.pi), rng.uniform(100, 155)
+    return _Ground(angle, wavelength, phase, level, rng.uniform(*CONTRASTS), rng.uniform(0.9, 1.1, 3))
 
 
 def _fading(centre: np.ndarray, reach: float, size: int) -> np.ndarray:
-    """What share of their contrast stripes have at each place, float32 (S, S): none close to the shape."""
+    """Share of their contrast that stripes have at each place, float32 (S, S): none close to the shape."""
     places = (np.arange(size) + 0.5) / size
     across, down = ((places - middle).astype(np.float32) for middle in centre)
     distances = np.sqrt(across**2 + (down**2)[:, None]) - np.float32(reach)
@@ -210,7 +191,7 @@ def _fading(centre: np.ndarray, reach: float, size: int) -> np.ndarray:
 
 
 def _ground_levels(ground: _Ground, fading: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """Stripes and noise, grey: uint8 (S, S)."""
+    """Return stripes and noise, grey: uint8 (S, S)."""
     steps = np.arange(len(drawn)) * (2 * np.pi / max(ground.wavelength * len(drawn), FINEST_WAVELENGTH))
     down, across = np.sin(ground.angle) * steps, np.cos(ground.angle) * steps + ground.phase
     # contrast * sin(down + across) takes the sines of a column and a row, not of a picture.
@@ -220,16 +201,12 @@ def _ground_levels(ground: _Ground, fading: np.ndarray, drawn: np.ndarray) -> np
     grey += rows[1, :, None] * columns[1]
     grey *= fading
     grey += (ground.level + NOISE * _SPREAD).astype(np.float32)[drawn]
-    # Nothing is to be clipped: level, contrast and noise stay between 0 and 255.
-    levels: np.ndarray = np.rint(grey).astype(np.uint8)
+    levels: np.ndarray = np.rint(grey).astype(np.uint8)  # level, contrast and noise stay in 0 to 255
     return levels
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Noise
-
 _SPREAD = np.linspace(-1, 1, 256)
-"""What a random byte makes of noise, as a share of its greatest deviation."""
+"""Noise that a random byte stands for, as a share of its greatest deviation."""
 
 
 def _bytes(size: int, rng: np.random.Generator) -> np.ndarray:
@@ -237,6 +214,6 @@ def _bytes(size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _levels(values: np.ndarray) -> np.ndarray:
-    """A table for `cv2.LUT`: what each byte becomes, uint8 (256,)."""
+    """Return a table for `cv2.LUT`: the level that each byte becomes, uint8 (256,)."""
     levels: np.ndarray = np.clip(np.rint(values), 0, 255).astype(np.uint8)
     return levels

@@ -1,130 +1,107 @@
 """Train a classifier with attention supervision: cross-entropy plus the CAMAL loss (Eq. 2), fold by fold.
 
-Hyperparameters are those of Table 7. Reads from top to bottom: arguments, batch, loss and update, one fold,
-the run. Started by torchrun, several processes share each batch, and the loss is that of the whole batch.
+Hyperparameters are those of Table 7. Reads from top to bottom: arguments, losses, update, one fold, the run.
+Started by torchrun, several processes share each batch, and the loss is that of the whole batch.
 """
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch's import
-
 import contextlib
-import dataclasses
 import hashlib
-import signal
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
-
-import tyro
+from typing import Any, Literal, NamedTuple
 
 from camal_rl import __version__
 from camal_rl.errors import UserError
+from camal_rl.run.command_line import Count, Number, Positive, check_ranges, parse, run_to_checkpoint
 from camal_rl.vision import need_torchvision
+from camal_rl.vision.samples import SHAPES, DataName, Samples
 
-T = TypeVar("T")
-Count = Annotated[int, tyro.conf.arg(metavar="N")]
-Number = Annotated[float, tyro.conf.arg(metavar="X")]
-
-
-@dataclass
-class Run:
-    model: Annotated[
-        Literal["resnet18", "convnext_t", "efficientnet_b0", "vit_b_16", "swin_v2_t", "maxvit_t"],
-        tyro.conf.arg(metavar="NAME"),
-    ] = "resnet18"
-    """resnet18, convnext_t, efficientnet_b0, vit_b_16, swin_v2_t, maxvit_t"""
-    data: Annotated[Literal["shapes", "busi", "pet", "flower"], tyro.conf.arg(metavar="NAME")] = "shapes"
-    """shapes (generated), busi, pet, flower (in --data-dir)"""
-    method: Annotated[Literal["camal", "vanilla", "prior", "suppress"], tyro.conf.arg(metavar="NAME")] = (
-        "camal"
-    )
-    """camal (Eq. 2), vanilla, prior (regions of --prior for masks), suppress (beta)"""
-    folds: Count = 10
-    """of cross-validation, the same for every method"""
-    fold: Count = 0
-    """only this one, 1 to --folds; 0 for all"""
-    seed: Count = 1
-    """of folds, weights and batches"""
-    samples: Count = 1200
-    """of shapes"""
-    runs_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/vision")
-    """holds <data>/<model>/<method>/fold<k>, the run's folders"""
-    data_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("data")
-    """holds the data sets as they are published"""
-
-
-@dataclass
-class Training:
-    epochs: Count = 500
-    """passes over the training set (Table 7)"""
-    learning_rate: Number = 0.0
-    """of AdamW; 0: 1e-3, or 1e-4 for ViT, Swin and MaxViT (Table 7)"""
-    weight_decay: Number = 0.01
-    """of AdamW (Table 7)"""
-    batch_size: Count = 32
-    """of all processes together (Table 7)"""
-    weights: Annotated[str, tyro.conf.arg(metavar="FROM")] = "imagenet"
-    """to start from: imagenet, none (random), or a file"""
-    image_size: Count = 224
-    """pixels along a side"""
-    freeze_batch_norm: bool = False
-    """use BatchNorm's running statistics: no sample sees another"""
-
-
-@dataclass
-class Attention:
-    camal_coef: Number = 1.0
-    """lambda of Eq. 2 (Table 7)"""
-    attention: Annotated[
-        Literal["gradcam", "layercam", "hirescam", "diffgradcam"], tyro.conf.arg(metavar="NAME")
-    ] = "gradcam"
-    """gradcam (Eq. 3), layercam, hirescam, diffgradcam"""
-    empty_mask: Annotated[Literal["ignore", "suppress"], tyro.conf.arg(metavar="HOW")] = "ignore"
-    """images without a target: ignore, suppress (beta)"""
-    prior: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """soft maps in place of masks: a file of camal_rl.vision.priors, or a folder of PNG files"""
-
-
-@dataclass
-class Machine:
-    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
-    """auto, cpu, cuda, cuda:1, mps; with torchrun a GPU for each process"""
-    precision: Annotated[Literal["auto", "fp32", "tf32", "bf16"], tyro.conf.arg(metavar="NAME")] = "auto"
-    """fp32, tf32 (CUDA), bf16, auto: bf16 where it is fast"""
-    torch_threads: Count = 0
-    """CPU threads, 0 for all cores"""
-    checkpoint_every: Count = 10
-    """epochs"""
-    test_every: Count = 10
-    """epochs between measurements on the test set, 0 for none before the end"""
+# -------------------------------------------------------------------------------------------------- arguments
 
 
 @dataclass
 class Args:
     """Train a classifier with CAMAL, fold by fold. The same command again goes on where it stopped."""
 
-    run: Run = field(default_factory=Run)
-    training: Training = field(default_factory=Training)
-    attention: Attention = field(default_factory=Attention)
-    machine: Machine = field(default_factory=Machine)
+    # run
+    model: Literal["resnet18", "convnext_t", "efficientnet_b0", "vit_b_16", "swin_v2_t", "maxvit_t"] = (
+        "resnet18"
+    )
+    """network, from torchvision"""
+    data: DataName = "shapes"
+    """data set: shapes is generated, the others lie in --data-dir"""
+    method: Literal["camal", "vanilla", "prior", "suppress"] = "camal"
+    """camal (Eq. 2), vanilla (cross-entropy), prior (maps of --prior for masks), suppress (beta alone)"""
+    folds: Positive = 10
+    """folds of the cross-validation, the same for every method"""
+    fold: Count = 0
+    """the only fold to train, from 1 to --folds; 0 trains all"""
+    seed: Count = 1
+    """seed of folds, weights and batches"""
+    samples: Positive = SHAPES
+    """number of shapes to generate"""
+    runs_dir: Path = Path("runs/vision")
+    """parent of the run folders <data>/<model>/<method>/fold<k>"""
+    data_dir: Path = Path("data")
+    """folder that holds the data sets as they are published"""
+    checkpoint_every: Positive = 10
+    """epochs between checkpoints"""
+    test_every: Count = 10
+    """epochs between measurements on the test set; 0 measures at the end alone"""
 
+    # training
+    epochs: Positive = 500
+    """passes over the training set (Table 7)"""
+    learning_rate: Number = 0.0
+    """AdamW's learning rate; 0 takes Table 7's: 1e-3, or 1e-4 for ViT, Swin and MaxViT"""
+    weight_decay: Number = 0.01
+    """AdamW's weight decay (Table 7)"""
+    batch_size: Positive = 32
+    """images in a batch of all processes together (Table 7)"""
+    weights: str = "imagenet"
+    """weights to start from: imagenet, none (random), or a file"""
+    image_size: Positive = 224
+    """side of the images in pixels"""
+    freeze_batch_norm: bool = False
+    """use BatchNorm's running statistics, so that no sample sees another"""
 
-def parse_args(arguments: list[str] | None = None) -> Args:
-    """Read the command line; exits with code 2 and a message where it can't be understood."""
-    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-    return tyro.cli(Args, prog="python -m camal_rl.vision.train", config=config, args=arguments)
+    # CAMAL
+    camal_coef: Number = 1.0
+    """lambda of Eq. 2 (Table 7)"""
+    attention: Literal["gradcam", "layercam", "hirescam", "diffgradcam"] = "gradcam"
+    """how attention is extracted; gradcam is Eq. 3"""
+    empty_mask: Literal["ignore", "suppress"] = "ignore"
+    """images without a target: no loss, or beta alone"""
+    prior: Path | None = None
+    """soft maps in place of masks: a file of camal_rl.vision.priors, or a folder of PNG files"""
+
+    # machine
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps; torchrun gives each process a GPU of its own"""
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    """auto is bf16 where the hardware has it"""
+    torch_threads: Count = 0
+    """CPU threads; 0 for all cores"""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.fold > self.folds:
+            raise UserError(f"--fold {self.fold}: there are {self.folds} folds.")
+        if (self.method == "prior") != (self.prior is not None):
+            raise UserError(
+                "--method prior and --prior PATH go together: the path is a file that python -m "
+                "camal_rl.vision.priors wrote, or a folder of grey PNG files."
+            )
 
 
 if __name__ == "__main__":
-    ARGS = parse_args()  # before torch is imported, so that --help and a typing mistake are answered at once
-    for _number in (signal.SIGINT, signal.SIGTERM):  # until `main` takes over
-        signal.signal(_number, lambda number, _: os._exit(128 + number))
+    ARGS = parse(Args, "python -m camal_rl.vision.train")  # before torch is imported: --help answers at once
     need_torchvision()
 
 import numpy as np
@@ -139,548 +116,371 @@ from tqdm import tqdm
 from camal_rl import attention, camal, metrics
 from camal_rl.masks import mask_weights
 from camal_rl.run import folder as run_folder
-from camal_rl.run.command_line import run_to_checkpoint
 from camal_rl.run.device import choose_device, choose_precision, keep_freed_memory
 from camal_rl.run.machine import cores
-from camal_rl.vision import datasets, evaluate
+from camal_rl.vision import datasets, evaluate, priors
 from camal_rl.vision.models import (
     ARCHITECTURES,
     Classifier,
     batch_norms,
-    cam,
+    check_image_size,
+    class_cam,
     freeze_batch_norm,
     load_weights,
-    normalise,
+    map_size,
+    normalize,
 )
-from camal_rl.vision.samples import Samples
+from camal_rl.vision.processes import Group, processes
 
-GRACE = 0.2
-"""Seconds in which threads of a group of processes can finish before it ends."""
-REGIONS_AT_ONCE = 64
-"""Soft maps that are brought to the size of images at the same time."""
+WRITTEN = ("checkpoint.pt", "args.json", "scores.json", "media/overlay.png")
+"""Files of a fold's folder, besides TensorBoard's."""
+SHOWN = ("train/loss", "train/accuracy", "test/accuracy", "test/iou")
+"""Scalars beside the progress bar."""
 
-# ------------------------------------------------------------------------------------------------------------
-# Processes that share the work
-
-
-class Group(NamedTuple):
-    """The processes that torchrun started, or this one alone."""
-
-    rank: int = 0
-    size: int = 1
-
-    def total(self, value: Tensor) -> Tensor:
-        """The sum over all processes of a tensor without gradients."""
-        if self.size > 1:
-            dist.all_reduce(value)
-        return value
-
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether it is true in any process."""
-        return bool(self.total(torch.tensor(int(flag), device=device)))
-
-    def part(self, index: Tensor) -> Tensor:
-        """This process's share of a batch."""
-        return index[self.rank :: self.size]
-
-    def first_ones(self, find: Callable[[], T]) -> T:
-        """What a function returns in the first process, the only one that calls it, or the mistake it raises.
-
-        So processes agree also where each would find something else on its machine's disk.
-        """
-        found: list[Any] = [None, None]
-        if self.rank == 0:
-            try:
-                found[0] = find()
-            except UserError as mistake:
-                found[1] = str(mistake)
-        if self.size > 1:
-            dist.broadcast_object_list(found)
-        if found[1] is not None:
-            raise UserError(found[1])
-        value: T = found[0]
-        return value
-
-
-@contextlib.contextmanager
-def processes(device: torch.device) -> Iterator[Group]:
-    """The group that torchrun's environment variables describe."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        yield Group()
-        return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Group(dist.get_rank(), dist.get_world_size())
-    except RuntimeError as error:
-        if "onnection" in str(error):  # closed or reset by the other side
-            raise UserError("another process of this training has ended: see what it says.") from error
-        raise
-    finally:
-        # The end of the group waits for its threads and holds the interpreter's lock, which one of them may
-        # still need to free a tensor: for ever, as was seen with gloo in torch 2.7.
-        time.sleep(GRACE)
-        dist.destroy_process_group()
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Batch, loss and update
+# ------------------------------------------------------------------------------------------ losses and update
 
 
 class Batch(NamedTuple):
-    """Samples to learn from: of a whole training set, of a batch, or one process's share of it."""
+    """Samples to learn from: one process's part of a batch."""
 
     images: Tensor  # uint8 (B, 3, S, S)
     labels: Tensor  # int64 (B,)
-    costs: Tensor | None  # (B, h, w), what attention adds to the loss, where it is supervised
-    counted: Tensor | None  # bool (B,), whether it does, where it is supervised
-
-    def at(self, index: Tensor) -> Batch:
-        """Some of them."""
-        return Batch._make(one if one is None else one[index] for one in self)
+    mask_weights: Tensor  # (B, 2, h, w)
+    supervised: Tensor  # (B,), more than 0 where attention is supervised; over all parts they sum to 1
+    total: Tensor  # scalar, the number of samples of all parts
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
-        return Batch._make(
-            one
-            if one is None
-            else (one.pin_memory() if device.type == "cuda" else one).to(device, non_blocking=True)
-            for one in self
-        )
+        """Copy all tensors to a device; copies to a GPU are not waited for."""
+        source = (values.pin_memory() if device.type == "cuda" else values for values in self)
+        return Batch._make(values.to(device, non_blocking=True) for values in source)
 
 
-def losses(model: nn.Module, batch: Batch, args: Args, group: Group, precision: str) -> dict[str, Tensor]:
-    """The terms of Eq. 2 of a batch of which every process in the group has a part.
+def losses(model: nn.Module, batch: Batch, args: Args, precision: str) -> dict[str, Tensor]:
+    """Return the loss of Eq. 2 and its terms for a part of a batch; the parts add up to the means of all.
 
-    Sums over this part divided by the numbers of the whole: the sum over processes is the batch's loss.
-
-    Args:
-        model: `Classifier`, or `DistributedDataParallel` of one.
-        batch: this process's part.
-
-    Returns:
-        "cross_entropy"; "camal_loss" where attention is supervised; "accuracy" without a gradient.
+    The model is a `Classifier`, or `DistributedDataParallel` of one.
     """
-    numbers = torch.zeros(2, dtype=torch.int64, device=batch.labels.device)
-    numbers[0] = len(batch.labels)
-    if batch.counted is not None:
-        numbers[1] = batch.counted.sum()
-    samples, counted = group.total(numbers)
-    images = normalise(batch.images).contiguous(memory_format=torch.channels_last)
+    images = normalize(batch.images).contiguous(memory_format=torch.channels_last)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
         output = model(images)
-    terms = {"cross_entropy": F.cross_entropy(output.logits, batch.labels, reduction="sum") / samples}
-    if batch.costs is not None:
-        attended = cam(output, batch.labels, args.attention.attention)
-        terms["camal_loss"] = camal.mean_cost(attention.normalize(attended), batch.costs, counted)
-    with torch.no_grad():
-        terms["accuracy"] = (output.logits.argmax(dim=1) == batch.labels).sum() / samples
-    return terms
+    means = {
+        "cross_entropy": F.cross_entropy(output.logits, batch.labels, reduction="sum") / batch.total,
+        "accuracy": (output.logits.argmax(dim=1) == batch.labels).sum() / batch.total,
+    }
+    loss = means["cross_entropy"]
+    if args.method != "vanilla":  # CAMAL
+        cam = class_cam(output, batch.labels, args.attention)  # (B, h, w), Eq. 3
+        heat = attention.normalize(cam)  # in [0, 1]
+        alpha, beta = camal.projected_alpha_beta(heat, batch.mask_weights)  # (B,), Eq. 1
+        costs = beta if args.method == "suppress" else beta - alpha
+        means["camal_loss"] = (batch.supervised * costs).sum()
+        loss = loss + args.camal_coef * means["camal_loss"]  # Eq. 2
+    return {"loss": loss, **means}
 
 
 def update(
     model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, args: Args, group: Group, precision: str
-) -> Tensor:
-    """One step on a batch: what `losses` returns, of the whole batch, stacked and without gradients."""
-    terms = losses(model, batch, args, group, precision)
-    loss = terms["cross_entropy"]
-    if "camal_loss" in terms:
-        loss = loss + args.attention.camal_coef * terms["camal_loss"]
-    optimizer.zero_grad(set_to_none=True)
-    # DistributedDataParallel takes the mean of the processes' gradients, and the loss is their sum.
-    torch.autograd.backward(loss * group.size)
+) -> dict[str, Tensor]:
+    """Take a step on a batch, of which this process has a part; return the means of the whole batch."""
+    means = losses(model, batch, args, precision)
+    loss = means["loss"] * group.size  # DistributedDataParallel takes the mean of gradients, not their sum
+    optimizer.zero_grad()
+    loss.backward()
     optimizer.step()
-    return group.total(torch.stack(list(terms.values())).detach())
+    totals = group.total(torch.stack(list(means.values())).detach())
+    return dict(zip(means, totals, strict=True))
 
 
 def supervision(
     args: Args, masks: np.ndarray, image_size: int, map_size: tuple[int, int]
-) -> tuple[Tensor | None, Tensor | None]:
-    """`Batch.costs` and `Batch.counted` of all samples.
+) -> tuple[Tensor, Tensor]:
+    """Project masks to mask_weights, (N, 2, h, w), and say where attention is supervised, bool (N,).
 
-    Args:
-        args: of the training.
-        masks: of the samples, uint8 {0, 1} (N, S, S), or a prior's soft maps, float32 [0, 1] (N, h, w).
-        image_size: S. Maps are brought to it, as attention is by Eq. 3, before they are projected: a cell of
-            attention's between the pixels of a coarser map would not be supervised.
-        map_size: of attention.
+    Masks are uint8 {0, 1} (N, S, S), or a prior's soft maps, float32 [0, 1] (N, h', w'). These are brought to
+    the size of images before, as attention is by Eq. 3: a cell of attention's between the pixels of a coarser
+    map would not be supervised.
     """
-    if args.run.method == "vanilla":
-        return None, None
     size = (image_size, image_size)
-    weights = torch.from_numpy(
-        np.concatenate(
-            [
-                mask_weights(part if part.shape[1:] == size else metrics.upsample(part, size), map_size)
-                for part in np.split(masks, range(REGIONS_AT_ONCE, len(masks), REGIONS_AT_ONCE))
-            ]
-        )
-    )
-    method = "suppress" if args.run.method == "suppress" else "camal"
-    return camal.costs(weights, empty_mask=args.attention.empty_mask, method=method)
+    full = (mask if mask.shape == size else metrics.upsample(mask[None], size)[0] for mask in masks)
+    weights = torch.from_numpy(np.stack([mask_weights(mask, map_size) for mask in full]))
+    has_target = weights[:, 0].flatten(1).any(dim=1)
+    return weights, has_target | (args.empty_mask == "suppress")
 
 
-# ------------------------------------------------------------------------------------------------------------
-# One fold
+# --------------------------------------------------------------------------------------------------- one fold
 
 
 class Work(NamedTuple):
-    """What all folds of a run share."""
+    """All that the folds of a run share."""
 
     args: Args
     samples: Samples
     targets: np.ndarray  # their masks, or the soft maps of a prior
-    contents: Mapping[str, str]  # of files that options name, for which checksums stand
+    checksums: Mapping[str, str]  # of files, by the option that names them
     folds: np.ndarray  # int (N,), the fold in which each sample is tested
     device: torch.device
-    precision: str
+    precision: Literal["fp32", "tf32", "bf16"]
     group: Group
 
 
 def describe(work: Work, fold: int) -> dict[str, dict[str, Any]]:
-    """All that defines the training of a fold, in JSON's types. Files count by what they say."""
-    described = run_folder.without_free_options(dataclasses.asdict(work.args))
-    described["run"]["fold"] = fold
-    described["training"]["learning_rate"] = learning_rate(work.args)
-    # BatchNorm and dropout see a process's part of a batch.
-    described["machine"] |= {"precision": work.precision, "processes": work.group.size}
-    for group in described.values():
-        group |= {name: one for name, one in work.contents.items() if name in group}
-    return run_folder.plain(described)
-
-
-def checksum(content: bytes | memoryview) -> str:
-    """What stands for a file in args.json."""
-    return f"sha256={hashlib.sha256(content).hexdigest()}"
+    """All that defines the training of a fold, in JSON's types. Files count by their content."""
+    # BatchNorm and dropout see a process's part of a batch, so the number of processes counts.
+    chosen = {"fold": fold, "learning_rate": learning_rate(work.args), "precision": work.precision}
+    return run_folder.describe(work.args, {**chosen, "processes": work.group.size, **work.checksums})
 
 
 def learning_rate(args: Args) -> float:
-    """The given one, or Table 7's."""
-    return args.training.learning_rate or ARCHITECTURES[args.run.model].learning_rate
+    """The given learning rate, or Table 7's."""
+    return args.learning_rate or ARCHITECTURES[args.model].learning_rate
 
 
 def folder_of(args: Args, fold: int) -> Path:
-    """Where a fold's files are."""
-    return args.run.runs_dir / args.run.data / args.run.model / args.run.method / f"fold{fold}"
+    """The folder of a fold."""
+    return args.runs_dir / args.data / args.model / args.method / f"fold{fold}"
 
 
-def build(work: Work, fold: int) -> Classifier:
-    """A fold's classifier before training; the last layer, and all without weights, are drawn by the seed."""
-    args = work.args
-    torch.manual_seed(args.run.seed * 1000 + fold)
-    model = Classifier(args.run.model, len(work.samples.classes), args.training.image_size)
-    load_weights(model, args.training.weights)
-    return model.to(work.device)
+class Learner:
+    """The training of a fold, from a checkpoint's `state` on: its classifier, optimizer and samples."""
 
+    def __init__(self, work: Work, fold: int, checkpoint: Mapping[str, Any] | None) -> None:
+        args, samples = work.args, work.samples
+        self.work, self.fold, self.epoch = work, fold, 0
+        self.seconds_per_step: list[float] = []
+        torch.manual_seed(args.seed * 1000 + fold)  # of the last layer, and of all without trained weights
+        self.model = Classifier(args.model, len(samples.classes), args.image_size)
+        load_weights(self.model, args.weights)
+        self.model.to(work.device)
+        size = map_size(self.model, args.image_size)
+        self.mask_weights, self.supervised = supervision(args, work.targets, args.image_size, size)
+        self.learned = torch.from_numpy(np.flatnonzero(work.folds != fold - 1))
+        self.tested = np.flatnonzero(work.folds == fold - 1)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=learning_rate(args), weight_decay=args.weight_decay
+        )
+        if checkpoint is not None:
+            self.model.load_state_dict(checkpoint["model"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.epoch, self.seconds_per_step = checkpoint["epoch"], [checkpoint["seconds_per_step"]]
+        self.shared: nn.Module = self.model
+        if work.group.size > 1:
+            on_gpu = work.device.type == "cuda"
+            if on_gpu:  # statistics of the whole batch; elsewhere each process uses its own
+                synchronised: Any = nn.SyncBatchNorm
+                self.model.network = synchronised.convert_sync_batchnorm(self.model.network)
+            self.shared = DistributedDataParallel(self.model, device_ids=[work.device] if on_gpu else None)
 
-@torch.no_grad()
-def map_size(model: Classifier, image_size: int) -> tuple[int, int]:
-    """Height and width of its feature maps."""
-    device = next(model.parameters()).device
-    maps = model.eval().features(torch.zeros(1, 3, image_size, image_size, device=device)).maps
-    return maps.shape[2], maps.shape[3]
+    def state(self) -> dict[str, Any]:
+        """Content of a checkpoint."""
+        return {
+            "epoch": self.epoch,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "seconds_per_step": float(np.median(self.seconds_per_step)),
+        }
+
+    def batch(self, index: Tensor) -> Batch:
+        """This process's part of the batch with these samples, int64 (B,)."""
+        group, samples = self.work.group, self.work.samples
+        images, labels = torch.from_numpy(samples.images), torch.from_numpy(samples.labels)
+        supervised = self.supervised[index].float()
+        supervised = supervised / supervised.sum().clamp(min=1)
+        part = group.part(index)
+        fields = (images[part], labels[part], self.mask_weights[part], group.part(supervised))
+        return Batch(*fields, torch.tensor(len(index)))
+
+    def learn(self) -> dict[str, float]:
+        """Pass over the training set; return means over its samples. A last batch too small is left out.
+
+        Randomness in an epoch depends on its number alone, so that a run goes on as if it had not stopped.
+
+        Raises:
+            UserError: a loss is NaN or infinite, or no batch is large enough.
+        """
+        args, group = self.work.args, self.work.group
+        self.epoch += 1
+        started = time.perf_counter()
+        self.model.train()
+        if args.freeze_batch_norm:
+            freeze_batch_norm(self.model)
+        numbers = (args.seed, self.fold, self.epoch)
+        order = torch.from_numpy(np.random.default_rng(numbers).permutation(len(self.learned)))
+        # Of dropout and the like, which differs between processes.
+        torch.manual_seed(int(np.random.SeedSequence((*numbers, group.rank)).generate_state(1)[0]))
+        # BatchNorm has no variance of one sample.
+        least = group.size * (2 if batch_norms(self.model) and not args.freeze_batch_norm else 1)
+        batches = [b for b in torch.split(self.learned[order], args.batch_size) if len(b) >= least]
+        if not batches:
+            raise UserError(
+                f"--batch-size {args.batch_size} and {len(self.learned)} images to learn from: "
+                f"{group.size} processes need a batch of at least {least}."
+            )
+        history = []
+        for index in batches:
+            batch = self.batch(index).to(self.work.device)
+            means = update(self.shared, self.optimizer, batch, args, group, self.work.precision)
+            history.append(torch.stack(list(means.values())))
+        table = torch.stack(history).cpu().numpy()  # a GPU is waited for only here
+        if len(broken := np.argwhere(~np.isfinite(table))):
+            step, term = broken[0]
+            raise UserError(
+                f"epoch {self.epoch}: {list(means)[term]} of step {step + 1} is NaN or infinite, so training "
+                "stops; the last checkpoint is as it was. Try a lower --learning-rate or --precision fp32."
+            )
+        self.seconds_per_step.append((time.perf_counter() - started) / len(batches))
+        values = np.average(table, axis=0, weights=[len(index) for index in batches]).tolist()
+        scalars = {f"train/{name}": value for name, value in zip(means, values, strict=True)}
+        return {**scalars, "charts/seconds_per_step": self.seconds_per_step[-1]}
+
+    def test(self) -> dict[str, float]:
+        """Accuracy and alignment on the test set, also where it is shifted."""
+        _, scores = evaluate.measure(self.model, self.work.samples, self.tested, self.work.args.attention)
+        return {
+            f"test/{shift}/{name}".replace("//", "/"): value
+            for shift, values in scores.items()
+            for name, value in values.items()
+            if value is not None
+        }
 
 
 def train_fold(work: Work, fold: int, interrupted: Callable[[], bool] = lambda: False) -> bool:
-    """Train and test one fold, from where it stopped; whether it was finished, not interrupted.
+    """Train and test a fold from where it stopped; True when it is finished, False when interrupted.
 
     Raises:
         UserError: a folder with other arguments, or one that can't be written.
     """
-    folder, group = folder_of(work.args, fold), work.group
+    args, group, folder = work.args, work.group, folder_of(work.args, fold)
     described = describe(work, fold)
-    with contextlib.ExitStack() as cleanup:
+    with contextlib.ExitStack() as stack:
 
         def begin() -> tuple[dict[str, Any] | None, bool]:
-            cleanup.enter_context(run_folder.lock(folder, "train"))
+            stack.enter_context(run_folder.lock(folder, "train"))
             run_folder.check_args_file(folder, described)
             return run_folder.load_checkpoint(folder / "checkpoint.pt"), (folder / "scores.json").exists()
 
         checkpoint, scored = group.first_ones(begin)
-        if scored and checkpoint is not None and checkpoint["epoch"] == work.args.training.epochs:
+        if scored and checkpoint is not None and checkpoint["epoch"] == args.epochs:
             if group.rank == 0:
                 print(f"{folder} is already done.")
             return True
-        return _train_fold(work, fold, folder, described, checkpoint, interrupted)
-
-
-def _train_fold(
-    work: Work,
-    fold: int,
-    folder: Path,
-    described: Mapping[str, Mapping[str, Any]],
-    checkpoint: Mapping[str, Any] | None,
-    interrupted: Callable[[], bool],
-) -> bool:
-    args, samples, device, group = work.args, work.samples, work.device, work.group
-    first = group.rank == 0  # the process that writes
-    began_at = 0 if checkpoint is None else checkpoint["epoch"]
-    model = build(work, fold)
-    size = args.training.image_size
-    costs, counted = supervision(args, work.targets, size, map_size(model, size))
-    everything = Batch(torch.from_numpy(samples.images), torch.from_numpy(samples.labels), costs, counted)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate(args), weight_decay=args.training.weight_decay
-    )
-    if checkpoint is not None:
-        model.load_state_dict(checkpoint["model"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
-    shared: nn.Module = model
-    if group.size > 1:
-        if device.type == "cuda":  # statistics of the whole batch; elsewhere each process uses its own
-            synchronised: Any = nn.SyncBatchNorm
-            model.network = synchronised.convert_sync_batchnorm(model.network)
-        shared = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
-    learned = torch.from_numpy(np.flatnonzero(work.folds != fold - 1))
-    tested = np.flatnonzero(work.folds == fold - 1)
-    seconds_per_step = [] if checkpoint is None else [checkpoint["seconds_per_step"]]
-
-    with contextlib.ExitStack() as cleanup:
-        writer = None
-        if first:
+        learner = Learner(work, fold, checkpoint)
+        if group.rank == 0:
             run_folder.write_args_file(folder, described)
-            run_folder.remove_remains(
-                folder, ("checkpoint.pt", "args.json", "scores.json", "media/overlay.png")
-            )
-            writer = SummaryWriter(str(folder), purge_step=began_at + 1)
-            cleanup.callback(writer.close)
-        bar = cleanup.enter_context(
-            tqdm(
-                total=args.training.epochs,
-                initial=began_at,
-                desc=f"fold {fold}/{args.run.folds}",
-                disable=not first,
-                mininterval=0.5 if sys.stderr.isatty() else 30,
-                bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} epochs, "
-                "{remaining} left{postfix}",
-            )
+            run_folder.remove_remains(folder, WRITTEN)
+            writer = SummaryWriter(str(folder), purge_step=learner.epoch + 1)
+            stack.callback(writer.close)
+        bar = tqdm(
+            total=args.epochs,
+            initial=learner.epoch,
+            desc=f"fold {fold}/{args.folds}",
+            unit="epoch",
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+            disable=group.rank > 0,
         )
-
-        def save(epoch: int) -> None:
-            if first:
-                assert writer is not None
-                writer.flush()
-                state = {
-                    "epoch": epoch,
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "seconds_per_step": float(np.median(seconds_per_step)),
-                }
-                run_folder.save_checkpoint(folder / "checkpoint.pt", state)
-
-        status: dict[str, str] = {}
-        for epoch in range(began_at + 1, args.training.epochs + 1):
-            started = time.perf_counter()
-            means = _epoch(shared, optimizer, everything, learned, work, fold, epoch)
-            steps = -(-len(learned) // args.training.batch_size)
-            seconds_per_step.append((time.perf_counter() - started) / steps)
-            last = epoch == args.training.epochs
-            stop = not last and group.any(interrupted(), device)
-            status |= {"loss": f"{means['cross_entropy']:.2f}", "accuracy": f"{means['accuracy']:.2f}"}
-            if writer is not None:
-                for name, value in means.items():
-                    writer.add_scalar(f"train/{name}", value, epoch)
-                writer.add_scalar("charts/seconds_per_step", seconds_per_step[-1], epoch)
-                every = args.machine.test_every
-                if every and (epoch % every == 0 or last):
-                    found = _test(model, samples, tested, args)
-                    for name, score in found.items():
-                        writer.add_scalar(f"test/{name}", score, epoch)
-                    status |= {
-                        f"test {name}": f"{found[name]:.2f}" for name in ("accuracy", "iou") if name in found
-                    }
-            bar.set_postfix(status, refresh=False)
-            bar.update()
-            if last or stop or epoch % args.machine.checkpoint_every == 0:
-                save(epoch)
+        stack.enter_context(bar)
+        shown: dict[str, float] = {}
+        while learner.epoch < args.epochs:
+            scalars = learner.learn()
+            epoch, last = learner.epoch, learner.epoch == args.epochs
+            stop = not last and group.any(interrupted(), work.device)
+            if group.rank == 0:
+                if args.test_every and (epoch % args.test_every == 0 or last):
+                    scalars |= learner.test()
+                for name, value in scalars.items():
+                    writer.add_scalar(name, value, epoch)
+                shown |= {name: scalars[name] for name in SHOWN if name in scalars}
+                bar.set_postfix(shown, refresh=False)
+                bar.update()
+                if last or stop or epoch % args.checkpoint_every == 0:
+                    writer.flush()
+                    run_folder.save_checkpoint(folder / "checkpoint.pt", learner.state())
             if stop:
                 return False
-        bar.refresh()
-        if first:
-            attention_method = args.attention.attention
-            scores, picture = evaluate.evaluate(model, samples, tested, attention_method, args.run.seed)
-            timing = {"seconds_per_step": float(np.median(seconds_per_step))}
-            evaluate.write(folder, evaluate.about(described) | scores | timing, picture)
+        if group.rank == 0:
+            bar.refresh()
+            result = evaluate.evaluate(learner.model, work.samples, learner.tested, args.attention, args.seed)
+            evaluate.write(folder, described["args"], learner.state()["seconds_per_step"], *result)
     if group.size > 1:
         dist.barrier()
     return True
 
 
-def _epoch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    everything: Batch,
-    learned: Tensor,
-    work: Work,
-    fold: int,
-    epoch: int,
-) -> dict[str, float]:
-    """One pass over the training set; means over its samples. A last batch that is too small is left out.
+# ---------------------------------------------------------------------------------------------------- the run
 
-    What is random in it depends on its number alone, so that a run goes on as if it had not stopped.
+
+def prepare(args: Args, device: torch.device, group: Group) -> Work:
+    """Read the samples, and the maps of a prior, and deal them out to folds.
 
     Raises:
-        UserError: a loss that is NaN or infinite, or no batch is large enough.
+        UserError: arguments or files that can't be used.
     """
-    args, group = work.args, work.group
-    model.train()
-    if args.training.freeze_batch_norm:
-        freeze_batch_norm(model)
-    numbers = (args.run.seed, fold, epoch)
-    order = np.random.default_rng(numbers).permutation(len(learned))
-    drawn = int(np.random.SeedSequence((*numbers, group.rank)).generate_state(1)[0])
-    torch.manual_seed(drawn)  # of dropout and the like, which differs between processes
-    # BatchNorm has no variance of one sample.
-    least = 2 if batch_norms(model) and not args.training.freeze_batch_norm else 1
-    history, sizes = [], []
-    for index in torch.split(learned[torch.from_numpy(order)], args.training.batch_size):
-        if len(index) < least * group.size:
-            continue
-        batch = everything.at(group.part(index)).to(work.device)
-        history.append(update(model, optimizer, batch, args, group, work.precision))
-        sizes.append(len(index))
-    if not history:
-        raise UserError(
-            f"--batch-size {args.training.batch_size} and {len(learned)} images to learn from: "
-            f"{group.size} processes need a batch of at least {least * group.size}."
-        )
-    names = ["cross_entropy", *(["camal_loss"] if everything.costs is not None else []), "accuracy"]
-    table = torch.stack(history).cpu().numpy()  # a GPU is waited for only here
-    if not np.isfinite(table).all():
-        step, term = np.argwhere(~np.isfinite(table))[0]
-        raise UserError(
-            f"epoch {epoch}: {names[term]} of step {step + 1} is NaN or infinite, and training has stopped. "
-            "The last checkpoint is as it was. Try a lower --learning-rate, or --precision fp32."
-        )
-    return dict(zip(names, np.average(table, axis=0, weights=sizes).tolist(), strict=True))
+    checksums = {}
+    if args.weights not in ("imagenet", "none"):
+        try:
+            checksums["weights"] = checksum(Path(args.weights).read_bytes())
+        except OSError as error:
+            raise UserError(
+                f"--weights {args.weights}: {error.strerror}. Or choose imagenet or none."
+            ) from error
+    first = group.rank == 0
+    samples = datasets.load(args.data, args.data_dir, args.image_size, args.samples, progress=first)
+    folds = datasets.folds(samples.labels, args.folds, args.seed)
+    targets = samples.masks
+    if args.prior is not None:
+        targets = priors.load_regions(args.prior, samples.names)
+        checksums["prior"] = checksum(targets.data)
+        dead = float(priors.dead(targets).mean())
+        if dead == 1:
+            raise UserError(f"--prior {args.prior}: all maps are zero everywhere.")
+        if dead and first:
+            print(
+                f"{dead:.1%} of the prior's maps are zero everywhere: their images count as without target."
+            )
+    precision = choose_precision(args.precision, device)
+    return Work(args, samples, targets, checksums, folds, device, precision, group)
 
 
-def _test(model: Classifier, samples: Samples, tested: np.ndarray, args: Args) -> dict[str, float]:
-    """Accuracy and alignment on the test set, also where it is shifted."""
-    model.eval()
-    labels, masks = samples.labels[tested], samples.masks[tested]
-    found: dict[str, float] = {}
-    for prefix, images in {
-        "": samples.images,
-        **{f"{name}/": one for name, one in samples.shifted.items()},
-    }.items():
-        seen = evaluate.look(model, images[tested], labels, args.attention.attention)
-        scores = evaluate.alignment(seen, masks, labels)
-        found |= {f"{prefix}{name}": score for name, score in scores.items() if score is not None}
-    return found
-
-
-# ------------------------------------------------------------------------------------------------------------
-# The run
-
-
-def check_args(args: Args) -> None:
-    """Refuse what can't be trained.
-
-    Raises:
-        UserError: with the option, what was given and what is valid.
-    """
-    at_least = {
-        "folds": (args.run.folds, 2),
-        "fold": (args.run.fold, 0),
-        "seed": (args.run.seed, 0),
-        "samples": (args.run.samples, 1),
-        "epochs": (args.training.epochs, 1),
-        "batch-size": (args.training.batch_size, 2),
-        "learning-rate": (args.training.learning_rate, 0),
-        "weight-decay": (args.training.weight_decay, 0),
-        "camal-coef": (args.attention.camal_coef, 0),
-        "torch-threads": (args.machine.torch_threads, 0),
-        "checkpoint-every": (args.machine.checkpoint_every, 1),
-        "test-every": (args.machine.test_every, 0),
-    }
-    for option, (value, least) in at_least.items():
-        if not least <= value < 2**31:
-            raise UserError(f"--{option} {value}: give a number from {least} to {2**31 - 1}.")
-    if args.run.fold > args.run.folds:
-        raise UserError(f"--fold {args.run.fold}: there are {args.run.folds} folds.")
-    if (args.run.method == "prior") != (args.attention.prior is not None):
-        raise UserError(
-            "--method prior and --prior PATH go together: the path is a file that python -m "
-            "camal_rl.vision.priors wrote, or a folder of grey PNG files."
-        )
-    if args.attention.prior is not None and not args.attention.prior.exists():
-        raise UserError(f"--prior {args.attention.prior}: no such file or folder.")
-
-
-def _targets(args: Args, samples: Samples, first: bool) -> tuple[np.ndarray, dict[str, str]]:
-    """What attention is to be pulled to, and the checksum of a prior's maps."""
-    if args.attention.prior is None:
-        return samples.masks, {}
-    from camal_rl.vision import priors
-
-    maps = priors.load_regions(args.attention.prior, samples.names)
-    dead = float((maps.max(axis=(1, 2)) == 0).mean())
-    if dead == 1:
-        raise UserError(f"--prior {args.attention.prior}: all maps are zero everywhere.")
-    if dead and first:
-        print(f"{dead:.1%} of the prior's maps are zero everywhere: those images count as without a target.")
-    return maps, {"prior": checksum(maps.data)}
+def checksum(content: bytes | memoryview) -> str:
+    """The text that stands for a file in args.json."""
+    return f"sha256={hashlib.sha256(content).hexdigest()}"
 
 
 def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> bool:
-    """Train and test the folds; whether all were finished.
+    """Train and test the folds; True when all are finished, False when interrupted.
 
     Raises:
         UserError: arguments, data, machine or folder with which that can't be done.
     """
-    check_args(args)
-    device = choose_device(args.machine.device)
+    check_image_size(args.model, args.image_size)
+    device = choose_device(args.device)
     if device.type == "cuda" and "LOCAL_RANK" in os.environ:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    precision = choose_precision(args.machine.precision, device)
-    Classifier.check(args.run.model, args.training.image_size)
-    contents = {}
-    if args.training.weights not in ("imagenet", "none"):
-        try:
-            contents["weights"] = checksum(Path(args.training.weights).read_bytes())
-        except OSError as error:
-            raise UserError(
-                f"--weights {args.training.weights}: {error.strerror}. Or choose imagenet or none."
-            ) from error
     keep_freed_memory()
-    with processes(device) as group, contextlib.ExitStack() as cleanup:
-        if args.training.batch_size % group.size:
+    with processes(device) as group, contextlib.ExitStack() as stack:
+        if args.batch_size % group.size:
             raise UserError(
-                f"--batch-size {args.training.batch_size} can't be shared by {group.size} processes: "
-                "give a multiple."
+                f"--batch-size {args.batch_size} can't be shared by {group.size} processes: give a multiple."
             )
-        cleanup.callback(torch.set_num_threads, torch.get_num_threads())
+        work = prepare(args, device, group)
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(
-            args.machine.torch_threads or max(1, min(torch.get_num_threads(), cores()) // group.size)
+            args.torch_threads or max(1, min(torch.get_num_threads(), cores()) // group.size)
         )
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        samples = datasets.load(
-            args.run.data,
-            args.run.data_dir,
-            args.training.image_size,
-            args.run.samples,
-            progress=group.rank == 0,
-        )
-        folds = datasets.folds(samples.labels, args.run.folds, args.run.seed)
-        targets, checksums = _targets(args, samples, group.rank == 0)
-        work = Work(args, samples, targets, contents | checksums, folds, device, precision, group)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = work.precision == "tf32"
         if group.rank == 0:
             print(
-                f"camal_rl {__version__}: {args.run.model}, {args.run.data} ({len(samples.labels):,} images, "
-                f"{len(samples.classes)} classes), {args.run.method}, on {device} ({precision})"
-                f"{f', {group.size} processes' if group.size > 1 else ''}\n"
+                f"camal_rl {__version__}: {args.model}, {args.data} ({len(work.samples.labels):,} images), "
+                f"{args.method}, on {device} ({work.precision}), processes: {group.size}\n"
                 f"Run folders: {folder_of(args, 1).parent}\n"
-                f"TensorBoard: tensorboard --logdir {args.run.runs_dir}",
+                f"TensorBoard: tensorboard --logdir {args.runs_dir}",
                 flush=True,
             )
-        chosen = [args.run.fold] if args.run.fold else range(1, args.run.folds + 1)
-        for fold in chosen:
+        for fold in [args.fold] if args.fold else range(1, args.folds + 1):
             if group.any(interrupted(), device) or not train_fold(work, fold, interrupted):
                 return False
         if group.rank == 0:
-            print(f"Done. Tables and figures: python -m camal_rl.vision.report {args.run.runs_dir}")
+            print(f"Done. Tables and figures: python -m camal_rl.vision.report {args.runs_dir}")
     return True
 
 
