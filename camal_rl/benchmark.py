@@ -84,6 +84,7 @@ from camal_rl.run.files import make_folder, write_together
 from camal_rl.run.machine import cores, processor
 
 FORMAT = 2  # of benchmark.json
+IMAGES = 32  # in a classifier's batch (Table 7)
 Values = dict[str, list[float]]
 """Values of each way, such as a method, one a repetition: in ms, or as a way named SPS or MiB says."""
 Cases = dict[str, Values]
@@ -379,11 +380,11 @@ def vision(plan: Plan) -> Cases:
         for name in models.ARCHITECTURES:
             model = models.Classifier(name, 37).to(device)  # as many classes as Oxford-IIIT-Pet has
             batch = train.Batch(
-                images=torch.randint(256, (32, 3, 224, 224), dtype=torch.uint8),
-                labels=torch.randint(37, (32,)),
-                mask_weights=torch.rand(32, 2, *models.map_size(model, 224)),
-                supervised=torch.full((32,), 1 / 32),
-                total=torch.tensor(32),
+                images=torch.randint(256, (IMAGES, 3, 224, 224), dtype=torch.uint8),
+                labels=torch.randint(37, (IMAGES,)),
+                mask_weights=torch.rand(IMAGES, 2, *models.map_size(model, 224)),
+                supervised=torch.full((IMAGES,), 1 / IMAGES),
+                total=torch.tensor(IMAGES),
             ).to(device)
             optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-4)
             step = partial(train.update, model, optimizer, batch, group=group, precision=precision)

@@ -6,8 +6,8 @@ Each library needs an environment of its own, and has its own best settings for 
     python3 -m venv sb3 && sb3/bin/pip install torch stable-baselines3==2.9.2 vizdoom opencv-python-headless
     python tests/peers.py sample-factory=sf/bin/python stable-baselines3=sb3/bin/python
 
-measures camal_rl, with CAMAL, and the libraries in turns, and writes peers.json and peers.md; it takes half an
-hour on two cores.
+measures camal_rl, with CAMAL, and the libraries in turns, and writes peers.json and peers.md; it takes half
+an hour on two cores.
 """
 
 from __future__ import annotations
