@@ -6,10 +6,6 @@ else the machine does hits all of them, and ratios are formed within a repetitio
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch's import
-
 import dataclasses
 import itertools
 import json
