@@ -6,10 +6,6 @@ else the machine does hits all of them, and ratios are formed within a repetitio
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch's import
-
 import dataclasses
 import itertools
 import json
@@ -84,6 +80,7 @@ from camal_rl.run.files import make_folder, write_together
 from camal_rl.run.machine import cores, processor
 
 FORMAT = 2  # of benchmark.json
+IMAGES = 32  # in a classifier's batch (Table 7)
 Values = dict[str, list[float]]
 """Values of each way, such as a method, one a repetition: in ms, or as a way named SPS or MiB says."""
 Cases = dict[str, Values]
@@ -117,7 +114,7 @@ def make_plan(args: Args) -> Plan:
     threads = args.torch_threads or min(torch.get_num_threads(), cores())
     plan = Plan(ppo.Args(env=args.env, device=args.device, torch_threads=threads), args.repetitions)
     if args.quick:
-        plan = plan._replace(repetitions=1, turns=3, runs=(1, 2), batch_sizes=(1, 16, 128))
+        plan = plan._replace(repetitions=1, turns=2, runs=(1, 2), batch_sizes=(1, 16, 128))
         plan = plan._replace(num_envs=(2, 8), frame_sizes=((84, 84), (120, 160)), length=12)
     return plan
 
@@ -378,11 +375,11 @@ def vision(plan: Plan) -> Cases:
         for name in models.ARCHITECTURES:
             model = models.Classifier(name, 37).to(device)  # as many classes as Oxford-IIIT-Pet has
             batch = train.Batch(
-                images=torch.randint(256, (32, 3, 224, 224), dtype=torch.uint8),
-                labels=torch.randint(37, (32,)),
-                mask_weights=torch.rand(32, 2, *models.map_size(model, 224)),
-                supervised=torch.full((32,), 1 / 32),
-                total=torch.tensor(32),
+                images=torch.randint(256, (IMAGES, 3, 224, 224), dtype=torch.uint8),
+                labels=torch.randint(37, (IMAGES,)),
+                mask_weights=torch.rand(IMAGES, 2, *models.map_size(model, 224)),
+                supervised=torch.full((IMAGES,), 1 / IMAGES),
+                total=torch.tensor(IMAGES),
             ).to(device)
             optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-4)
             step = partial(train.update, model, optimizer, batch, group=group, precision=precision)

@@ -1,13 +1,13 @@
-"""Other libraries' PPO on our training's work, but without masks and attention: time an iteration.
+"""PPO of other libraries on the work that our training does, but without masks: milliseconds an iteration.
 
-Each library needs an environment of its own:
+Each library needs an environment of its own, and has its own best settings for a machine of few cores:
 
     python3 -m venv sf && sf/bin/pip install torch sample-factory==2.1.1 vizdoom
     python3 -m venv sb3 && sb3/bin/pip install torch stable-baselines3==2.9.2 vizdoom opencv-python-headless
     python tests/peers.py sample-factory=sf/bin/python stable-baselines3=sb3/bin/python
 
-measures camal_rl, with CAMAL, and both libraries in turns, and writes peers.json and peers.md; it takes half
-an hour on two cores. Each library has its own best settings for a machine of few cores.
+measures camal_rl, with CAMAL, and the libraries in turns, and writes peers.json and peers.md; it takes half
+an hour on two cores.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ WARMUP, ITERATIONS = 2, 10
 
 
 def parse_args() -> argparse.Namespace:
-    """Read the command line: all libraries in turns, or, with NAME alone, one of them in this process."""
+    """Read the command line: of all libraries in turns or, where NAME stands alone, of one here."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("libraries", nargs="+", metavar="NAME=PYTHON", help="interpreters that have them")
     parser.add_argument("--env", default="Basic", help="environment or .toml file")
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=3, help="repetitions of every measurement")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="torch threads to try")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark"), help="folder for the results")
-    for option, default in {"scenario": "", "render-resolution": "320x240", "device": "cpu"}.items():
-        parser.add_argument(f"--{option}", default=default, help=argparse.SUPPRESS)
-    parser.add_argument("--frame-skip", type=int, default=4, help=argparse.SUPPRESS)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    for option in ("scenario", "frame-skip", "render-resolution"):
+        parser.add_argument(f"--{option}", default="", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -59,41 +59,31 @@ def compare(args: argparse.Namespace) -> None:
     from camal_rl.results.figures import markdown
 
     definition = load_definition(args.env)
-    found: dict[str, dict[str, list[float]]] = {}
+    game = {"scenario": definition.scenario, "frame-skip": definition.frame_skip, "device": args.device}
+    cases: benchmark.Cases = {}
     versions = {}
-    for _ in range(args.repetitions):
-        for resolution in ("160x120", "320x240"):
-            for threads in args.threads:
-                times = found.setdefault(f"rendered at {resolution}, torch threads: {threads}", {})
-                options: dict[str, Any] = {"render_resolution": resolution, "torch_threads": threads}
-                ours = ppo.Args(env=args.env, device=args.device, **options)
-                sps, _ = benchmark.train(ours, ITERATIONS)
-                times.setdefault("camal_rl", []).append(1000 * BATCH_SIZE / sps)
-                for library, python in (word.split("=", 1) for word in args.libraries):
-                    words = [
-                        python,
-                        __file__,
-                        library,
-                        "--scenario",
-                        definition.scenario,
-                        "--threads",
-                        threads,
-                    ]
-                    words += ["--render-resolution", resolution, "--device", args.device]
-                    words += ["--frame-skip", definition.frame_skip]
-                    said = subprocess.run(list(map(str, words)), stdout=subprocess.PIPE, check=True).stdout
-                    row = json.loads(said.splitlines()[-1])
-                    times.setdefault(library, []).append(row["ms"])
-                    versions[library] = row["versions"]
-                print(json.dumps(found), flush=True)
-    note = f"An iteration of {BATCH_SIZE:,} agent steps. {json.dumps(versions)}"
-    table = benchmark.tabulate("Other libraries", found, "camal_rl", note)
-    about = {"machine": benchmark.machine(ppo.Args(device=args.device)), "versions": versions}
-    content = {"format": benchmark.FORMAT, "parts": {"peers": {**about, "found": found}}}
+    kinds = [(size, threads) for size in ("160x120", "320x240") for threads in args.threads]
+    for size, threads in kinds * args.repetitions:
+        values = cases.setdefault(f"rendered at {size}, torch threads: {threads}", {})
+        looks: dict[str, Any] = {"render_resolution": size, "torch_threads": threads}
+        sps, _ = benchmark.train(ppo.Args(env=args.env, device=args.device, **looks), ITERATIONS)
+        values.setdefault("camal_rl", []).append(1000 * BATCH_SIZE / sps)
+        for name, python in (word.split("=", 1) for word in args.libraries):
+            options = {**game, "render-resolution": size, "threads": threads}
+            words = [word for option, value in options.items() for word in (f"--{option}", str(value))]
+            command = [python, __file__, name, *words]
+            said = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1]
+            versions[name] = json.loads(said)["versions"]
+            values.setdefault(name, []).append(json.loads(said)["ms"])
+        print(json.dumps(cases), flush=True)
+    base = ppo.Args(device=args.device, torch_threads=max(args.threads))
+    machine = f"{benchmark.machine(base)} {json.dumps(versions)}"
+    table = markdown(benchmark.tabulate("Other libraries: an iteration of 1,024 steps", cases, "camal_rl"))
+    content = {"format": benchmark.FORMAT, "parts": {"peers": {"machine": machine, "cases": cases}}}
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "peers.json").write_text(json.dumps(content, indent=1) + "\n")
-    (args.output / "peers.md").write_text(f"{markdown(table)}\n{about['machine']}\n")
-    print(markdown(table))
+    (args.output / "peers.md").write_text(f"{table}\n{machine}\n")
+    print(table)
 
 
 # --------------------------------------------------------------------------------------------- the same games
@@ -116,7 +106,7 @@ class Doom(gymnasium.Env[np.ndarray, np.int64]):
         self.game.set_doom_config_path(os.devnull)  # else all games write one file
         self.game.init()
         buttons = self.game.get_available_buttons_size()
-        self.buttons = np.eye(buttons + 1, buttons, -1).tolist()  # none first, then one each
+        self.buttons = np.eye(buttons + 1, buttons, -1).tolist()  # none, then each
         self.frames = np.zeros((FRAME_STACK, FRAME_SIZE, FRAME_SIZE), np.uint8)
         self.observation_space = gymnasium.spaces.Box(0, 255, self.frames.shape, np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(self.buttons))
@@ -150,12 +140,12 @@ class Doom(gymnasium.Env[np.ndarray, np.int64]):
 
 
 def make_doom(*anything: object, **options: object) -> Doom:
-    """Make the environment that the command line asks for, in whatever process: all have the same."""
+    """Make the environment that the command line asks for, which is the same in every process."""
     args = parse_args()
-    return Doom(args.scenario, args.render_resolution, args.frame_skip)
+    return Doom(args.scenario, args.render_resolution, int(args.frame_skip))
 
 
-# --------------------------------------------------------------------------------------------- each library
+# ----------------------------------------------------------------------------------------------- each library
 
 
 def stable_baselines3(args: argparse.Namespace) -> float:
@@ -174,21 +164,11 @@ def stable_baselines3(args: argparse.Namespace) -> float:
             return True
 
     torch.set_num_threads(args.threads[0])
+    settings = {"n_steps": NUM_STEPS, "batch_size": BATCH_SIZE // MINIBATCHES, "n_epochs": EPOCHS}
+    settings |= {"learning_rate": 2.5e-4, "clip_range": 0.1, "ent_coef": 0.01, "vf_coef": 0.5}
     envs = SubprocVecEnv([make_doom] * NUM_ENVS)
     try:
-        model = PPO(
-            "CnnPolicy",
-            envs,
-            n_steps=NUM_STEPS,
-            batch_size=BATCH_SIZE // MINIBATCHES,
-            n_epochs=EPOCHS,
-            learning_rate=2.5e-4,
-            clip_range=0.1,
-            ent_coef=0.01,
-            vf_coef=0.5,
-            max_grad_norm=0.5,
-            device=args.device,
-        )
+        model = PPO("CnnPolicy", envs, max_grad_norm=0.5, device=args.device, **settings)
         model.learn((WARMUP + ITERATIONS) * BATCH_SIZE, Stamps())
         return (time.perf_counter() - began[WARMUP]) / ITERATIONS
     finally:
@@ -196,7 +176,7 @@ def stable_baselines3(args: argparse.Namespace) -> float:
 
 
 def sample_factory(args: argparse.Namespace) -> float:
-    """Seconds an iteration of APPO, which collects while it learns, in as many processes as cores."""
+    """Seconds an iteration of APPO, which plays while it learns, in as many processes as there are cores."""
     from sample_factory.algo.runners.runner import AlgoObserver, Runner
     from sample_factory.algo.utils.misc import ExperimentStatus
     from sample_factory.cfg.arguments import parse_full_cfg, parse_sf_args
@@ -213,7 +193,7 @@ def sample_factory(args: argparse.Namespace) -> float:
     workers = max(count for count in range(1, NUM_ENVS + 1) if count <= cores and NUM_ENVS % count == 0)
     per_worker = NUM_ENVS // workers
     settings = f"""
-        --algo=APPO --env=doom --device={"cpu" if args.device == "cpu" else "gpu"} --experiment=benchmark
+        --algo=APPO --env=doom --experiment=benchmark --device={"cpu" if args.device == "cpu" else "gpu"}
         --async_rl=True --serial_mode=False --num_workers={workers} --num_envs_per_worker={per_worker}
         --worker_num_splits={2 if per_worker % 2 == 0 else 1} --rollout={NUM_STEPS}
         --batch_size={BATCH_SIZE // MINIBATCHES} --num_batches_per_epoch={MINIBATCHES} --num_epochs={EPOCHS}
@@ -222,18 +202,16 @@ def sample_factory(args: argparse.Namespace) -> float:
         --learning_rate=2.5e-4 --ppo_clip_ratio=0.1 --exploration_loss_coeff=0.01 --value_loss_coeff=0.5
         --max_grad_norm=0.5 --train_for_env_steps={(WARMUP + ITERATIONS) * BATCH_SIZE}
         --summaries_use_frameskip=False
-    """  # the last: or a step would count as many times as its action is held
+    """  # with the last, a step counts once however long its action is held
     with tempfile.TemporaryDirectory() as folder:
         options = [*settings.split(), f"--train_dir={folder}"]
         register_env("doom", make_doom)
         parser, _ = parse_sf_args(options)
         _, runner = make_runner(parse_full_cfg(parser, options))
         runner.register_observer(Stamps())
-        status = runner.init()
-        if status == ExperimentStatus.SUCCESS:
-            status = runner.run()
-        if status != ExperimentStatus.SUCCESS:
-            raise SystemExit(f"Sample Factory ended with status {status}")
+        for stage in (runner.init, runner.run):
+            if (status := stage()) != ExperimentStatus.SUCCESS:
+                raise SystemExit(f"Sample Factory ended with status {status}")
     return (ended[WARMUP + ITERATIONS - 1] - ended[WARMUP - 1]) / ITERATIONS
 
 
@@ -252,10 +230,10 @@ if __name__ == "__mp_main__" and sys.argv[1] == "sample-factory":  # a process t
     give_learner_threads()
 if __name__ == "__main__":
     ARGS = parse_args()
-    if "=" in ARGS.libraries[0]:
+    NAME = ARGS.libraries[0]
+    if NAME not in LIBRARIES:
         compare(ARGS)
     else:
-        LIBRARY = ARGS.libraries[0]
-        MILLISECONDS = 1000 * LIBRARIES[LIBRARY](ARGS)
-        VERSIONS = {name: metadata.version(name) for name in (LIBRARY, "torch", "vizdoom")}
-        print("\n" + json.dumps({"ms": MILLISECONDS, "versions": VERSIONS}), flush=True)
+        SECONDS = LIBRARIES[NAME](ARGS)
+        VERSIONS = {name: metadata.version(name) for name in (NAME, "torch", "vizdoom")}
+        print("\n" + json.dumps({"ms": 1000 * SECONDS, "versions": VERSIONS}), flush=True)

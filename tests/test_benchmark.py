@@ -182,6 +182,7 @@ def test_classifiers_are_measured_with_both_methods(plan: Plan, monkeypatch: pyt
     pytest.importorskip("torchvision")
     from camal_rl.vision import models
 
+    monkeypatch.setattr(benchmark, "IMAGES", 2)
     monkeypatch.setattr(models, "ARCHITECTURES", {"resnet18": models.ARCHITECTURES["resnet18"]})
     cases = benchmark.vision(plan._replace(repetitions=1, turns=1))
     assert_complete(cases, ["resnet18"], {"camal", "vanilla"}, repetitions=1)
