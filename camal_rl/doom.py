@@ -99,24 +99,17 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
             )
         if render_mode not in (None, "rgb_array"):
             raise UserError(f"no render mode {render_mode!r}; choose rgb_array or None.")
-        label_size = RENDER_RESOLUTIONS[render_resolution]
+        self.label_size = label_size = RENDER_RESOLUTIONS[render_resolution]
         try:
             height, width, frame_stack = map(operator.index, (*frame_size, frame_stack))
+            if not (1 <= height <= label_size[0] and 1 <= width <= label_size[1] and frame_stack >= 1):
+                raise ValueError
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"frame size {frame_size!r}, frame stack {frame_stack!r}: "
-                "a size is two whole numbers (height width), a stack is one."
+                f"frame size {frame_size!r}, frame stack {frame_stack!r}: a size is two whole numbers, height "
+                f"and width, of the {label_size[0]} {label_size[1]} that are rendered; a stack is one or more."
             ) from error
-        if not (1 <= height <= label_size[0] and 1 <= width <= label_size[1]):
-            raise UserError(
-                f"frame size {height} {width} (height width) does not fit in the "
-                f"{label_size[0]} {label_size[1]} that are rendered: "
-                "choose a smaller frame size or a greater render resolution."
-            )
-        if frame_stack < 1:
-            raise UserError(f"frame stack {frame_stack} is not at least 1.")
         self.frame_size = (height, width)
-        self.label_size = label_size
         boxes: dict[str, spaces.Space[Any]] = {
             "image": spaces.Box(0, 255, (frame_stack, height, width), np.uint8),
             "mask": spaces.Box(0, 1, label_size, np.uint8),
