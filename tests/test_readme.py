@@ -92,9 +92,9 @@ def test_every_command_is_run_by_something_or_says_when_it_was_run_and_how_long_
         if runner := re.fullmatch(r"<!-- run by (\S+) -->", block.before):
             assert (ROOT / runner[1]).is_file()
         elif block.before != "<!-- test command -->":
-            said = f"{block.before} {block.after}"
+            said = " ".join(f"{block.before} {block.after}".split())
             timed = re.search(r"\b(second|minute|hour)s?\b", said) and re.search(rf"({MONTHS}) 20\d\d", said)
-            assert timed or re.search(r"\bnot\s+been\s+run\b", said), block.code
+            assert timed or re.search("not been run", said), block.code
 
 
 @pytest.mark.parametrize(("name", "options"), sorted(set(commands())))
