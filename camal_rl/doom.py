@@ -106,8 +106,8 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
                 raise ValueError
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"frame size {frame_size!r}, frame stack {frame_stack!r}: a size is two whole numbers, of the "
-                f"{label_size[0]} {label_size[1]} (height width) that are rendered, a stack is one or more."
+                f"frame size {frame_size!r}, frame stack {frame_stack!r}: a size is two whole numbers within "
+                f"the {label_size[0]} {label_size[1]} that are rendered, a stack is one or more."
             ) from error
         self.frame_size = (height, width)
         boxes: dict[str, spaces.Space[Any]] = {
