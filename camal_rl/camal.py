@@ -94,17 +94,6 @@ def projected_loss(
     return _mean_loss(alpha, beta, has_target, empty_mask, method), alpha, beta, has_target
 
 
-def mean_cost(heat: Tensor, costs: Tensor, count: Tensor) -> Tensor:
-    """The loss of `projected_loss` from `costs`, a scalar: of a whole batch, or its part of one.
-
-    Args:
-        heat: (B, h, w) in [0, 1].
-        costs: (B, h, w).
-        count: a scalar, how many samples of the whole batch are counted.
-    """
-    return (heat * costs).sum() / count.clamp(min=1)
-
-
 def _mean_loss(alpha: Tensor, beta: Tensor, has_target: Tensor, empty_mask: str, method: str) -> Tensor:
     """Average as `camal_loss` says: alpha, beta, has_target (B,) -> scalar."""
     if empty_mask not in EMPTY_MASK:

@@ -193,7 +193,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
                 raise zipfile.BadZipFile(path)
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         version = checkpoint["version"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except PermissionError as error:
         raise UserError(f"can't read {path}: {error.strerror}.") from error
