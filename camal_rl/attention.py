@@ -176,10 +176,23 @@ def pooled_weight(fc_weight: Tensor, shape: tuple[int, int, int], channels_last:
     """
     channels, positions = shape[0], shape[1] * shape[2]
     by_channel = (positions, channels) if channels_last else (channels, positions)
-    # Of another type before the sum: the gradient that comes back is then laid out as fc_weight is, and is
-    # added to its other one in place. Divided once it is small.
-    weight = fc_weight.to(torch.promote_types(fc_weight.dtype, torch.float32))
-    return weight.reshape(-1, *by_channel).sum(dim=1 if channels_last else 2) / positions
+    apply: Callable[..., Tensor] = _Pooling.apply
+    return apply(fc_weight.reshape(-1, *by_channel), 1 if channels_last else 2)
+
+
+class _Pooling(torch.autograd.Function):
+    """A mean whose gradient is laid out as its input, so that others can be added to it in place."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, dim: int) -> Tensor:
+        ctx.dim, ctx.shape, ctx.dtype = dim, weight.shape, weight.dtype
+        return weight.to(torch.promote_types(weight.dtype, torch.float32)).sum(dim) / weight.shape[dim]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        of_each = (gradient / ctx.shape[ctx.dim]).to(ctx.dtype).unsqueeze(ctx.dim)
+        return of_each.expand(ctx.shape).contiguous(), None
 
 
 def closed_form_map(feature_maps: Tensor, hidden: Tensor, pooled: Tensor, out_weight: Tensor) -> Tensor:

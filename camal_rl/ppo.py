@@ -158,7 +158,7 @@ from torch import Tensor, nn
 from camal_rl import attention, camal
 from camal_rl.doom import DoomVectorEnv
 from camal_rl.game.definition import load_definition
-from camal_rl.run.device import pack_for_inference, prepare_device
+from camal_rl.run.device import inference_replica, prepare_device
 from camal_rl.run.folder import RunFolder
 from camal_rl.run.monitor import Monitor
 from camal_rl.run.workers import Workers
@@ -181,6 +181,19 @@ def layer_init(layer: Any, std: float = 2**0.5) -> Any:
     return layer
 
 
+class PixelConv2d(nn.Conv2d):
+    """A convolution of pixels from 0 to 255, whose weights are scaled by 1/255 instead of all the pixels."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        weight, bias = self.scaled(pixels.dtype)
+        return F.conv2d(pixels, weight, bias, self.stride)
+
+    def scaled(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return weight and bias for pixels of this type."""
+        assert self.bias is not None
+        return (self.weight / 255).to(dtype), self.bias.to(dtype)
+
+
 class Agent(nn.Module):
     """CleanRL's network for Atari, flattened channels last, with its feature maps and hidden layer in view.
 
@@ -193,7 +206,7 @@ class Agent(nn.Module):
         super().__init__()
         stack, height, width = image_shape
         self.map_shape: tuple[int, ...] = (64, *feature_map_size((height, width)))  # (K, h, w)
-        self.conv1 = layer_init(nn.Conv2d(stack, 32, 8, stride=4))
+        self.conv1 = layer_init(PixelConv2d(stack, 32, 8, stride=4))
         self.conv2 = layer_init(nn.Conv2d(32, 64, 4, stride=2))
         self.conv3 = layer_init(nn.Conv2d(64, 64, 3, stride=1))
         self.fc = layer_init(nn.Linear(math.prod(self.map_shape), 512))
@@ -203,11 +216,9 @@ class Agent(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         """Images are uint8 (B, stack, H, W)."""
-        dtype = self.conv2.weight.dtype
-        x = images.to(dtype, memory_format=torch.channels_last)  # bf16 holds 0 to 255 exactly
-        weight, bias = self.conv1.weight / 255, self.conv1.bias  # scaled instead of all the pixels
-        x = F.conv2d(x, weight.to(dtype), bias.to(dtype), stride=4).relu_()
-        feature_maps = self.conv3(self.conv2(x).relu_()).relu_()  # (B, K, h, w)
+        x = images.to(self.conv2.weight.dtype, memory_format=torch.channels_last)  # bf16 holds 255 exactly
+        x = self.conv2(self.conv1(x).relu_()).relu_()
+        feature_maps = self.conv3(x).relu_()  # (B, K, h, w)
         hidden = self.fc(feature_maps.movedim(1, -1).flatten(1)).relu_().to(self.actor.weight.dtype)
         return Output(self.actor(hidden), self.critic(hidden).squeeze(1), hidden, feature_maps)
 
@@ -268,8 +279,7 @@ def rollout(
     """
     device = agent.fc.weight.device
     slices = workers.slices(args.num_envs)
-    replica = agent.replica(workers.dtype)
-    replica.fc = pack_for_inference(replica.fc, -(-args.num_envs // len(slices)))
+    replica = inference_replica(agent, workers.dtype, -(-args.num_envs // len(slices)))
     # For small copies numpy keeps the interpreter's lock; torch lets go of it, and threads wait.
     memory: Any = Rollout._make(field.numpy() for field in store)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+from camal_rl import ppo
 from camal_rl.run import device
 
 
@@ -47,3 +48,25 @@ def test_freed_memory_is_kept_for_the_next_minibatch(kept):
     )
     # 64 MiB are 16,384 pages. Now and then a block lies elsewhere than the one before, though all is kept.
     assert (int(faults.stdout) < 100) == kept
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-6)])
+def test_a_replica_for_inference_gives_the_outputs_of_a_replica(batch_size, dtype, tolerance):
+    torch.manual_seed(0)
+    agent = ppo.Agent(3, (4, 84, 84))
+    images = torch.randint(256, (batch_size, 4, 84, 84), dtype=torch.uint8)
+    with torch.no_grad():
+        output = device.inference_replica(agent, dtype, 4)(images)
+        expected = agent.replica(dtype)(images)
+    assert torch.equal(output.feature_maps, expected.feature_maps)
+    # Sums of 3136 products, in whatever order, rounded to eight bits.
+    torch.testing.assert_close(output.hidden, expected.hidden, rtol=tolerance, atol=tolerance)
+
+
+def test_the_hidden_layer_is_packed_only_where_that_saves_time(monkeypatch):
+    agent = ppo.Agent(3, (4, 84, 84))
+    assert type(device.inference_replica(agent, torch.float32, 4).fc) is torch.nn.Linear
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert type(device.inference_replica(agent, torch.bfloat16, 4).fc) is torch.nn.Linear
+    assert type(agent.fc) is torch.nn.Linear

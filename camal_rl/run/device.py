@@ -5,10 +5,11 @@ from __future__ import annotations
 import ctypes
 import platform
 from contextlib import ExitStack
-from typing import Literal, cast
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
 
 from camal_rl.errors import UserError
 from camal_rl.run.machine import cores
@@ -45,32 +46,26 @@ def prepare_device(
     return device, chosen, stack.enter_context(Workers(threads, dtype, divide=device.type == "cpu"))
 
 
-class _PackedLinear(nn.Module):
-    """A linear layer whose weight lies in memory as CPU products of bf16 want it."""
+@torch.no_grad()
+def inference_replica(agent: Any, dtype: torch.dtype, batch_size: int) -> Any:
+    """Return a replica of an agent for many small batches without gradients: what a pass prepares is ready.
 
-    def __init__(self, linear: nn.Linear, batch_size: int) -> None:
-        super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), batch_size)
-        self.bias = linear.bias
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return cast(
-            "Tensor", torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, "none", [], "")
-        )
-
-
-def pack_for_inference(linear: nn.Linear, batch_size: int) -> nn.Module:
-    """Return a linear layer that is faster for many small batches without gradients, on a CPU in bf16.
-
-    Its weight would be laid out in each pass otherwise, which is most of the layer's time. torch.compile uses
-    the same operations, which have no public name; where they are missing the layer is returned as it is.
+    The weights for pixels are scaled. On a CPU in bf16 the hidden layer's weight is laid out, which would be
+    most of the layer's time in every pass. torch.compile uses the same operations, which have no public name;
+    where they are missing the layer is left as it is.
     """
-    ops = torch.ops.mkldnn
+    replica = agent.replica(dtype)
+    weight, bias = replica.conv1.scaled(dtype)
+    conv1 = partial(F.conv2d, weight=weight, bias=bias, stride=replica.conv1.stride)
+    fc, ops = replica.fc, torch.ops.mkldnn
     names = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")
-    packs = linear.weight.dtype == torch.bfloat16 and linear.weight.device.type == "cpu"
+    packs = dtype == torch.bfloat16 and fc.weight.device.type == "cpu"
     if packs and all(hasattr(ops, name) for name in names) and ops._is_mkldnn_bf16_supported():
-        return _PackedLinear(linear, batch_size)
-    return linear
+        packed = ops._reorder_linear_weight(fc.weight, batch_size)
+        fc = partial(ops._linear_pointwise, W=packed, B=fc.bias, attr="none", scalars=[], algorithm="")
+    del replica.conv1, replica.fc  # or functions could not take the places of modules
+    replica.conv1, replica.fc = conv1, fc
+    return replica
 
 
 def choose_device(name: str) -> torch.device:
