@@ -177,6 +177,18 @@ def test_scaling_varies_one_size_at_a_time_and_watches_a_long_training(plan: Pla
     assert (long.checkpoint_every, long.image_every, long.measure_every, iterations) == (1, 1, 1, 6)
 
 
+def test_starting_is_timed_to_the_end_of_one_gradient_step(
+    plan: Plan, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: asked.append(command))
+    ways = {"--help", "first gradient step, and end"}
+    assert_complete(benchmark.startup(plan), ["python -m camal_rl.ppo"], ways)
+    assert asked[0][1:] == ["-m", "camal_rl.ppo", "--help"]
+    args, iterations = trained[0]
+    assert (args.batch_size, args.minibatch_size, args.update_epochs, iterations) == (4, 4, 1, 1)
+
+
 @pytest.mark.slow
 def test_classifiers_are_measured_with_both_methods(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torchvision")
@@ -315,13 +327,18 @@ def test_help_needs_no_torch(tmp_path: Path) -> None:
 
 @pytest.mark.engine
 def test_the_command_measures_and_writes(tmp_path: Path) -> None:
-    options = ("rollout", "startup", "--quick", "--output", "out")
+    options = ("rollout", "--quick", "--output", "out")
     told = run_python("-m", "camal_rl.benchmark", *options, folder=tmp_path)
     assert told.returncode == 0, told.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing is left where it was started"
     parts = json.loads((tmp_path / "out" / "benchmark.json").read_text())["parts"]
     rendered = [f"rendered at {size}" for size in ("160x120", "320x240")]
     assert_complete(parts["rollout"]["cases"], rendered, {"raw engine", "rollout", "projection"}, 1)
-    (started,) = parts["startup"]["cases"].values()
-    help_shown, trained = (seconds for (seconds,) in started.values())
-    assert help_shown < trained
+
+
+@pytest.mark.engine
+def test_a_training_tells_its_speed_and_memory(tmp_path: Path) -> None:
+    sps, memory = benchmark.train(small_args(tmp_path), 2)
+    assert sps > 1
+    assert 100 < max(memory) < 4000
+    assert list(tmp_path.iterdir()) == []
