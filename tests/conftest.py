@@ -82,6 +82,14 @@ def orphaned_segments() -> set[str]:
 
 
 @pytest.fixture(autouse=True)
+def same_number_of_threads_afterwards() -> Iterator[None]:
+    """torch's threads that a test asks for would stay, and start when a later one counts its own."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test on the engine its processes, their shared memory and the notes of them are gone."""
     STARTED.clear()

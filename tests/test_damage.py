@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import assert_same
 from faults import cut_off, with_flipped_bits
 
 from camal_rl import experiment
@@ -80,7 +81,7 @@ def test_arguments_of_a_run(trained_folder: Path) -> None:
         path,
         with_flipped_bits(content, 30),
         lambda: play.load_run(trained_folder, None, CPU),
-        lambda read: read.checkpoint == whole.checkpoint,
+        lambda read: read.checkpoint_sha256 == whole.checkpoint_sha256,
     )
 
 
@@ -101,9 +102,15 @@ def test_a_checkpoint(tmp_path: Path) -> None:
     run_folder.save_checkpoint(path, state)
     content = path.read_bytes()
     contents = [*cut_off(content), *with_flipped_bits(content, 1000)]
-    refused = read_all(path, contents, lambda: run_folder.load_checkpoint(path), lambda read: False)
-    assert refused == len(contents)
-    path.write_bytes(content)
-    checkpoint = run_folder.load_checkpoint(path)
-    assert checkpoint is not None
-    assert checkpoint["iteration"] == 4
+    whole = run_folder.load_checkpoint(path)
+    assert whole is not None
+    assert whole["iteration"] == 4
+
+    def is_whole(
+        checkpoint: object,
+    ) -> bool:  # such as where the bit is one of a date
+        assert_same(checkpoint, whole)
+        return True
+
+    refused = read_all(path, contents, lambda: run_folder.load_checkpoint(path), is_whole)
+    assert refused > 0.9 * len(contents)

@@ -2,19 +2,11 @@
 
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 from camal_rl.run.workers import Workers
-
-
-@pytest.fixture(autouse=True)
-def same_number_of_threads_afterwards() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def test_results_come_in_the_order_of_the_calls_which_are_made_at_once() -> None:

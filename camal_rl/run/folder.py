@@ -79,7 +79,7 @@ def read_args_file(folder: Path, needed: Sequence[str] = ("args", "definition"))
         raise UserError(f"can't read {file}: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict) or not all(isinstance(content.get(name), dict) for name in needed):
         raise UserError(f"{file} is not a run of this camal_rl: it needs the groups {', '.join(needed)}.")
-    return {name: group for name, group in content.items() if name != "version"}
+    return {name: group for name, group in content.items() if isinstance(group, dict)}
 
 
 def check_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) -> None:
