@@ -248,6 +248,7 @@ def content_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "benchmark" / "benchmark.json").read_text())["parts"]
 
 
+@pytest.mark.slow
 def test_without_a_name_all_parts_are_measured_but_the_classifiers(
     tmp_path: Path, fake_parts: list[str]
 ) -> None:

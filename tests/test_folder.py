@@ -217,6 +217,7 @@ def rows_of(folder: Path) -> list[str]:
     return (folder / "curves.csv").read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_curves_hold_what_tensorboard_holds_and_are_cut_where_a_run_goes_on(fake_engine, tmp_path):
     straight = ppo.train(small_args(tmp_path / "straight"))
     events = EventAccumulator(str(straight), size_guidance={"scalars": 0}).Reload()
