@@ -132,7 +132,7 @@ def test_the_folder_of_an_agent_and_of_a_fold_in_groups_are_refused(tmp_path: Pa
     """Runs of versions before had their options in groups."""
     for options in ({"args": {"env": "Basic", "seed": 1}}, {"run": {"fold": 1}, "training": {}}):
         (tmp_path / "args.json").write_text(json.dumps(options))
-        with pytest.raises(UserError, match=r"classifiers|needs"):
+        with pytest.raises(UserError, match=r"classifiers|is not a run of this camal_rl"):
             evaluate.evaluate_fold(tmp_path, lambda *_: pytest.fail("read"), torch.device("cpu"))
 
 

@@ -78,7 +78,10 @@ def read_args_file(folder: Path, needed: Sequence[str] = ("args", "definition"))
     except (OSError, ValueError) as error:
         raise UserError(f"can't read {file}: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict) or not all(isinstance(content.get(name), dict) for name in needed):
-        raise UserError(f"{file} is not a run of this camal_rl: it needs the groups {', '.join(needed)}.")
+        raise UserError(
+            f"{file} is not a run of this camal_rl, whose groups are {', '.join(needed)}: "
+            "use the camal_rl that wrote it, or move the folder away to start anew."
+        )
     return {name: group for name, group in content.items() if isinstance(group, dict)}
 
 
