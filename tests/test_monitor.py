@@ -83,3 +83,22 @@ def test_a_run_whose_maps_stay_dead_is_told_so_once(
     assert capsys.readouterr().err.count("nothing pulls on a dead map") == warnings
     events = EventAccumulator(str(folder)).Reload()
     assert [event.value for event in events.Scalars("camal/dead_map_fraction")] == [1.0] * 4
+
+
+def test_frames_are_measured_where_the_agent_is(fake_engine, tmp_path, monkeypatch):
+    """Rollouts lie in the CPU's memory; the device `meta` stands for a GPU, which computes nothing here."""
+    args = small_args(tmp_path, image_every=10**6)
+    run = Logged()
+    run.iteration = 2  # at the first one attention is drawn
+    monitor = Monitor(args, run, np.zeros((4, 120, 160), np.uint8))
+    devices = []
+
+    def maps(agent: ppo.Agent, images: torch.Tensor, masks: np.ndarray, workers: Workers) -> tuple:
+        devices.append(images.device.type)
+        return torch.zeros(64, 3, 4), torch.zeros(64, 2, 3, 4), np.zeros((64, 2))
+
+    monkeypatch.setattr(monitor, "_maps", maps)
+    agent = ppo.Agent(4, (4, 52, 60)).to("meta")
+    with Workers(1) as workers:
+        monitor.measure(agent, torch.zeros((16, 4, 4, 52, 60), dtype=torch.uint8), workers)
+    assert devices == ["meta"]

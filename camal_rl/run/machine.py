@@ -39,14 +39,6 @@ def core_share() -> float | None:
     return None if len(words) != 2 or words[0] in ("max", "-1") else int(words[0]) / int(words[1])
 
 
-def installed_memory() -> int | None:
-    """Bytes of the whole machine; None where it does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return None
-
-
 def memory_limit() -> int | None:
     """Bytes that a container may use, or None without a limit."""
     words = _words("memory.max") or _words("memory/memory.limit_in_bytes")

@@ -61,7 +61,7 @@ class Monitor:
         draw = every > 0 and (self.run.iteration == 1 or self.run.passed(self.args.image_every))
         if not draw and (every == 0 or (self.run.iteration - 1) % every):
             return
-        images = images[:: self.stride].flatten(0, 1)
+        images = images[:: self.stride].flatten(0, 1).to(next(agent.parameters()).device)
         masks = self.masks.reshape(-1, *self.masks.shape[2:])
         cam, weights, scores = self._maps(agent, images, masks, workers)
         heat = attention.normalize(cam)
@@ -100,8 +100,8 @@ class Monitor:
         """Return maps (B, h, w), projected masks (B, 2, h, w), and IoU and its ceiling (B, 2)."""
         replica = agent.replica(workers.dtype)
         method = self.args.attention
-        # Their noise has one generator.
-        parts = 1 if method in attention.RESAMPLING_METHODS else workers.parts(len(masks), 32)
+        whole = method in attention.RESAMPLING_METHODS or not workers.divide  # their noise has one generator
+        parts = 1 if whole else workers.parts(len(masks), 32)
 
         @torch.no_grad()
         def agreement(images: Tensor, masks: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:

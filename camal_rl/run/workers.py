@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 SMALLEST_PART = 64
 """Samples below which a minibatch is not divided further: convolutions of fewer take longer for each."""
-
-
-class Replicable(Protocol):
-    """A network that makes copies of itself."""
-
-    def replica(self, dtype: torch.dtype) -> Any:
-        """Return a copy that computes in `dtype`."""
 
 
 class Workers:
