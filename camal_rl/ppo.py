@@ -12,23 +12,15 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
 from camal_rl.errors import UserError
-from camal_rl.run.command_line import (
-    NAME,
-    Count,
-    Factor,
-    Fraction,
-    Number,
-    Positive,
-    check_ranges,
-    parse,
-    run_to_checkpoint,
-)
+from camal_rl.run import command_line
+from camal_rl.run.command_line import NAME, Count, Factor, Fraction, Number, Positive
 
 # -------------------------------------------------------------------------------------------------- arguments
 
@@ -58,9 +50,7 @@ class Args:
     # environment
     frame_size: Annotated[tuple[int, int], tyro.conf.arg(metavar="H W")] = (84, 84)
     """height and width of what the agent sees, in pixels (CleanRL)"""
-    render_resolution: Annotated[
-        Literal["160x120", "200x150", "256x192", "320x240"], tyro.conf.arg(metavar="WxH")
-    ] = "320x240"
+    render_resolution: Annotated[Literal["160x120", "200x150", "256x192", "320x240"], NAME] = "320x240"
     """what is drawn: 160x120, 200x150, 256x192, 320x240"""
     reward: Annotated[Literal["clip", "scale", "raw"], NAME] = "clip"
     """clip to [-1, 1] (Table 8), scale by the TOML's factor, or raw"""
@@ -127,7 +117,7 @@ class Args:
         return self.batch_size // self.num_minibatches
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        command_line.check_ranges(self)
         if self.batch_size % self.num_minibatches or self.batch_size < 2 * self.num_minibatches:
             raise UserError(
                 f"{self.num_envs} games x {self.num_steps} steps do not divide into {self.num_minibatches} "
@@ -144,7 +134,7 @@ class Args:
 
 def parse_args(arguments: list[str] | None = None) -> Args:
     """Read the command line; exits with code 2 and a message where it can't be understood."""
-    return parse(Args, "python -m camal_rl.ppo", arguments)
+    return command_line.parse(Args, "python -m camal_rl.ppo", arguments)
 
 
 if __name__ == "__main__":
@@ -184,14 +174,11 @@ def layer_init(layer: Any, std: float = 2**0.5) -> Any:
 class PixelConv2d(nn.Conv2d):
     """A convolution of pixels from 0 to 255, whose weights are scaled by 1/255 instead of all the pixels."""
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        weight, bias = self.scaled(pixels.dtype)
-        return F.conv2d(pixels, weight, bias, self.stride)
+    bias: Tensor
 
-    def scaled(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return weight and bias for pixels of this type."""
-        assert self.bias is not None
-        return (self.weight / 255).to(dtype), self.bias.to(dtype)
+    def forward(self, pixels: Tensor) -> Tensor:
+        weight, bias = (self.weight / 255).to(pixels.dtype), self.bias.to(pixels.dtype)
+        return F.conv2d(pixels, weight, bias, self.stride)
 
 
 class Agent(nn.Module):
@@ -515,11 +502,6 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
     return run.path
 
 
-def main(args: Args) -> int:
-    """Train, and return the exit code: 0, 2 after a user's mistake, 130 or 143 after a signal."""
-    smaller = "--num-envs, --num-steps or --frame-size"
-    return run_to_checkpoint(lambda interrupted: train(args, interrupted), "iteration", smaller)
-
-
 if __name__ == "__main__":
-    sys.exit(main(ARGS))
+    smaller = "--num-envs, --num-steps or --frame-size"
+    sys.exit(command_line.run_to_checkpoint(partial(train, ARGS), "iteration", smaller))

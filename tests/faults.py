@@ -86,6 +86,11 @@ def held() -> dict[str, int]:
     }
 
 
+def leaked(before: dict[str, int]) -> dict[str, int]:
+    """What this process holds more of than before; threads of earlier tests may have ended meanwhile."""
+    return {kind: number for kind, number in held().items() if number > before[kind]}
+
+
 def cut_off(content: bytes) -> Iterator[bytes]:
     """A file's beginnings, of every length."""
     return (content[:length] for length in range(len(content)))

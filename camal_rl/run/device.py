@@ -55,8 +55,9 @@ def inference_replica(agent: Any, dtype: torch.dtype, batch_size: int) -> Any:
     where they are missing the layer is left as it is.
     """
     replica = agent.replica(dtype)
-    weight, bias = replica.conv1.scaled(dtype)
-    conv1 = partial(F.conv2d, weight=weight, bias=bias, stride=replica.conv1.stride)
+    conv = replica.conv1
+    weight, bias = (conv.weight / 255).to(dtype), conv.bias.to(dtype)
+    conv1 = partial(F.conv2d, weight=weight, bias=bias, stride=conv.stride)
     fc, ops = replica.fc, torch.ops.mkldnn
     names = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")
     packs = dtype == torch.bfloat16 and fc.weight.device.type == "cpu"
