@@ -3,13 +3,17 @@
 A general form by automatic differentiation for any network, and the closed form for CleanRL's critic head.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import get_gradient_edge
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 METHODS: tuple[str, ...] = (
     "gradcam",
@@ -25,9 +29,18 @@ POOLED_METHODS = ("gradcam", "diffgradcam")
 RESAMPLING_METHODS = ("smoothgrad", "integrated-gradients")
 FAINTEST_SPAN = 1e-18  # its square is still a normal float32: the gradient of a division by it is finite
 UNCONNECTED = (
-    "the target does not depend on feature_maps: compute it from this very tensor (not from a copy), with "
-    "gradients enabled and feature_maps requiring them; or pass a function feature_maps -> target that uses "
-    "its argument"
+    "the target does not depend on feature_maps: compute it from this very tensor (not from a copy, as "
+    "DistributedDataParallel and torch.compile may return), with gradients enabled and feature_maps "
+    "requiring them; or pass a function feature_maps -> target that uses its argument, under "
+    "torch.no_grad() with create_graph=False"
+)
+INFERENCE = (
+    "feature_maps were computed under torch.inference_mode(), without gradients for good: use no_grad()"
+)
+FUSED = (
+    "the target passes through a fused attention kernel, whose gradient has no gradient: compute it within "
+    "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), or pass a function feature_maps -> "
+    "target"
 )
 
 
@@ -43,10 +56,11 @@ def class_activation_map(
     noise: float = 0.15,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Attention of a network for `target`, not yet normalised: (B, h, w), non-negative.
+    """Attention of a network for `target`, not yet normalised: (B, h, w), non-negative, float32 or more.
 
     One backward pass on the target summed over the batch serves every sample (Eq. 4, Prop. 1), provided that
-    the network treats samples independently (no batch statistics).
+    the network treats samples independently (no batch statistics). Under `torch.autocast` a function target
+    is evaluated as it says; the map itself never is, because float16 has too small a range.
 
     Args:
         feature_maps: A, (B, K, h, w), floating point.
@@ -75,6 +89,8 @@ def class_activation_map(
             "feature_maps must be floating point of shape (B, K, h, w), "
             f"got {feature_maps.dtype} of shape {tuple(feature_maps.shape)}"
         )
+    if feature_maps.is_inference():
+        raise ValueError(INFERENCE)
     if classes is not None and method != "diffgradcam":
         raise ValueError(f"classes is for method 'diffgradcam' only, got method {method!r}")
     if method in RESAMPLING_METHODS and samples < 1:
@@ -96,9 +112,11 @@ def gradient_to_map(feature_maps: Tensor, gradients: Tensor, method: str) -> Ten
         raise ValueError(
             f"gradients must have shape {tuple(feature_maps.shape)}, got {tuple(gradients.shape)}"
         )
+    feature_maps, gradients = at_least_float32(feature_maps), at_least_float32(gradients)
     if method in POOLED_METHODS:
         weights = gradients.mean(dim=(2, 3)) / gradients.shape[1]  # (B, K)
-        return torch.einsum("bk,bkhw->bhw", weights, feature_maps).relu()
+        with without_autocast(weights):
+            return torch.einsum("bk,bkhw->bhw", weights, feature_maps).relu()
     if method == "layercam":
         gradients = gradients.relu()
     return (gradients * feature_maps).mean(dim=1).relu()
@@ -161,9 +179,11 @@ def head_gradient(
             f"out_weight must have shape ({features},) or (1, {features}), got {tuple(out_weight.shape)}"
         )
     active = (hidden > 0).to(out_weight.dtype) * out_weight  # (B, F)
+    with without_autocast(active):
+        gradients = active @ fc_weight
     if channels_last:
-        return (active @ fc_weight).view(-1, height, width, channels).movedim(-1, 1)
-    return (active @ fc_weight).view(-1, channels, height, width)
+        return gradients.view(-1, height, width, channels).movedim(-1, 1)
+    return gradients.view(-1, channels, height, width)
 
 
 def pooled_weight(fc_weight: Tensor, shape: tuple[int, int, int], channels_last: bool = False) -> Tensor:
@@ -186,7 +206,7 @@ class _Pooling(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, dim: int) -> Tensor:
         ctx.dim, ctx.shape, ctx.dtype = dim, weight.shape, weight.dtype
-        return weight.to(torch.promote_types(weight.dtype, torch.float32)).sum(dim) / weight.shape[dim]
+        return at_least_float32(weight).sum(dim) / weight.shape[dim]
 
     @staticmethod
     @once_differentiable
@@ -221,7 +241,8 @@ def closed_form_map(feature_maps: Tensor, hidden: Tensor, pooled: Tensor, out_we
             f"got {tuple(out_weight.shape)}"
         )
     apply: Callable[..., Tensor] = _ClosedForm.apply
-    return apply(feature_maps, hidden, pooled, out_weight)
+    with without_autocast(pooled):
+        return apply(feature_maps, hidden, pooled, out_weight)
 
 
 class _ClosedForm(torch.autograd.Function):
@@ -317,8 +338,12 @@ def normalize(cam: Tensor) -> Tensor:
     """Min-max of each map to [0, 1], (B, h, w) -> (B, h, w), differentiable through both extremes.
 
     A constant map becomes zeros with zero gradient; so does one whose max - min is at most 1e-18, where the
-    gradient of the division would overflow. Where max - min is not finite there is NaN.
+    gradient of the division would overflow. Where max - min is not finite there is NaN. The result is float32
+    at least.
     """
+    if cam.shape[1:] == (1, 1):
+        warnings.warn("maps of 1 x 1 train nothing: take an earlier layer, with positions", stacklevel=2)
+    cam = at_least_float32(cam)
     low, high = cam.amin(dim=(1, 2), keepdim=True), cam.amax(dim=(1, 2), keepdim=True)  # (B, 1, 1)
     span = high - low
     return (cam - low) / torch.where(span > FAINTEST_SPAN, span, float("inf"))
@@ -358,10 +383,11 @@ def _mean_gradient(
             )
         connected = create_graph and feature_maps.requires_grad
         source = feature_maps if connected else feature_maps.detach().requires_grad_()
-        total = torch.zeros_like(feature_maps)
+        total = at_least_float32(torch.zeros_like(feature_maps))
         points = 0
         for point in _points(source, method, samples, noise, generator):
-            scalars = _scalars(target(point), point, method, classes)
+            with sdpa_kernel(SDPBackend.MATH):  # the only one that can be differentiated twice
+                scalars = _scalars(target(point), point, method, classes)
             total = total + _gradient(scalars, point, create_graph, per_sample)
             points += 1
         return total / points
@@ -387,6 +413,7 @@ def _points(
 
 def _scalars(target: Tensor, feature_maps: Tensor, method: str, classes: Tensor | None) -> Tensor:
     """The target as one scalar a sample, (B,)."""
+    target = at_least_float32(target)
     if method == "diffgradcam":
         target = contrast(target, target.argmax(dim=-1) if classes is None else classes)
     if target.shape != feature_maps.shape[:1]:
@@ -402,6 +429,9 @@ def _gradient(scalars: Tensor, feature_maps: Tensor, create_graph: bool, per_sam
     if not (scalars.requires_grad and feature_maps.requires_grad):
         raise ValueError(UNCONNECTED)
 
+    if create_graph and _passes_fused_attention(scalars, feature_maps):
+        raise ValueError(FUSED)
+
     def backward(selected: Tensor) -> Tensor:
         (gradient,) = torch.autograd.grad(
             selected.sum(), feature_maps, create_graph=create_graph, retain_graph=True, allow_unused=True
@@ -413,6 +443,36 @@ def _gradient(scalars: Tensor, feature_maps: Tensor, create_graph: bool, per_sam
     if not per_sample:
         return backward(scalars)
     return torch.stack([backward(scalars[index])[index] for index in range(len(scalars))])
+
+
+def _passes_fused_attention(scalars: Tensor, feature_maps: Tensor) -> bool:
+    """Tell if scaled_dot_product_attention, by another kernel than MATH, lies between the two."""
+    maps: Any = get_gradient_edge(feature_maps).node
+    earliest = 0 if feature_maps.is_leaf else maps._sequence_nr()
+
+    def between(node: Any) -> set[Any]:
+        """Return what a node's gradient goes on to, as far as it was computed after the maps."""
+        waiting, met = [node], set()
+        while waiting:
+            node = waiting.pop()
+            if node is not None and node not in met and node._sequence_nr() >= earliest:
+                met.add(node)
+                waiting.extend(following for following, _ in node.next_functions)
+        return met
+
+    fused = (node for node in between(scalars.grad_fn) if "ScaledDotProduct" in node.name())
+    return any(maps in between(node) for node in fused)
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Turn autocast off for a tensor's device, because float16 cannot hold what attention computes."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32, or as it is where its type holds more."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _check_method(method: str) -> None:

@@ -4,10 +4,12 @@ Eq. 1 is linear in the attention map and so is bilinear upsampling. A mask can t
 two weight maps at feature-map resolution, after which the loss needs neither the mask nor any upsampling.
 """
 
+from collections import Counter
+
 import torch
 from torch import Tensor
 
-from camal_rl.attention import upsample
+from camal_rl.attention import at_least_float32, upsample
 
 EMPTY_MASK: tuple[str, ...] = ("ignore", "suppress")
 METHODS: tuple[str, ...] = ("camal", "suppress")
@@ -18,17 +20,20 @@ def alpha_beta(heat: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         heat: (B, H, W) in [0, 1], at the mask's resolution.
-        mask: (B, H, W) of zeros and ones, any dtype.
+        mask: (B, H, W), bool, or of any dtype with values in [0, 1].
 
     A mean over no pixels is defined as 0 with zero gradient: alpha of an empty mask, beta of a full one.
+
+    Raises:
+        ValueError: shapes that do not fit, or a mask that is none, see `check_mask`.
     """
     if heat.dim() != 3 or heat.shape != mask.shape:
         raise ValueError(
             "heat and mask must have the same shape (B, H, W), "
             f"got {tuple(heat.shape)} and {tuple(mask.shape)}"
         )
-    # float16 can't hold the number of pixels of a mask.
-    inside = mask.to(torch.promote_types(heat.dtype, torch.float32))
+    check_mask(mask)
+    inside = mask.to(at_least_float32(heat).dtype)  # float16 can't hold the number of pixels of a mask
     outside = 1 - inside
     alpha, beta = (
         (heat * region).sum(dim=(1, 2)) / region.sum(dim=(1, 2)).clamp(min=1) for region in (inside, outside)
@@ -41,21 +46,26 @@ def camal_loss(heat: Tensor, mask: Tensor, *, empty_mask: str = "ignore", method
 
     Args:
         heat: (B, h, w) in [0, 1]; at another resolution than the mask's it is upsampled to it bilinearly.
-        mask: (B, H, W) of zeros and ones, any dtype.
+        mask: (B, H, W), bool, or of any dtype with values in [0, 1].
         empty_mask: what a sample whose mask is empty, so that alpha is undefined, contributes. "ignore":
             nothing, and the mean is over the other samples; if there are none the loss is 0 with zero
             gradient. "suppress": its beta, and the mean is over all samples.
         method: "camal", or "suppress" for the mean of beta alone (earlier regularisers, Table 4).
 
     A full mask has no outside, so its sample contributes -alpha to "camal" and 0 to "suppress".
+
+    Raises:
+        ValueError: shapes that do not fit, or a mask that is none, see `check_mask`.
     """
+    if mask.dim() == 4 and mask.shape[1] == 1:
+        raise ValueError(f"mask must be (B, H, W), got {tuple(mask.shape)}: squeeze it, mask.squeeze(1)")
     if heat.dim() != 3 or mask.dim() != 3 or len(heat) != len(mask):
         raise ValueError(
             "heat (B, h, w) and mask (B, H, W) must be of one batch, "
             f"got {tuple(heat.shape)} and {tuple(mask.shape)}"
         )
     if heat.shape != mask.shape:
-        heat = upsample(heat, (mask.shape[1], mask.shape[2]))  # (B, H, W)
+        heat = upsample(at_least_float32(heat), (mask.shape[1], mask.shape[2]))  # (B, H, W)
     alpha, beta = alpha_beta(heat, mask)
     return _mean_loss(alpha, beta, (mask != 0).flatten(1).any(dim=1), empty_mask, method)
 
@@ -92,6 +102,33 @@ def projected_loss(
     alpha, beta = projected_alpha_beta(heat, mask_weights)
     has_target = (mask_weights[:, 0] > 0).flatten(1).any(dim=1)
     return _mean_loss(alpha, beta, has_target, empty_mask, method), alpha, beta, has_target
+
+
+def check_mask(mask: Tensor) -> None:
+    """Refuse what is no mask, such as one of 0 and 255, or of labels.
+
+    A mask of bool needs no look. On an accelerator, where a look would wait for it, the first ten masks of a
+    type are looked at, because such a mistake is in every batch; an assertion there that waits for nothing
+    would end the process without naming the cause.
+
+    Raises:
+        ValueError: values outside [0, 1], or NaN.
+    """
+    if mask.dtype == torch.bool or mask.numel() == 0:
+        return
+    if mask.device.type != "cpu":
+        _LOOKED_AT[mask.dtype] += 1
+        if _LOOKED_AT[mask.dtype] > 10:
+            return
+    low, high = (float(end) for end in torch.aminmax(mask.detach()))
+    if not (low >= 0 and high <= 1):  # NaN is neither
+        raise ValueError(
+            f"mask must have values in [0, 1], got {mask.dtype} from {low:g} to {high:g}: of a mask of 0 and "
+            "255 take mask > 127, of one of labels mask == label"
+        )
+
+
+_LOOKED_AT: Counter[torch.dtype] = Counter()
 
 
 def _mean_loss(alpha: Tensor, beta: Tensor, has_target: Tensor, empty_mask: str, method: str) -> Tensor:

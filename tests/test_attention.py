@@ -566,3 +566,116 @@ def test_head_gradient_counts_active_units_only(rows: tuple[int, ...]) -> None:
     fc_weight = torch.arange(10.0).view(5, 2)  # one channel of 1 x 2
     expected = torch.tensor([[2.0 + 6.0, 3.0 + 7.0], [0.0, 1.0]]).view(2, 1, 1, 2)
     assert torch.equal(head_gradient(hidden, fc_weight, torch.ones(rows), (1, 1, 2)), expected)
+
+
+# ------------------------------------------------------------------------------- number types and networks
+
+
+def integration(channels: int, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+    """The README's lines in a wide network, under autocast but for float32: heat, and the gradients."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.ReLU())
+    head = nn.Linear(channels, 10)
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        feature_maps = body(torch.rand(4, 3, 32, 32, generator=seeded()))
+        logits = head(feature_maps.mean(dim=(2, 3)))
+        heat = normalize(class_activation_map(feature_maps, logits[:, 3]))
+        loss = camal_loss(heat, (torch.arange(32) < 10).expand(4, 32, 32))
+    loss.backward()
+    weights = (*body.parameters(), head.weight)
+    return heat.detach(), [weight.grad for weight in weights if weight.grad is not None]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("channels", [512, 2048])
+def test_maps_losses_and_gradients_of_half_precision_are_those_of_float32(
+    channels: int, dtype: torch.dtype
+) -> None:
+    exact, exact_gradients = integration(channels, torch.float32)
+    heat, gradients = integration(channels, dtype)
+    assert heat.dtype == torch.float32
+    assert (heat - exact).abs().max() < 0.02
+    for gradient, exact_gradient in zip(gradients, exact_gradients, strict=True):
+        assert_relative(gradient, exact_gradient, 0.1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)],
+)
+def test_maps_are_float32_at_least(method: str, given: torch.dtype, expected: torch.dtype) -> None:
+    weight = torch.rand(3, 5, generator=seeded()).to(given)
+    maps = torch.rand(2, 3, 4, 4, generator=seeded()).to(given).requires_grad_()
+    cam = class_activation_map(
+        maps,
+        lambda a: (a.mean(dim=(2, 3)) @ weight)[:, 0 if method != "diffgradcam" else slice(None)],
+        method,
+    )
+    assert cam.dtype == normalize(cam.to(given)).dtype == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_closed_forms_are_not_reached_by_autocast(dtype: torch.dtype) -> None:
+    hidden, fc_weight = torch.rand(2, 5, generator=seeded()) - 0.3, torch.rand(5, 12, generator=seeded())
+    maps, out_weight = torch.rand(2, 3, 2, 2, generator=seeded()), torch.rand(5, generator=seeded())
+
+    def both() -> tuple[Tensor, Tensor]:
+        pooled = pooled_weight(fc_weight, (3, 2, 2))
+        return closed_form_map(maps, hidden, pooled, out_weight), head_gradient(
+            hidden, fc_weight, out_weight, (3, 2, 2)
+        )
+
+    exact = both()
+    with torch.autocast("cpu", dtype=dtype):
+        found = both()
+    assert all(torch.equal(a, b) for a, b in zip(found, exact, strict=True))
+
+
+class SelfAttention(nn.Module):
+    """A head whose attention runs on scaled_dot_product_attention, as torchvision's ViT does in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        tokens = maps.flatten(2).movedim(1, 2)
+        mixed: Tensor = self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        return mixed.sum(dim=(1, 2))
+
+
+def test_a_function_target_with_fused_attention_can_be_trained() -> None:
+    torch.manual_seed(0)
+    head, maps = SelfAttention(), torch.rand(2, 8, 3, 3, requires_grad=True)
+    class_activation_map(maps, head, "hirescam").sum().backward()
+    assert maps.grad is not None
+    assert maps.grad.abs().sum() > 0
+
+
+def test_a_tensor_target_with_fused_attention_says_what_to_do() -> None:
+    torch.manual_seed(0)
+    head, maps = SelfAttention(), torch.rand(2, 8, 3, 3, requires_grad=True)
+    with pytest.raises(ValueError, match=r"fused attention kernel.*SDPBackend\.MATH"):
+        class_activation_map(maps, head(maps), "hirescam")
+    assert not class_activation_map(maps, head(maps), create_graph=False).requires_grad
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        class_activation_map(maps, head(maps), "hirescam").sum().backward()
+
+
+def test_maps_without_gradients_for_good_say_how_to_get_them() -> None:
+    layer = nn.Conv2d(3, 4, 3)
+    with torch.inference_mode():
+        maps = layer(torch.rand(2, 3, 5, 5))
+    with pytest.raises(ValueError, match=r"inference_mode.*no_grad"):
+        class_activation_map(maps, total, create_graph=False)
+    with torch.no_grad(), pytest.raises(ValueError, match="create_graph=False"):
+        class_activation_map(layer(torch.rand(2, 3, 5, 5)), torch.rand(2))
+    maps = layer(torch.rand(2, 3, 5, 5))
+    with pytest.raises(ValueError, match=r"DistributedDataParallel and torch\.compile"):
+        class_activation_map(maps, total(maps.detach()))
+
+
+def test_maps_of_a_single_cell_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match="1 x 1"):
+        assert normalize(torch.rand(2, 1, 1)).tolist() == [[[0.0]], [[0.0]]]

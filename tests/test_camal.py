@@ -1,5 +1,7 @@
 """Eq. 1 and 2 by hand, and the projected masks against plain upsampling in float64."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from camal_rl import camal
 from camal_rl.attention import upsample
 from camal_rl.camal import EMPTY_MASK, METHODS, alpha_beta, camal_loss, projected_loss
 from camal_rl.masks import mask_weights
@@ -164,3 +167,48 @@ def test_losses_refuse_what_does_not_fit() -> None:
         camal_loss(HEAT, MASK, empty_mask="drop")
     with pytest.raises(ValueError, match="unknown loss method 'vanilla'; valid: camal, suppress"):
         projected_loss(HEAT, torch.zeros(1, 2, 2, 2), method="vanilla")
+
+
+@pytest.mark.parametrize(
+    ("mask", "found"),
+    [
+        (MASK.to(torch.uint8) * 255, "torch.uint8 from 0 to 255"),
+        (MASK.half() * 255, "torch.float16 from 0 to 255"),
+        (MASK.float() * 255, "torch.float32 from 0 to 255"),
+        (MASK + 1, "torch.int64 from 1 to 2"),
+        (torch.where(MASK == 0, 255, MASK), "torch.int64 from 1 to 255"),
+        (MASK * 2 - 1, "torch.int64 from -1 to 1"),
+        (torch.where(MASK == 0, float("nan"), MASK), "torch.float32 from nan to nan"),
+    ],
+)
+def test_what_is_no_mask_is_refused_with_what_it_holds(mask: Tensor, found: str) -> None:
+    for function in (alpha_beta, camal_loss):
+        with pytest.raises(ValueError, match=rf"{found}: .*mask > 127.*mask == label"):
+            function(HEAT, mask)
+
+
+def test_soft_masks_are_masks() -> None:
+    alpha, _ = alpha_beta(HEAT, MASK * 0.5)
+    assert alpha.tolist() == pytest.approx([0.6])  # (0.1 + 0.5) / (0.5 + 0.5)
+
+
+def test_only_the_first_masks_on_an_accelerator_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(camal, "_LOOKED_AT", Counter())
+    looks: list[object] = []
+    monkeypatch.setattr(torch, "aminmax", lambda mask: looks.append(mask) or (0.0, 1.0))
+    for _ in range(15):
+        camal.check_mask(torch.empty(1, 2, 2, device="meta"))
+        camal.check_mask(torch.empty(1, 2, 2, device="meta", dtype=torch.bool))
+    assert len(looks) == 10
+
+
+def test_a_channel_too_many_says_to_squeeze_it() -> None:
+    with pytest.raises(ValueError, match=r"squeeze\(1\)"):
+        camal_loss(HEAT, MASK.unsqueeze(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_loss_of_maps_in_half_precision_is_taken_in_float32(dtype: torch.dtype) -> None:
+    heat = torch.rand(2, 7, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    mask = torch.rand(2, 160, 120, generator=torch.Generator().manual_seed(1)) < 0.3
+    assert torch.equal(camal_loss(heat, mask), camal_loss(heat.float(), mask))
