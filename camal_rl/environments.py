@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ from camal_rl.doom import DoomEnv
 from camal_rl.errors import UserError
 from camal_rl.game.definition import Definition, available, load_definition
 from camal_rl.game.engine import engine_errors_told
-from camal_rl.run.command_line import run_at_once
+from camal_rl.run.command_line import Count, Positive, parse, run_at_once
 from camal_rl.run.files import write_whole
 
 
@@ -33,11 +34,11 @@ class Args:
     """an environment's name or the path of a .toml file; without one, all are listed"""
     output: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
     """picture to write, else ENV.png: what the agent sees beside the target mask"""
-    steps: int = 500
+    steps: Positive = 500
     """frames of random play from which labels are counted and the picture is taken"""
-    random_episodes: int = 0
+    random_episodes: Count = 0
     """episodes over which to measure the uniform random policy's return, for returns.random"""
-    seed: int = 0
+    seed: Count = 0
     """seed of the random play"""
 
 
@@ -118,10 +119,8 @@ def _show(definition: Definition, args: Args) -> None:
 
 
 @engine_errors_told()
-def main() -> None:
-    args = tyro.cli(Args, prog="python -m camal_rl.environments")
-    if args.steps < 1 or min(args.random_episodes, args.seed) < 0:
-        raise UserError("--steps has to be at least 1, --random-episodes and --seed at least 0.")
+def main(args: Args) -> None:
+    """List the environments, or show the one that is named."""
     if args.env:
         _show(load_definition(args.env), args)
         return
@@ -135,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_at_once(main))
+    sys.exit(run_at_once(partial(main, parse(Args, "python -m camal_rl.environments"))))

@@ -29,6 +29,7 @@ from camal_rl.run.command_line import (
     refuse_options,
     run_to_checkpoint,
     split_arguments,
+    without_tilde,
 )
 from camal_rl.run.files import make_folder, write_whole
 from camal_rl.run.runner import Cell, Runner, bearable_jobs, describe, is_done, learned, run_here
@@ -119,10 +120,10 @@ Options = Annotated[tuple[str, ...], LISTED, BeforeValidator(_as_options)]
 class Matrix(Table):
     """The runs to make: the content of a matrix file."""
 
-    envs: Annotated[tuple[str, ...], LISTED, DISTINCT] = Args.envs
+    envs: Annotated[tuple[str, ...], LISTED, AfterValidator(without_tilde), DISTINCT] = Args.envs
     methods: Annotated[tuple[Method, ...], LISTED, DISTINCT] = Args.methods
     seeds: Annotated[tuple[int, ...], LISTED, BeforeValidator(_up_to), DISTINCT] = _up_to(Args.seeds)
-    runs_dir: Annotated[Path, Field(strict=False)] = Args.runs_dir
+    runs_dir: Annotated[Path, Field(strict=False), AfterValidator(without_tilde)] = Args.runs_dir
     train: Options = ()
     """options of camal_rl.ppo, the same for all runs"""
     evaluate: Options = ()

@@ -110,6 +110,15 @@ def test_a_matrix_may_be_a_file(tmp_path: Path) -> None:
     assert experiment.read_matrix(*experiment.parse_args(words)) == Matrix(seeds=(1, 2, 3))
 
 
+def test_the_home_folder_may_be_written_as_a_tilde_in_a_matrix_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    words = matrix_file(tmp_path, 'envs = ["~/mine.toml"]\nruns_dir = "~/runs"')
+    matrix = experiment.read_matrix(*experiment.parse_args(words))
+    assert (matrix.envs, matrix.runs_dir) == (("/home/me/mine.toml",), Path("/home/me/runs"))
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
