@@ -55,6 +55,8 @@ class Args:
     """runs of each environment and method: seeds 1 to N"""
     episodes: Positive = 100
     """evaluation episodes of each run"""
+    faithfulness_frames: Count = 1000
+    """frames on which pixels are removed in each evaluation, half its time; 0 for none"""
     runs_dir: Path = Path("runs")
     """parent of the run folders <env>/<method>/seed<k>"""
     matrix: Annotated[Path | None, tyro.conf.arg(metavar="TOML")] = None
@@ -137,7 +139,8 @@ def read_matrix(args: Args, train: Sequence[str]) -> Matrix:
         UserError: the file can't be read or is no matrix, or something is named twice.
     """
     if args.matrix is None:
-        evaluation = ("--episodes", str(args.episodes))
+        frames = str(args.faithfulness_frames)
+        evaluation = ("--episodes", str(args.episodes), "--faithfulness-frames", frames)
         try:
             return Matrix(
                 envs=args.envs,
@@ -150,7 +153,7 @@ def read_matrix(args: Args, train: Sequence[str]) -> Matrix:
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(f"--{first['loc'][0]}: {first['ctx']['error']}") from error
-    named = ("envs", "methods", "seeds", "episodes", "runs_dir")
+    named = ("envs", "methods", "seeds", "episodes", "faithfulness_frames", "runs_dir")
     changed = [name for name in named if getattr(args, name) != getattr(Args, name)]
     if train or changed:
         raise UserError(
@@ -183,8 +186,6 @@ def cells(matrix: Matrix) -> list[Cell]:
                 f"folder {folder}. Name it once, or rename a file."
             )
         evaluation = ("--torch-threads", "1", "--video-episodes", "0", *matrix.evaluate)
-        if env.endswith(".toml"):
-            evaluation += ("--env", env)
         settings = _settings([str(folder), *evaluation])
         settings["attention"] = settings["attention"] or trained["args"]["attention"]
         planned[folder] = Cell(folder, train, evaluation, steps, trained, settings)
@@ -204,7 +205,7 @@ def _training(options: list[str]) -> tuple[Path, int, dict[str, Any]]:
     args = ppo.parse_args(options)
     device = choose_device(args.device)
     chosen = {"precision": choose_precision(args.precision, device), "device_type": device.type}
-    planned = RunFolder(args, load_definition(args.env).described(), chosen)
+    planned = RunFolder(args, load_definition(args.env), chosen)
     check_args_file(planned.path, planned.described)
     return planned.path, planned.total * args.batch_size, learned(planned.described)
 
@@ -242,7 +243,7 @@ def comparisons(matrix: Matrix, planned: Sequence[Cell]) -> list[Comparison]:
                 other = by_folder[cell.folder.parents[1] / method / cell.folder.name]
                 options = (*cell.evaluate, "--compare", str(other.folder), *video)
                 picture = cell.folder / "media" / f"evaluation-versus-{method}-seed-{seed}.png"
-                shown.append(Comparison(cell._replace(evaluate=options), other, picture))
+                shown.append(Comparison(cell._replace(train=(), evaluate=options), other, picture))
     return shown
 
 

@@ -451,7 +451,7 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
         stack.enter_context(torch.autograd.set_detect_anomaly(args.detect_anomaly))
         device, precision, workers = prepare_device(args.device, args.precision, args.torch_threads, stack)
         chosen = {"precision": precision, "device_type": device.type}
-        run = stack.enter_context(RunFolder(args, definition.described(), chosen))
+        run = stack.enter_context(RunFolder(args, definition, chosen))
         if run.iteration >= run.total:
             print(f"{run.path} is already done: {run.step:,} steps. Nothing to do.")
             return run.path

@@ -230,7 +230,7 @@ class RunFolder:
 
     Args:
         args: `ppo.Args`, checked.
-        definition: the environment's, as `Definition.described` returns it.
+        definition: the environment's `Definition`.
         chosen: options as they were chosen for this machine, in place of `args`' own.
 
     Attributes:
@@ -244,10 +244,12 @@ class RunFolder:
         UserError: the folder is another run's, is in use or can't be written, or its checkpoint is damaged.
     """
 
-    def __init__(self, args: Any, definition: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
+    def __init__(self, args: Any, definition: Any, chosen: Mapping[str, Any]) -> None:
         self.args = args
-        self.path: Path = args.runs_dir / definition["name"] / args.method / f"seed{args.seed}"
-        self.described = describe(args, {"env": definition["name"], **chosen}, definition=definition)
+        self.definition = definition
+        self.path: Path = args.runs_dir / definition.name / args.method / f"seed{args.seed}"
+        chosen = {"env": definition.name, **chosen}
+        self.described = describe(args, chosen, definition=definition.described())
         self._cleanup = ExitStack()
         self._recent: deque[float] = deque(maxlen=100)  # raw returns of episodes
         self.total: int = args.total_timesteps // args.batch_size
@@ -304,6 +306,7 @@ class RunFolder:
             flush=True,
         )
         write_args_file(self.path, self.described)
+        self.definition.copy_to(self.path / "environment")
         remove_remains(self.path, ("checkpoint.pt", "args.json", "curves.csv", "media/attention.png"))
         # What a killed process logged after its last checkpoint, or without one, is done and logged again.
         self._writer = SummaryWriter(str(self.path), purge_step=self.step + 1)
