@@ -452,8 +452,7 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
         device, precision, workers = prepare_device(args.device, args.precision, args.torch_threads, stack)
         chosen = {"precision": precision, "device_type": device.type}
         run = stack.enter_context(RunFolder(args, definition, chosen))
-        if run.iteration >= run.total:
-            print(f"{run.path} is already done: {run.step:,} steps. Nothing to do.")
+        if run.is_done():  # and says so
             return run.path
         envs = DoomVectorEnv(
             definition,

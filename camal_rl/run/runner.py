@@ -64,10 +64,11 @@ class Outcome(NamedTuple):
 def learned(described: Mapping[str, Any]) -> dict[str, Any]:
     """The options and the environment that decide what a run learns, from the content of its args.json.
 
-    What differs from machine to machine is left out. Options in several groups, as earlier versions wrote
-    them, are read as well.
+    What differs from machine to machine is left out, and that a run went on for longer than planned. Options
+    in several groups, as earlier versions wrote them, are read as well.
     """
-    groups = [group for name, group in described.items() if name not in ("version", "definition")]
+    others = ("version", "definition", "trained_on")
+    groups = [group for name, group in described.items() if name not in others]
     options = {name: value for group in groups for name, value in group.items()}
     for name in ("precision", "device_type"):
         options.pop(name, None)
