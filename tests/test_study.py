@@ -71,8 +71,8 @@ def test_hidden_folders_and_copies_are_no_runs(runs: Path) -> None:
         shutil.copytree(runs / source, runs / copy_of)
     shutil.rmtree(runs / "A copy/camal")
     after = read_study(runs)
-    left_out = ["A copy/vanilla/seed1", "A copy/vanilla/seed2", "A/camal copy/seed1", "A/camal copy/seed2"]
-    assert after.copies == [*left_out, "A/camal/seed7"]
+    left_out = ["A/camal/seed7", "A/camal copy/seed1", "A/camal copy/seed2", "A copy/vanilla/seed1"]
+    assert after.copies == [*left_out, "A copy/vanilla/seed2"]
     assert after._replace(copies=[]) == before
     (sentence,) = study.comparability(after)
     assert sentence.startswith(f"Left out as copies: {', '.join(left_out)} and 1 more")

@@ -208,22 +208,25 @@ def read_study(folder: Path) -> Study:
     file = folder / "experiment.json"
     hint = "Run python -m camal_rl.experiment again, or delete it."
     planned = read_content(file, Experiment, hint) if file.is_file() else Experiment()
-    runs, copies, trained = [], [], set()
+    runs, trained = [], set()
+    contents: dict[str, bytes] = {}  # of scores.json, by title
     for place in sorted(folder.glob("[!.]*/[!.]*/seed*")):
         if not re.fullmatch(r"seed(0|[1-9]\d*)", place.name):
             continue
         cell = (place.parts[-3], place.parts[-2], int(place.name.removeprefix("seed")))
         if (place / "scores.json").is_file():
             again = f"Evaluate again: python -m camal_rl.evaluate {place}"
-            run = Run(place, *cell, read_content(place / "scores.json", Scores, again))
-            original = folder / run.said / "scores.json"
-            same = original.is_file() and original.read_bytes() == (place / "scores.json").read_bytes()
-            if run.scores.env != run.env or (same and run.said != run.title):
-                copies.append(run.title)
-            else:
-                runs.append(run)
+            runs.append(Run(place, *cell, read_content(place / "scores.json", Scores, again)))
+            contents[runs[-1].title] = (place / "scores.json").read_bytes()
         elif (place / "args.json").is_file():
             trained.add(cell)
+    copies = [
+        run.title
+        for run in runs
+        if run.env != run.scores.env
+        or (run.title != run.said and contents[run.title] == contents.get(run.said))
+    ]
+    runs = [run for run in runs if run.title not in copies]
     if not runs:
         raise UserError(
             f"{folder} holds no <env>/<method>/seed<k>/scores.json: train and evaluate first, "
