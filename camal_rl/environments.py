@@ -22,7 +22,7 @@ from camal_rl.doom import DoomEnv
 from camal_rl.errors import UserError
 from camal_rl.game.definition import Definition, available, load_definition
 from camal_rl.game.engine import engine_errors_told
-from camal_rl.run.command_line import Count, Positive, parse, run_at_once
+from camal_rl.run.command_line import Count, Positive, option, parse, run_at_once
 from camal_rl.run.files import write_whole
 
 
@@ -30,9 +30,9 @@ from camal_rl.run.files import write_whole
 class Args:
     """List the environments, or show one: its definition, what the label buffer names, and a picture."""
 
-    env: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV")] = ""
+    env: Annotated[str, tyro.conf.Positional, option("ENV")] = ""
     """an environment's name or the path of a .toml file; without one, all are listed"""
-    output: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
+    output: Annotated[Path | None, option("PNG")] = None
     """picture to write, else ENV.png: what the agent sees beside the target mask"""
     steps: Positive = 500
     """frames of random play from which labels are counted and the picture is taken"""

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import tyro
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from camal_rl import __version__
@@ -22,9 +21,11 @@ from camal_rl.errors import UserError
 from camal_rl.game.definition import load_definition
 from camal_rl.run import cluster
 from camal_rl.run.command_line import (
+    NAME,
     Count,
     Number,
     Positive,
+    option,
     parse,
     refuse_options,
     run_to_checkpoint,
@@ -36,7 +37,6 @@ from camal_rl.run.runner import Cell, Runner, bearable_jobs, describe, is_done, 
 from camal_rl.run.toml import Table, read_toml
 
 Method = Literal["camal", "vanilla", "suppress"]
-Names = tyro.conf.arg(metavar="NAME")
 
 
 @dataclass
@@ -47,9 +47,9 @@ class Args:
     """
 
     # what is done
-    envs: Annotated[tuple[str, ...], Names] = ("Basic", "DefendLine", "DefendCenter", "TakeCover")
+    envs: Annotated[tuple[str, ...], NAME] = ("Basic", "DefendLine", "DefendCenter", "TakeCover")
     """environments, or .toml files of your own"""
-    methods: Annotated[tuple[Method, ...], Names] = ("camal", "vanilla")
+    methods: Annotated[tuple[Method, ...], NAME] = ("camal", "vanilla")
     """camal, vanilla, suppress; the first is shown beside the others"""
     seeds: Positive = 5
     """runs of each environment and method: seeds 1 to N"""
@@ -59,7 +59,7 @@ class Args:
     """frames on which pixels are removed in each evaluation, half its time; 0 for none"""
     runs_dir: Path = Path("runs")
     """parent of the run folders <env>/<method>/seed<k>"""
-    matrix: Annotated[Path | None, tyro.conf.arg(metavar="TOML")] = None
+    matrix: Annotated[Path | None, option("TOML")] = None
     """a TOML file that says all of the above instead, and options of training and evaluation"""
 
     # machine
@@ -67,7 +67,7 @@ class Args:
     """runs at once, 0 for as many as cores and memory bear"""
     retries: Count = 1
     """times that a run that failed is started again"""
-    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    ray: Annotated[str | None, option("ADDRESS")] = None
     """address of a Ray cluster to run on, or auto"""
     gpus: Number = 0.0
     """GPUs that each run asks of a Ray cluster, such as 0.25"""

@@ -37,7 +37,7 @@ from camal_rl.results.comparison import (
 from camal_rl.results.figures import BarPanel, LinePanel, Table, fixed, percent, shown
 from camal_rl.results.page import Drawing, Listing, Media, Page, Part, publish
 from camal_rl.results.study import Study, comparability, read_study, some, training
-from camal_rl.run.command_line import Positive, parse, run_at_once
+from camal_rl.run.command_line import Positive, option, parse, run_at_once
 from camal_rl.run.files import make_folder
 from camal_rl.stats import Interval
 
@@ -49,16 +49,16 @@ STATISTIC_NAMES = {"mean": "Mean", "median": "Median", "iqm": "IQM", "optimality
 LABELS = {"iou": "IoU", "return": "Normalized return"}
 SHORT = {"iou": "IoU", "return": "return"}
 
-Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32), tyro.conf.arg(metavar="N")]
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32), option("N")]
 
 
 @dataclass
 class Args:
     """Compare methods over environments and seeds: statistics, figures, tables and a page to read."""
 
-    runs: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUNS")]]
+    runs: tyro.conf.Positional[Annotated[Path, option("RUNS")]]
     """folder that holds <env>/<method>/seed<k>/scores.json"""
-    output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    output: Annotated[Path | None, option("DIR")] = None
     """folder to write to, RUNS/report if none is given"""
     repetitions: Positive = stats.REPETITIONS
     """how often the bootstrap resamples the runs"""

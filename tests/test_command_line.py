@@ -8,12 +8,13 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 from conftest import ROOT
 
 from camal_rl.errors import UserError
-from camal_rl.run.command_line import parse, run_at_once, run_to_checkpoint
+from camal_rl.run.command_line import Switch, option, parse, run_at_once, run_to_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +110,8 @@ class Paths:
     file: Path | None = None
     env: str = "b"
     envs: tuple[str, ...] = ("c", "d")
+    output: Annotated[Path | None, option("DIR")] = None
+    quick: Switch = False
 
 
 def test_the_home_folder_may_be_written_as_a_tilde_in_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,6 +120,14 @@ def test_the_home_folder_may_be_written_as_a_tilde_in_every_option(monkeypatch: 
     args = parse(Paths, "program", words)
     assert args == Paths(Path("/me/runs"), Path("/me"), "/me/x.toml", ("a~", "/me/y.toml"))
     assert parse(Paths, "program", []) == Paths()
+
+
+def test_help_tells_defaults_in_words_of_users(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(Paths, "program", ["--help"])
+    lines = [" ".join(line.strip(" │").split()) for line in capsys.readouterr().out.splitlines()]
+    assert "--output DIR" in lines
+    assert "--quick, --no-quick (default: off)" in lines
 
 
 def test_a_path_that_is_not_utf_8_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

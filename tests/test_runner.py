@@ -235,7 +235,7 @@ def test_ctrl_c_once_more_ends_every_process(tmp_path: Path, monkeypatch: pytest
 
 def test_progress_is_read_from_the_bars_of_training_and_evaluation(tmp_path: Path) -> None:
     cell = cells_in(tmp_path)[0]._replace(steps=20_600, settings=SETTINGS | {"shift": ["hud"]})
-    everything = 20_600 + 2 * 3 * 200 + 1000 * 20  # training, three episodes twice, faithfulness
+    everything = 20_600 + 2 * 3 * 150 + 1000 * 20  # training, three episodes twice, faithfulness
     running = Runner(0)
     assert running.progress() == {}
     running.running[cell.folder] = (cell, "ppo", 30)
@@ -246,9 +246,9 @@ def test_progress_is_read_from_the_bars_of_training_and_evaluation(tmp_path: Pat
     for text, module, steps in (
         ("  0%|   | 0/2k steps\r 50%|█  | 1k/2k steps", "ppo", 10_300),
         ("\n$ python -m camal_rl.evaluate runs\n", "evaluate", 20_600),
-        ("episodes:   0%|  \repisodes:  50%|█ ", "evaluate", 20_900),
-        ("\repisodes: 100%|██\nshift hud: 100%|██\n", "evaluate", 21_800),
-        ("\rfaithfulness:  17%|█ ", "evaluate", 25_200),
+        ("episodes:   0%|  \repisodes:  50%|█ ", "evaluate", 20_825),
+        ("\repisodes: 100%|██\nshift hud: 100%|██\n", "evaluate", 21_500),
+        ("\rfaithfulness:  17%|█ ", "evaluate", 24_900),
         ("\rfaithfulness: 100%|██\nvideo frames: 40", "evaluate", everything),
     ):
         with cell.log.open("a") as file:

@@ -21,8 +21,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 T = TypeVar("T")
 
-NAME = tyro.conf.arg(metavar="NAME")
-_COUNT, _NUMBER = tyro.conf.arg(metavar="N"), tyro.conf.arg(metavar="X")
+
+def option(value: str | None = None) -> Any:
+    """Let --help show an option with this word for its value, and with its default where it has one."""
+    words = {"None": "", "''": "", "True": "(default: on)", "False": "(default: off)"}
+    return tyro.conf.arg(
+        metavar=value, help_behavior_hint=lambda default: words.get(default, f"(default: {default})")
+    )
+
+
+NAME, _COUNT, _NUMBER = option("NAME"), option("N"), option("X")
+Switch = Annotated[bool, option()]
 Count = Annotated[int, pydantic.Field(ge=0, lt=2**63), _COUNT]
 Positive = Annotated[int, pydantic.Field(ge=1, lt=2**63), _COUNT]
 Number = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False), _NUMBER]

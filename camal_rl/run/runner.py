@@ -20,7 +20,7 @@ from camal_rl.run import machine
 
 CELL_MEMORY = 1.5 * 2**30
 """Bytes that a cell may need: 0.6 GiB with the default sizes, measured, and room for larger ones."""
-EPISODE_STEPS, FRAME_STEPS = 200, 20
+EPISODE_STEPS, FRAME_STEPS = 150, 20
 """Agent steps of training that take as long as an episode, or a frame of faithfulness, of evaluation."""
 
 
