@@ -26,6 +26,7 @@ from camal_rl.game.definition import load_definition
 from camal_rl.game.shift import SHIFTS
 from camal_rl.results import media, play
 from camal_rl.results.play import Episode, Undefined
+from camal_rl.run import command_line
 
 
 @pytest.fixture
@@ -329,7 +330,7 @@ def test_help_is_quick_and_names_every_option() -> None:
 
 
 def test_options_name_every_map_and_every_visual_change() -> None:
-    assert get_args(evaluate.Map) == attention.METHODS
+    assert get_args(command_line.Map) == attention.METHODS
     assert get_args(evaluate.Look) == tuple(SHIFTS)
 
 
