@@ -344,7 +344,8 @@ class RunFolder:
         if not self.iteration or not self.args.anneal_lr:
             return
         before = read_args_file(self.path)
-        self.described["trained_on"] = before.get("trained_on", {})
+        if "trained_on" in before:
+            self.described["trained_on"] = before["trained_on"]
         planned = before["args"]["total_timesteps"] // self.args.batch_size
         if planned < self.total:
             self.described["trained_on"] = {"trained_on_from": self.step}
