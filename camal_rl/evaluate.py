@@ -116,7 +116,10 @@ FORMAT = 1
 """Version of scores.json."""
 GIF_STEPS = 200
 """Most agent steps that are shown in TensorBoard."""
-AGREEMENT = ("alpha", "beta", "iou", "iou_ceiling", "pointing_game", "relevance_mass", "roc_auc")
+AGREEMENT = (
+    *("alpha", "beta", "iou", "iou_mask", "iou_constant"),
+    *("pointing_game", "relevance_mass", "roc_auc", "dead_map_fraction"),
+)
 """Measures of attention against the targets."""
 
 
@@ -226,7 +229,7 @@ def summarise(episodes: Sequence[Episode], definition: Definition) -> dict[str, 
             "median": np.median(totals),
             "min": totals.min(),
             "max": totals.max(),
-            "normalised_mean": (totals.mean() - definition.random_return) / scale,
+            "normalized_mean": (totals.mean() - definition.random_return) / scale,
         },
         "length": {"mean": lengths.mean(), "min": lengths.min(), "max": lengths.max()},
         "endings": {
@@ -236,7 +239,6 @@ def summarise(episodes: Sequence[Episode], definition: Definition) -> dict[str, 
         "frames": frames,
         "frames_with_target": with_target,
         "target_visible_fraction": with_target / frames,
-        "dead_map_fraction": sum(sum(episode.dead) for episode in episodes) / frames,
         **{name: _mean(np.concatenate([episode.column(name) for episode in episodes])) for name in AGREEMENT},
         "iou_by_episode": {
             "mean": _mean(iou_by_episode),
@@ -478,13 +480,14 @@ def summary(scores: Mapping[str, Any], files: Sequence[Path]) -> str:
         f"{len(scores['episodes'])} episodes",
         f"  return {number(total['mean'])} (standard error {number(total['standard_error'])}), "
         f"length {number(scores['length']['mean'], 1)}, cut short {scores['endings']['cut']}",
-        f"  {'':12} {'return':>9} {'iou':>6} {'ceiling':>7} {'alpha':>6} {'beta':>6} {'dead':>6}",
+        f"  {'':12} {'return':>9} {'iou':>6} {'mask':>6} {'constant':>8} {'alpha':>6} {'beta':>6} "
+        f"{'dead':>6}",
     ]
     for name, row in {"no shift": scores, **scores["shift"]}.items():
         lines.append(
             f"  {name:12} {number(row['return']['mean']):>9} {number(row['iou'], 3):>6} "
-            f"{number(row['iou_ceiling'], 3):>7} {number(row['alpha']):>6} {number(row['beta']):>6} "
-            f"{number(row['dead_map_fraction']):>6}"
+            f"{number(row['iou_mask'], 3):>6} {number(row['iou_constant'], 3):>8} {number(row['alpha']):>6} "
+            f"{number(row['beta']):>6} {number(row['dead_map_fraction']):>6}"
         )
     return "\n".join([*lines, *(f"  {path}" for path in files)])
 

@@ -109,7 +109,7 @@ def alignment(heat: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def iou_ceiling(mask_weights: np.ndarray, mask: np.ndarray, tau: float = TAU) -> np.ndarray:
+def iou_mask(mask_weights: np.ndarray, mask: np.ndarray, tau: float = TAU) -> np.ndarray:
     """Return the IoU that the mask itself reaches at the attention map's resolution, float64 (B,).
 
     A 7 x 7 map can't outline a monster of 20 pixels, however well it attends: read every IoU beside this.

@@ -234,7 +234,7 @@ def by_environment(study: Study, results: Mapping[str, Results]) -> Table:
         for method in study.methods:
             iou, scaled = (results[metric].environments[env].sbci[method]["mean"] for metric in METRICS)
             used += [iou, scaled]
-            ceiling = study.mean("iou_ceiling", environment=env, method=method)
+            ceiling = study.mean("iou_mask", environment=env, method=method)
             dead = study.mean("dead_map_fraction", environment=env, method=method)
             ends = (scaled.estimate, scaled.low, scaled.high)  # the scale is linear
             middle, bottom, top = (None if end is None else low + end * (high - low) for end in ends)
@@ -312,7 +312,7 @@ def _environment_panels(study: Study, metric: str, found: Results) -> list[BarPa
     first, *others = study.methods
     single = found.environments
     rows = {env: {m: single[env].sbci[m]["mean"] for m in study.methods} for env in study.envs}
-    ceilings = {env: study.mean("iou_ceiling", environment=env) for env in study.envs if metric == "iou"}
+    ceilings = {env: study.mean("iou_mask", environment=env) for env in study.envs if metric == "iou"}
     panels = [BarPanel(f"Mean {SHORT[metric]}", LABELS[metric], rows, ceilings=ceilings)]
     if others:
         rows = {env: {other: single[env].poi[first, other] for other in others} for env in study.envs}
@@ -322,7 +322,7 @@ def _environment_panels(study: Study, metric: str, found: Results) -> list[BarPa
 
 
 def _curve_panel(study: Study, env: str, metric: str, lines: Lines) -> LinePanel:
-    levels = {"ceiling": study.mean("iou_ceiling", environment=env)}
+    levels = {"ceiling": study.mean("iou_mask", environment=env)}
     if metric == "return":
         levels = dict(zip(("random", "reference"), study.scales.get(env, ()), strict=False))
     title, from_zero = f"{env}: {SHORT[metric]}", metric == "iou"
@@ -346,7 +346,7 @@ def captions(study: Study) -> dict[str, str]:
     return {
         "figure4": "Attention alignment over all environments, as in the paper's Figure 4. "
         f"{bars}{improvement} For comparison: the mask itself, shown at the resolution of attention, has "
-        f"a mean IoU of {fixed(study.mean('iou_ceiling'), 2)}. {median}",
+        f"a mean IoU of {fixed(study.mean('iou_mask'), 2)}. {median}",
         "figure6": "Return over all environments, as in the paper's Figure 6. "
         f"{bars}{improvement} {scale} {median}",
         "environments": f"Each environment by itself. {bars} Dotted lines are the ceilings of IoU.",

@@ -84,7 +84,7 @@ def test_an_evaluation_writes_scores_pictures_video_and_events(folder) -> None:
     assert scores["iou_by_episode"]["standard_error"] == pytest.approx(np.std(means, ddof=1) / np.sqrt(6))
     digest = hashlib.sha256((folder / "checkpoint.pt").read_bytes()).hexdigest()
     assert scores["settings"]["checkpoint_sha256"] == digest
-    for name in (*evaluate.AGREEMENT, "dead_map_fraction", "target_visible_fraction"):
+    for name in (*evaluate.AGREEMENT, "target_visible_fraction"):
         assert 0 <= scores[name] <= 1
     assert scores["settings"]["episodes"] == 6
     assert scores["training"]["args"]["method"] == "camal"
@@ -211,11 +211,10 @@ def test_without_a_target_in_view_scores_are_null_with_the_reason(folder, monkey
 
 
 def test_a_single_episode_has_no_standard_error() -> None:
-    episode = Episode(1, "terminated", [0], [5.0], [0.0], [True])
+    episode = Episode(1, "terminated", [0], [5.0], [0.0])
     summary = evaluate.summarise([episode], load_definition("Basic"))
     assert summary["return"]["standard_error"] == Undefined("one episode has no spread")
-    assert summary["return"]["normalised_mean"] == pytest.approx((5 + 152) / (81.5 + 152))
-    assert summary["dead_map_fraction"] == 1
+    assert summary["return"]["normalized_mean"] == pytest.approx((5 + 152) / (81.5 + 152))
     assert summary["iou_sweep"]["iou"] == [Undefined("no frame had a target in view")] * len(metrics.TAUS)
 
 

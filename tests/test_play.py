@@ -73,12 +73,11 @@ def test_what_is_recorded_of_a_frame_is_what_the_agent_made_of_it(run: play.Trai
     episode = play.play(run, seeds, settings(), keep=2)[1]
     env = run.env()
     env.begin_episode(seeds[1])
-    frames = iter(episode.agreement)
+    frames, masks, heats = iter(episode.agreement), [], []
     for step, action in enumerate(episode.actions):
         output, cam = run.attend(env.image[None], torch.Generator())
         heat = attention.normalize(cam)
         assert episode.values[step] == pytest.approx(output.value.item(), rel=1e-4)
-        assert episode.dead[step] == attention.is_dead(cam).item()
         np.testing.assert_allclose(episode.heats[step], heat[0].detach(), atol=1e-3)
         if env.mask.any():
             frame = next(frames)
@@ -87,8 +86,17 @@ def test_what_is_recorded_of_a_frame_is_what_the_agent_made_of_it(run: play.Trai
             alpha, beta = camal.alpha_beta(pixels, torch.from_numpy(env.mask[None]))
             assert (frame["alpha"], frame["beta"]) == pytest.approx((alpha.item(), beta.item()), abs=1e-5)
             assert frame["iou"] == metrics.iou(kept, env.mask[None])[0]
+            assert frame["dead_map_fraction"] == attention.is_dead(cam).item()
+            masks.append(env.mask.copy())
+            heats.append(kept[0])
         env.advance(action)
     assert next(frames, None) is None
+    play.add_constant_iou([episode])
+    mean = np.mean(heats, axis=0)
+    constant = (mean - mean.min()) / (mean.max() - mean.min())
+    expected = metrics.iou(np.broadcast_to(constant, (len(masks), *mean.shape)), np.array(masks))
+    assert episode.column("iou_constant").tolist() == pytest.approx(expected.tolist(), abs=0.01)
+    assert expected.any()
 
 
 @pytest.mark.slow

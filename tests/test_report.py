@@ -107,7 +107,7 @@ def test_scores_in_csv(runs: Path) -> None:
         "return": "40.0",
         "normalized_return": "0.4",
         "iou": "0.4",
-        "iou_ceiling": "0.75",
+        "iou_mask": "0.75",
         "dead_map_fraction": "0.25",
         "steps": "1000",
         "episodes": "2",

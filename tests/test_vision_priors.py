@@ -222,7 +222,7 @@ def test_overlap_by_hand() -> None:
     found = [priors.overlap(heat, mask) for heat in (two_parts, corners, nothing)]
     expected = {
         "iou": [4 / 18, 2 / 17, 0],
-        "iou_ceiling": [1, 1, 1],
+        "iou_mask": [1, 1, 1],
         "covered": [4 / 16, 2 / 16, 0],
         "spurious": [2 / 6, 1 / 3, math.nan],
         "parts": [2, 1, 0],
@@ -240,7 +240,7 @@ def test_overlap_takes_maps_of_a_lower_resolution() -> None:
     assert found["iou"] == metrics.iou(heat[None], mask[None])[0]
     region = metrics.upsample(heat[None], (32, 32))[0] > 0.7
     assert found["covered"] == pytest.approx((region & (mask > 0)).sum() / mask.sum())
-    assert found["iou_ceiling"] < 1
+    assert found["iou_mask"] < 1
 
 
 def samples(count: int = 8, size: int = 32) -> Samples:

@@ -206,7 +206,7 @@ def test_every_fold_is_a_row_of_scores_csv(runs: Path) -> None:
         "test_set": "unshifted",
         "accuracy": "0.9",
         "iou": "0.5",
-        "iou_ceiling": "0.75",
+        "iou_mask": "0.75",
         "dead_map_fraction": "0.0",
         "pointing_game": "0.8",
         "relevance_mass": "0.5",
@@ -412,7 +412,7 @@ def test_nothing_at_all_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_fold_without_iou_counts_for_accuracy_only(runs: Path) -> None:
-    write_cell(runs, "busi", "resnet18", "camal", [2], iou=None, iou_ceiling=None)
+    write_cell(runs, "busi", "resnet18", "camal", [2], iou=None, iou_mask=None)
     _, files = make(runs)
     assert paired_with(files, "vanilla", "iou")["folds"]["fold"] == [1, 3, 4, 5]
     assert paired_with(files, "vanilla", "accuracy")["folds"]["fold"] == [1, 2, 3, 4, 5]

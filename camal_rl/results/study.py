@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
-from pydantic import AliasPath, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from camal_rl import stats
 from camal_rl.errors import UserError
@@ -69,8 +69,9 @@ class Scores(Content):
     steps: int = Field(gt=0, lt=2**63)
     mean_return: float = Field(validation_alias=AliasPath("return", "mean"))
     iou: Fraction | None
-    iou_ceiling: Fraction | None
-    dead_map_fraction: Fraction
+    iou_mask: Fraction | None = Field(validation_alias=AliasChoices("iou_mask", "iou_ceiling"))
+    iou_constant: Fraction | None = None
+    dead_map_fraction: Fraction | None
     episodes: list[Any]
     settings: dict[str, Any]
     training: Training
@@ -169,14 +170,16 @@ class Study(NamedTuple):
                 "return": run.scores.mean_return,
                 "normalized_return": float(stats.normalize(np.array(run.scores.mean_return), *run.scale)),
                 "iou": run.scores.iou,
-                "iou_ceiling": run.scores.iou_ceiling,
+                "iou_mask": run.scores.iou_mask,
+                "iou_constant": run.scores.iou_constant,
                 "dead_map_fraction": run.scores.dead_map_fraction,
                 "steps": run.scores.steps,
                 "episodes": len(run.scores.episodes),
             }
             for run in self.runs
         ]
-        return pd.DataFrame(rows).astype({"iou": float, "iou_ceiling": float})
+        measures = ("iou", "iou_mask", "iou_constant", "dead_map_fraction")
+        return pd.DataFrame(rows).astype(dict.fromkeys(measures, float))
 
     def matrix(self, method: str, column: str) -> pd.DataFrame:
         """Return seeds x environments of a number of every run of a method; NaN where a run is missing."""

@@ -194,7 +194,7 @@ def _read_folder(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 MEASURES = {
     "iou": f"IoU of the region, the map above {metrics.TAU:g}",
-    "iou_ceiling": "Its ceiling, the mask itself at the map's resolution",
+    "iou_mask": "Its ceiling, the mask itself at the map's resolution",
     "covered": "Share of the mask that the region covers",
     "spurious": "Share of the region outside the mask",
     "parts": "Connected parts of the region",
@@ -219,7 +219,7 @@ def overlap(heat: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     weights = mask_weights(mask[None], (heat.shape[0], heat.shape[1]))
     return {
         "iou": shared / np.count_nonzero(region | inside),
-        "iou_ceiling": float(metrics.iou_ceiling(weights, mask[None])[0]),
+        "iou_mask": float(metrics.iou_mask(weights, mask[None])[0]),
         "covered": shared / np.count_nonzero(inside),
         "spurious": (size - shared) / size if size else math.nan,
         "parts": cv2.connectedComponents(region.astype(np.uint8), connectivity=8)[0] - 1,

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, StringConstraints
+from pydantic import AliasChoices, Field, StringConstraints
 
 from camal_rl import metrics, stats
 from camal_rl.errors import UserError
@@ -68,8 +68,8 @@ class Measures(Content):
 
     accuracy: Fraction
     iou: Fraction | None
-    iou_ceiling: Fraction | None
-    dead_map_fraction: Fraction
+    iou_mask: Fraction | None = Field(validation_alias=AliasChoices("iou_mask", "iou_ceiling"))
+    dead_map_fraction: Fraction | None
     pointing_game: Fraction | None = None
     relevance_mass: Fraction | None = None
     roc_auc: Fraction | None = None
@@ -285,7 +285,7 @@ def compare(folds: Folds) -> Results:
             columns = {
                 "camal": wide[measure, "camal"],
                 "rival": wide[measure, other],
-                "ceiling": wide["iou_ceiling", "camal"],
+                "ceiling": wide["iou_mask", "camal"],
                 "dead_camal": wide["dead_map_fraction", "camal"],
                 "dead_rival": wide["dead_map_fraction", other],
             }
