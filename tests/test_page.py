@@ -38,7 +38,7 @@ def page_of(*parts: Part, findings: tuple[str, ...] = (), warnings: tuple[str, .
 
 
 def drawing(name: str) -> Drawing:
-    panel = BarPanel("SBCI", "IoU", {"Mean": {"a": Interval(0.3, 0.2, 0.4)}})
+    panel = BarPanel("SBCI", "IoU", [("Mean", {"a": Interval(0.3, 0.2, 0.4)})])
     return Drawing(name, 'A "b" < c', figures.bars_figure(name, {"a": "A"}, [[panel]]))
 
 
@@ -145,7 +145,7 @@ def test_a_report_is_its_page_its_tables_its_figures_and_its_numbers(tmp_path: P
     said = page_of(table, drawing("f"), findings=("Found.",), warnings=("Beware.",))
     numbers = {"poi": {("camal", "vanilla"): Interval(NAN, None, None, "why")}, "x": np.array([[1.0, NAN]])}
     printed = page.publish(tmp_path, said, numbers, {"scores.csv": b"1"})
-    names = ["f.png", "f.svg", "scores.csv", "statistics.json", "tables.md", "tables.tex"]
+    names = ["f.png", "f.svg", "f.pdf", "scores.csv", "statistics.json", "tables.md", "tables.tex"]
     names += ["report.md", "report.html"]
     assert printed == ["Found.", "Warning: Beware.", *(f"  {tmp_path / name}" for name in names)]
     assert {path.name for path in tmp_path.iterdir()} == set(names)

@@ -442,7 +442,7 @@ def make(args: Args) -> list[str]:
         "How it was made": [
             Listing([shlex.join(["python", "-m", "camal_rl.vision.report", str(args.runs)])]),
             "The same numbers are in statistics.json and scores.csv beside this page, tables in tables.md, "
-            "tables.tex and a CSV file each, the figures in PNG and SVG files.",
+            "tables.tex and a CSV file each, the figures in PNG, SVG and PDF files.",
         ],
     }
     data, models, methods = (", ".join(map(prose, folds.names(c))) for c in ("data", "model", "method"))
