@@ -21,7 +21,7 @@ from written_runs import write_scores
 from camal_rl import report, stats
 from camal_rl.errors import UserError
 from camal_rl.report import Args
-from camal_rl.results import figures, media
+from camal_rl.results import comparison, figures, media
 from camal_rl.results.comparison import Comparison, Lines, Results
 from camal_rl.results.page import Media
 from camal_rl.results.study import read_study
@@ -310,7 +310,7 @@ def test_the_first_method_is_compared_with_each_other_one(
     poi = grids["figure4"][0][1]
     assert [label for label, _ in poi.rows] == ["CAMAL", "CAMAL", "Suppress"]
     assert poi.right == ("Suppress", "Vanilla", "Vanilla")
-    assert grids["environments"][0][1].label == "P(CAMAL > method of the colour)"
+    assert grids["environments"][0][1].label == "P(CAMAL > other)"
 
 
 def test_experiment_json_gives_the_order(runs: Path) -> None:
@@ -479,7 +479,7 @@ def test_ctrl_c_leaves_an_earlier_report(
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "compute", interrupted)
+    monkeypatch.setattr(comparison, "compute", interrupted)
     assert report.main(Args(runs)) == 130
     assert "Nothing was written" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in (runs / "report").iterdir()} == before

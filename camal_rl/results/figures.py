@@ -349,18 +349,10 @@ def markdown(table: Table) -> str:
 
 
 _LATEX = str.maketrans(
-    {
-        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        NOTHING: "--",
-        "\N{EM DASH}": "---",
-        "\N{PLUS-MINUS SIGN}": r"$\pm$",
-    }
+    {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+    | {NOTHING: "--", "\N{EM DASH}": "---", "\N{PLUS-MINUS SIGN}": r"$\pm$"}
 )
 
 
