@@ -321,9 +321,9 @@ def names(runs: Sequence[TrainedRun]) -> list[str]:
 
 
 def pictures(runs: Sequence[TrainedRun], episodes: Sequence[Episode], args: Args) -> np.ndarray | None:
-    """Draw the frames of highest, median and lowest IoU of the first run, with every run's attention on them.
+    """Draw frames of high, middle and low IoU of the first run, with every run's attention on them.
 
-    The picture is None where no target was in view.
+    Each is from another episode if there are so many. The picture is None where no target was in view.
     """
     frames = sorted(
         (-frame["iou"], index, frame["step"])
@@ -332,15 +332,21 @@ def pictures(runs: Sequence[TrainedRun], episodes: Sequence[Episode], args: Args
     )
     if not frames:
         return None
+    ranks: list[int] = []
+    for place in (0, len(frames) - 1, len(frames) // 2):
+        shown = {frames[rank][1] for rank in ranks}
+        others = [rank for rank, (_, index, _) in enumerate(frames) if index not in shown]
+        ranks.append(min(others or range(len(frames)), key=lambda rank: abs(rank - place)))
     strips = []
-    for word, place in (("highest", 0), ("median", len(frames) // 2), ("lowest", -1)):
-        negative_iou, index, step = frames[place]
+    for rank in sorted(ranks):
+        negative_iou, index, step = frames[rank]
         seed, actions = episodes[index].seed, episodes[index].actions
         tics = replay(runs[0].definition, seed, actions)
         screen, mask = next((screen, mask) for at, screen, mask in tics if at == step)
         maps = (heat(run, seed, actions[:step], args) for run in runs)
         heats = dict(zip(names(runs), maps, strict=True))
-        caption = f"{runs[0].title}: {word} IoU, {-negative_iou:.2f} (episode {index}, step {step})"
+        which = f"rank {rank + 1:,} of {len(frames):,}, episode {index}, step {step}"
+        caption = f"{runs[0].title}: IoU {-negative_iou:.2f} ({which})"
         strips.append(media.attention_strip(screen, mask, heats, caption))
     return media.stack_strips(strips)
 
@@ -373,11 +379,12 @@ def video(
         for number, episodes in enumerate(zip(*played, strict=True)):
             traces = [
                 media.Trace(
-                    title=f"{run.definition.name}, {name}" if name else run.title,
+                    title=f"{run.definition.name}, {name or run.label}, episode {number}",
                     heats=np.stack(episode.heats),
                     values=np.array(episode.values),
                     actions=np.array(episode.actions),
                     rewards=np.array(episode.rewards),
+                    ious=episode.ious,
                     action_names=run.action_names,
                     tics=replay(run.definition, episode.seed, episode.actions),
                 )

@@ -327,7 +327,14 @@ def test_several_data_sets_give_several_blocks(shapes: None, fake_engine: None, 
     args = ["--data", "shapes", "shapes", "--env", "Basic", "--masks", "25", "--steps", "4"]
     printed = perturbation.make(parse(Args, "perturbation", [*args, "--output", str(output)]))
     files = {path.name: path.read_bytes() for path in output.iterdir()}
-    assert sorted(files) == ["figure.png", "figure.svg", "results.json", "table.md", "table.tex"]
+    assert sorted(files) == [
+        "figure.pdf",
+        "figure.png",
+        "figure.svg",
+        "results.json",
+        "table.md",
+        "table.tex",
+    ]
     assert printed[0].encode() == files["table.md"]
     assert files["table.md"].count(b"| Shift |") == 2
     content = json.loads(files["results.json"], parse_constant=lambda name: pytest.fail(name))

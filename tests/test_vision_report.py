@@ -32,7 +32,8 @@ def drawn() -> None:
 def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take a second; other tests do without."""
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(figures, "draw", lambda name, *_: {f"{name}.png": b"", f"{name}.svg": b"<svg/>"})
+        kinds = ("png", "svg", "pdf")
+        monkeypatch.setattr(figures, "draw", lambda name, *_: {f"{name}.{kind}": b"<svg/>" for kind in kinds})
 
 
 @pytest.fixture
@@ -153,7 +154,7 @@ def test_only_pairs_that_were_run_have_tables(tmp_path: Path) -> None:
     _, files = make(tmp_path)
     assert {name for name in files if name.startswith(("table", "figure"))} == {
         *("table1.csv", "table3.csv", "tables.md", "tables.tex"),
-        *("figure3.png", "figure3.svg", "figure5.png", "figure5.svg"),
+        *(f"{figure}.{kind}" for figure in ("figure3", "figure5") for kind in ("png", "svg", "pdf")),
     }
 
 

@@ -174,6 +174,12 @@ class Episode:
         """Raw return."""
         return float(sum(self.rewards))
 
+    @property
+    def ious(self) -> np.ndarray:
+        """IoU of each frame, (T,); NaN where no target is in view."""
+        found = {frame["step"]: frame["iou"] for frame in self.agreement}
+        return np.array([found.get(step, np.nan) for step in range(len(self.actions))])
+
     def column(self, name: str) -> np.ndarray:
         """Return a measure of all frames with a target."""
         return np.array([frame[name] for frame in self.agreement], float)

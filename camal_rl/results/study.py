@@ -253,6 +253,9 @@ def in_order(known: Iterable[str], found: Iterable[str]) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------
 # What makes runs hard to compare
 
+NOT_COMPARABLE = "Not comparable"
+"""Begins the sentences that take every comparison back."""
+
 
 def comparability(study: Study) -> list[str]:
     """Return a sentence on each way in which runs differ though only method, seed and environment should."""
@@ -263,12 +266,13 @@ def comparability(study: Study) -> list[str]:
             sentences.append(f"The folder {run.title} holds scores of {said}; the folder's name is used.")
     names = ("episodes", "seed", "greedy", "max_steps", "tau", "attention")
     evaluation = {run.title: {name: run.scores.settings.get(name) for name in names} for run in runs}
-    sentences += differences("Not comparable: runs were evaluated differently.", evaluation)
+    sentences += differences(f"{NOT_COMPARABLE}: runs were evaluated differently.", evaluation)
     trained = {run.title: {"agent steps": run.scores.steps, **training(run)} for run in runs}
-    sentences += differences("Not comparable: runs were trained differently.", trained)
+    sentences += differences(f"{NOT_COMPARABLE}: runs were trained differently.", trained)
     for env in study.envs:
         of_env = {run.title: run.scores.training.definition.model_dump() for run in runs if run.env == env}
-        sentences += differences(f"Not comparable: runs of {env} have different definitions of it.", of_env)
+        told = f"{NOT_COMPARABLE}: runs of {env} have different definitions of it."
+        sentences += differences(told, of_env)
     return sentences + differences("Versions differ between runs.", {r.title: versions(r) for r in runs})
 
 
@@ -334,7 +338,7 @@ def read_curve(folder: Path, tag: str) -> np.ndarray:
 
 
 def curve(points_N2: np.ndarray, edges: np.ndarray, end: float) -> np.ndarray:
-    """Mean of what was logged in each window and its two neighbours, float64 (S,); NaN where nothing was.
+    """Mean over each window in which something was logged and its two neighbours, float64 (S,); else NaN.
 
     Args:
         points_N2: agent step and value, those that are finite count.
@@ -344,10 +348,12 @@ def curve(points_N2: np.ndarray, edges: np.ndarray, end: float) -> np.ndarray:
     points_N2 = points_N2[np.isfinite(points_N2).all(axis=1)]
     window = np.searchsorted(edges, points_N2[:, 0], side="left") - 1
     inside = (window >= 0) & (window < len(edges) - 1)
-    window, values = window[inside], points_N2[inside, 1]
-    size = len(edges) - 1
-    counts = np.convolve(np.bincount(window, minlength=size), [1, 1, 1])[1:-1]
-    sums = np.convolve(np.bincount(window, values, minlength=size), [1, 1, 1])[1:-1]
-    means: np.ndarray = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    counts, sums = (
+        np.bincount(window[inside], weights, minlength=len(edges) - 1)
+        for weights in (None, points_N2[inside, 1])
+    )
+    beside = np.convolve(counts, [1, 1, 1])[1:-1]
+    means: np.ndarray = np.convolve(sums, [1, 1, 1])[1:-1] / np.maximum(beside, 1)
+    means[counts == 0] = np.nan
     means[edges[:-1] >= end] = np.nan
     return means

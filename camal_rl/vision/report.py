@@ -24,7 +24,7 @@ from camal_rl import __version__
 from camal_rl.report import dead_maps
 from camal_rl.results import figures
 from camal_rl.results.figures import BOLD, BREAK, NOTHING, UNDERLINED, LinePanel, Table, fixed, percent, shown
-from camal_rl.results.media import attention_strip
+from camal_rl.results.media import BAR, PANEL_GAP
 from camal_rl.results.page import Drawing, Listing, Page, Part, publish
 from camal_rl.results.study import some
 from camal_rl.run.command_line import parse, run_at_once
@@ -339,15 +339,12 @@ def first_panels(file: Path) -> list[np.ndarray]:
     with Image.open(file) as picture:
         pixels = np.asarray(picture.convert("RGB"))
 
-    def strip(side: int) -> tuple[int, ...]:
-        blank = np.zeros((side, side), np.uint8)
-        return attention_strip(blank, blank, {"": np.zeros((1, 1))}, " ", smallest=1).shape
-
-    gap = (strip(16)[1] - 4 * 16) // 5
-    side = (pixels.shape[1] - gap) // 4 - gap
-    bottom = strip(side)[0] - gap
-    lefts = range(gap, pixels.shape[1], side + gap)
-    return [pixels[bottom - side : bottom, left : left + side] for left in lefts]
+    side = (pixels.shape[1] - PANEL_GAP) // 4 - PANEL_GAP
+    # The mask's panel, which is black and white, begins where the bar with its title ends.
+    bar = (pixels[:, 2 * (PANEL_GAP + side) - 1] == BAR).all(axis=1)
+    top = bar.argmax() + (~bar[bar.argmax() :]).argmax()
+    lefts = range(PANEL_GAP, pixels.shape[1], side + PANEL_GAP)
+    return [pixels[top : top + side, left : left + side] for left in lefts]
 
 
 def attention_figure(name: str, other: str, strips: Strips, maps: Sequence[Variance]) -> dict[str, bytes]:
@@ -442,7 +439,7 @@ def make(args: Args) -> list[str]:
         "How it was made": [
             Listing([shlex.join(["python", "-m", "camal_rl.vision.report", str(args.runs)])]),
             "The same numbers are in statistics.json and scores.csv beside this page, tables in tables.md, "
-            "tables.tex and a CSV file each, the figures in PNG and SVG files.",
+            "tables.tex and a CSV file each, the figures in PNG, SVG and PDF files.",
         ],
     }
     data, models, methods = (", ".join(map(prose, folds.names(c))) for c in ("data", "model", "method"))
