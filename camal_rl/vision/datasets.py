@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
@@ -50,7 +50,10 @@ ADVICE = {
     "there, so that it holds jpg/image_00001.jpg and segmim/segmim_00001.jpg beside the two .mat files.",
 }
 
+AGAIN = "unpack it again, or download its archive again"
+
 T = TypeVar("T")
+Colour: TypeAlias = tuple[int, int, int]
 
 
 def load(
@@ -202,18 +205,47 @@ def _line(error: Exception) -> str:
 # From files to samples
 
 
+def _colours(picture: Image.Image, behind: Colour | None = None) -> Image.Image:
+    """A picture as RGB of 8 bits, on this colour where it is transparent."""
+    if picture.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+        picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
+    if behind is not None:
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, behind), picture.convert("RGBA"))
+    return picture.convert("RGB")
+
+
+def levels(picture: Image.Image) -> np.ndarray:
+    """The numbers of a grey picture as they are stored, (h, w): uint8, or wider; 0 where it is transparent.
+
+    Raises:
+        ValueError: it has colours.
+    """
+    if picture.mode.startswith("I"):
+        return np.asarray(picture)
+    channels = np.asarray(_colours(picture, BLACK))
+    if (channels != channels[..., :1]).any():
+        raise ValueError("its channels differ")
+    return channels[..., 0]
+
+
 def _busi_lesion(mask: Image.Image) -> np.ndarray:
-    return np.asarray(mask.convert("L")) > 0
+    # Half of the brightest: there are masks of 0 and 1, and ripples where one was saved as JPEG.
+    grey = levels(mask if mask.mode.startswith("I") else _colours(mask, BLACK).convert("L"))
+    return np.greater(grey, grey.max() / 2)
 
 
 def _pet_body(trimap: Image.Image) -> np.ndarray:
     # 1 is the pet, 2 the background, 3 a border a few pixels wide that was left open. The border counts as
     # the pet: ears, whiskers and tails are thin and often nothing but border, and they tell breeds apart.
-    body: np.ndarray = np.asarray(trimap) != 2
-    return body
+    numbers = np.asarray(trimap) if trimap.mode == "P" else levels(trimap)
+    if not {*np.unique(numbers)} <= {1, 2, 3}:
+        found = ", ".join(map(str, np.unique(numbers)[:5]))
+        raise ValueError(f"it holds {found}, not 1, 2 and 3 alone: another program has saved it again")
+    return np.not_equal(numbers, 2)
 
 
-BLUE = (0, 0, 254)
+BLACK: Colour = (0, 0, 0)
+BLUE: Colour = (0, 0, 254)
 """The background of the flowers' segmentations, as JPEG leaves it of pure blue."""
 BLUE_TOLERANCE = 64
 """Greatest deviation of a channel within the background. In painted petals saved at JPEG qualities 60 to 95,
@@ -222,7 +254,10 @@ found within 1.4 pixels, the pictures having 600 x 500."""
 
 
 def _flower_blossom(segmentation: Image.Image) -> np.ndarray:
-    deviation = np.abs(np.asarray(segmentation.convert("RGB"), np.int16) - np.array(BLUE, np.int16))
+    colours = np.asarray(_colours(segmentation, BLUE), np.int16)
+    if not np.ptp(colours, axis=2).any():
+        raise ValueError("it has no colour, and a flower's background is blue")
+    deviation = np.abs(colours - np.array(BLUE, np.int16))
     blossom = (deviation.max(axis=2) > BLUE_TOLERANCE).astype(np.uint8)
     # Each pixel goes with most of its neighbours, so no single ripple or blue speck is left.
     voted: np.ndarray = cv2.medianBlur(blossom, 5) > 0
@@ -241,10 +276,16 @@ def _read(listing: _Listing, size: int, title: str | None) -> Samples:
 
     def read(index: int) -> None:
         entry = entries[index]
-        image = _decode(entry.image, lambda image: image.convert("RGB"))
+        image = decode(entry.image, _colours)
         images[index] = _fitted(image, size, Image.Resampling.BILINEAR).transpose(2, 0, 1)
         for path in entry.masks:
-            target = Image.fromarray(_decode(path, listing.target).astype(np.uint8))
+            target = Image.fromarray(decode(path, listing.target).astype(np.uint8))
+            skew = abs(target.width * image.height - target.height * image.width)
+            if skew > image.width + image.height:  # more than a pixel, at a smaller size
+                raise UserError(
+                    f"{path} has {target.width} x {target.height} pixels, and its image has {image.width} x "
+                    f"{image.height}, so it can't be the mask of this image: {AGAIN}."
+                )
             masks[index] |= _fitted(target, size, Image.Resampling.NEAREST)
 
     with ThreadPoolExecutor(machine.cores()) as pool:  # Pillow lets other threads run while it works
@@ -259,14 +300,13 @@ def _read(listing: _Listing, size: int, title: str | None) -> Samples:
     )
 
 
-def _decode(path: Path, content: Callable[[Image.Image], T]) -> T:
+def decode(path: Path, content: Callable[[Image.Image], T], advice: str = AGAIN) -> T:
+    """Return the content of a picture, or say which file can't be read, why, and what to do."""
     try:
         with Image.open(path) as image:
             return content(image)
     except Exception as error:  # a damaged file makes Pillow raise all kinds
-        raise UserError(
-            f"{path} can't be read ({_line(error)}): unpack it again, or download its archive again."
-        ) from error
+        raise UserError(f"{path} can't be read ({_line(error)}): {advice}.") from error
 
 
 def _fitted(image: Image.Image, size: int, resampling: Image.Resampling) -> np.ndarray:
