@@ -208,7 +208,7 @@ def _improvement(study: Study, results: Mapping[str, Results], methods: Pair) ->
         rows.append([*row, percent(_chance(results, methods, where) or math.nan, " %")])
     note = (
         "Point estimate, 95 % interval and verdict. Chance: how often equal methods would be found "
-        "significantly better or worse, in a simulation of so many runs. Rows are not corrected for there "
+        "significantly better or worse, with so many runs. Rows are not corrected for there "
         "being several."
     )
     columns = ["", "IoU", "Verdict", "Return", "Verdict", "Chance"]

@@ -231,7 +231,8 @@ def levels(picture: Image.Image) -> np.ndarray:
 def _busi_lesion(mask: Image.Image) -> np.ndarray:
     # Half of the brightest: there are masks of 0 and 1, and ripples where one was saved as JPEG.
     grey = levels(mask if mask.mode.startswith("I") else _colours(mask, BLACK).convert("L"))
-    return np.greater(grey, grey.max() / 2)
+    bright: np.ndarray = grey > grey.max() / 2
+    return bright
 
 
 def _pet_body(trimap: Image.Image) -> np.ndarray:
@@ -241,7 +242,8 @@ def _pet_body(trimap: Image.Image) -> np.ndarray:
     if not {*np.unique(numbers)} <= {1, 2, 3}:
         found = ", ".join(map(str, np.unique(numbers)[:5]))
         raise ValueError(f"it holds {found}, not 1, 2 and 3 alone: another program has saved it again")
-    return np.not_equal(numbers, 2)
+    body: np.ndarray = numbers != 2
+    return body
 
 
 BLACK: Colour = (0, 0, 0)
