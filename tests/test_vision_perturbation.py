@@ -206,7 +206,7 @@ def test_a_mask_without_response_counts_as_0_in_the_test_and_not_in_the_mean() -
     found = perturbation.compare(scores_MR)
     camal, suppress = found["camal"], found["suppress"]
     assert (camal["mean"], suppress["mean"]) == pytest.approx((0.82, 0.8))
-    assert (camal["std"], suppress["std"]) == pytest.approx((0.16, 0))
+    assert (camal["std"], suppress["std"]) == pytest.approx((0.4 / math.sqrt(5), 0))  # of a sample
     assert (camal["responding"], suppress["responding"]) == (5, 4)
     assert suppress["values"] == [0.8] * 4 + [None]
     assert found["p"] == 1 / 32  # all of five pairs speak for CAMAL
@@ -255,7 +255,7 @@ def test_the_table_in_markdown() -> None:
         "| Pearson: CAMAL | Pearson: Suppress only |"
     )
     assert rows[2:] == [
-        "| A_1 | Shift | 1.00 ± 0.00 | -1.00 ± 0.00 | 1.00 ± 0.00 | -1.00 ± 0.00 |",
+        "| A_1 | Shift | 1.00 ± 0.00 | -1.00 | 1.00 ± 0.00 | -1.00 |",
         f"|  | Erode | 1.00 ± 0.00 | {EM_DASH} | 1.00 ± 0.00 | {EM_DASH} |",  # two masks prove nothing
         "|  | Dilate | 1.00 ± 0.00 | 1.00 ± 0.00 | 1.00 ± 0.00 | 1.00 ± 0.00 |",
     ]
@@ -263,6 +263,17 @@ def test_the_table_in_markdown() -> None:
         "Suppress only does not respond to shift in 1 of 2 masks of A_1, which its mean leaves out." in text
     )
     assert "A_1: 2 masks used; left out: 3 empty, 1 too small." in text
+
+
+def test_a_single_mask_has_no_deviation(tmp_path: Path) -> None:
+    studied = perturbation.study("A", [square()], 1, steps=2)
+    found = json.loads(json.dumps(perturbation.numbers(studied), allow_nan=False))["perturbations"]["erode"]
+    assert (found["spearman"]["camal"]["mean"], found["spearman"]["camal"]["std"]) == (1, None)
+    assert found["response"]["camal"]["std"] == [None] * 3
+    assert f"| Erode | 1.00 | {EM_DASH} |" in figures.markdown(
+        perturbation.table([perturbation.numbers(studied)], 2)
+    )
+    assert perturbation.figure([studied], 2).keys() == {"figure.png", "figure.svg"}
 
 
 def test_bold_in_markdown_and_latex(study: Study) -> None:
