@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, run
+from written_reports import statistics_of, warnings_of
 from written_runs import write_scores
 
 from camal_rl import report, stats
 from camal_rl.errors import UserError
 from camal_rl.report import Args
-from camal_rl.results import figures, media
+from camal_rl.results import media
 from camal_rl.results.comparison import Comparison, Lines, Results
 from camal_rl.results.page import Media
 from camal_rl.stats import Interval
@@ -28,16 +29,7 @@ from camal_rl.stats import Interval
 NAN = float("nan")
 
 
-@pytest.fixture
-def drawn() -> None:
-    """For tests that need the figures."""
-
-
-@pytest.fixture(autouse=True)
-def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take a second; other tests do without."""
-    if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(figures, "draw", lambda name, *_: {f"{name}.png": b"", f"{name}.svg": b"<svg/>"})
+pytestmark = pytest.mark.usefixtures("quick_figures")
 
 
 def make(runs: Path, *options: str) -> tuple[list[str], dict[str, bytes]]:
@@ -46,14 +38,6 @@ def make(runs: Path, *options: str) -> tuple[list[str], dict[str, bytes]]:
     printed = report.make(args)
     output = args.output or runs / "report"
     return printed, {path.name: path.read_bytes() for path in output.iterdir()}
-
-
-def statistics_of(files: dict[str, bytes]) -> dict[str, Any]:
-    def refuse(name: str) -> None:
-        raise AssertionError(f"{name} in statistics.json")
-
-    content: dict[str, Any] = json.loads(files["statistics.json"], parse_constant=refuse)
-    return content
 
 
 FILES = {
@@ -257,15 +241,7 @@ def test_experiment_json_gives_the_order(runs: Path) -> None:
 
 
 def warned(runs: Path) -> str:
-    """The warnings, which have to be the same on the command line, in the file and on the page."""
-    printed, files = make(runs)
-    sentences = statistics_of(files)["warnings"]
-    assert [line.removeprefix("Warning: ") for line in printed if line.startswith("Warning: ")] == sentences
-    for sentence in sentences:
-        told = sentence.replace("'", "&#39;").replace(">", "&gt;").replace(" %", "\N{NO-BREAK SPACE}%")
-        assert f"<li>{told}</li>" in files["report.html"].decode()
-        assert f"- {sentence}\n" in files["report.md"].decode()
-    return "\n".join(sentences)
+    return warnings_of(*make(runs))
 
 
 def test_a_missing_cell_is_named_and_its_seed_left_out_of_what_is_joint(runs: Path) -> None:

@@ -32,12 +32,9 @@ EM_DASH = "\N{EM DASH}"
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def one_thread() -> None:
     """As on the command line: several threads wait for each other more than they work."""
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def square(side: int = 5, size: tuple[int, int] = (9, 11), place: tuple[int, int] = (2, 3)) -> np.ndarray:
@@ -406,13 +403,11 @@ def test_an_output_that_is_a_file_is_told(shapes: None, tmp_path: Path) -> None:
         perturbation.make(Args(data=("shapes",), output=tmp_path / "file"))
 
 
-@pytest.mark.slow
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
-    done = run("-m", "camal_rl.vision.perturbation", folder=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("camal_rl: there are no masks to perturb")
-    assert done.stderr.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+def test_a_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert perturbation.main(Args()) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("camal_rl: there are no masks to perturb")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.engine

@@ -20,24 +20,12 @@ from camal_rl.vision.samples import SHAPES, Samples
 
 pytest.importorskip("open_clip")
 
-from small_clips import (  # noqa: F401 - fixtures
-    CLASSES,
-    KINDS,
-    TOKENIZER,
-    Dangerous,
-    clip,
-    hooked,
-    network,
-    noise,
-    offline,
-    one_thread,
-    registered,
-)
+from small_clips import CLASSES, KINDS, TOKENIZER, Dangerous, clip, hooked, network, noise
 
 from camal_rl.vision import datasets, priors, shapes
 from camal_rl.vision.priors import Args
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_clips_only")]
 
 
 # Regions

@@ -24,7 +24,7 @@ from camal_rl.vision.processes import Group, processes
 
 
 def small_network(name: str, num_classes: int) -> nn.Module:
-    """A ResNet or EfficientNet with torchvision's parts, but a thousandth of the work; EfficientNet drops out."""
+    """A ResNet, or an EfficientNet with its dropout, of torchvision's parts and a thousandth of the work."""
 
     def block(channels: int) -> nn.Sequential:
         return nn.Sequential(
@@ -132,5 +132,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     torchvision_models.get_model = small_network
     with processes(torch.device("cpu")) as group:
-        train.processes = lambda _: contextlib.nullcontext(group)  # one group: torchrun's store bears no second
+        # torchrun's store bears no second group.
+        train.processes = lambda _: contextlib.nullcontext(group)
         all_of_it(Path(sys.argv[1]), group)
