@@ -380,7 +380,6 @@ def test_the_same_command_gives_the_same_bytes(shapes: None, tmp_path: Path) -> 
     ("options", "message"),
     [
         ({}, "name data sets with --data, such as shapes, or ViZDoom environments with --env"),
-        ({"data": ("Basic",)}, "no data set 'Basic': choose of shapes, busi, pet, flower, or name a ViZDoom"),
         ({"env": ("Basik",)}, "did you mean Basic"),
         ({"data": ("shapes",), "steps": 1}, "--steps 1: give a number of at least 2"),
         ({"data": ("shapes",), "steps": 40}, "shapes: none of 21 masks can be used .1 empty, 20 too small."),
@@ -395,6 +394,14 @@ def test_mistakes_are_told(
     with pytest.raises(UserError, match=message):
         perturbation.make(args)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_environment_is_no_data_set(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(Args, "perturbation", ["--data", "Basic"])
+    said = capsys.readouterr().err
+    assert "Basic" in said
+    assert "shapes" in said
 
 
 def test_an_output_that_is_a_file_is_told(shapes: None, tmp_path: Path) -> None:

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from camal_rl.run.command_line import Count, Positive, parse, run_at_once
+from camal_rl.vision.samples import DataName
 
 
 @dataclass
 class Args:
     """Measure how well regularisers follow the severity of bad attention (paper, Table 4 and Figure 9)."""
 
-    data: tuple[str, ...] = ()
-    """data sets whose masks to use: shapes, busi, pet, flower"""
+    data: tuple[DataName, ...] = ()
+    """data sets whose masks to use"""
     env: tuple[str, ...] = ()
     """ViZDoom environments, or .toml files, whose targets' masks to use, seen by random play"""
     data_dir: Path = Path("data")
@@ -63,7 +64,6 @@ from camal_rl.game.engine import engine_errors_told
 from camal_rl.results import figures
 from camal_rl.run.files import make_folder, write_together
 from camal_rl.vision import datasets
-from camal_rl.vision.samples import DATA
 
 PERTURBATIONS = ("shift", "erode", "dilate")
 REGULARISERS = {"camal": "CAMAL", "suppress": "Suppress only"}
@@ -328,16 +328,13 @@ def table(results: Sequence[Mapping[str, Any]], steps: int) -> figures.Table:
     )
 
 
-def _cell(mean: float | None, deviation: float | None) -> str:
-    if mean is None:
-        return NO_RESPONSE
-    spread = "" if deviation is None else f" \N{PLUS-MINUS SIGN} {deviation:.2f}"
-    return f"{figures.fixed(mean, 2)}{spread}"
-
-
 def _cells(compared: Mapping[str, Any]) -> list[str]:
-    camal, suppress = (_cell(compared[name]["mean"], compared[name]["std"]) for name in REGULARISERS)
-    return [camal.join(figures.BOLD) if compared["better"] else camal, suppress]
+    cells = []
+    for name in REGULARISERS:
+        mean, deviation = compared[name]["mean"], compared[name]["std"]
+        spread = "" if deviation is None else f" \N{PLUS-MINUS SIGN} {deviation:.2f}"
+        cells.append(NO_RESPONSE if mean is None else f"{figures.fixed(mean, 2)}{spread}")
+    return [cells[0].join(figures.BOLD) if compared["better"] else cells[0], cells[1]]
 
 
 SHOWN = {"shift": 0.4, "erode": 0.6, "dilate": 0.2}
@@ -441,11 +438,6 @@ def _sources(args: Args) -> list[tuple[str, Masks]]:
         raise UserError(
             "there are no masks to perturb: name data sets with --data, such as shapes, or ViZDoom "
             "environments with --env, such as Basic."
-        )
-    if unknown := [data for data in args.data if data not in DATA]:
-        raise UserError(
-            f"no data set {unknown[0]!r}: choose of {', '.join(DATA)}, or name a ViZDoom environment "
-            "with --env."
         )
     sources = [(data, data_masks(data, args.data_dir, args.seed)) for data in dict.fromkeys(args.data)]
     definitions = [load_definition(env) for env in dict.fromkeys(args.env)]
