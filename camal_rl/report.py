@@ -39,9 +39,11 @@ DEAD_LIMIT = 0.5
 STATISTIC_NAMES = {"mean": "Mean", "median": "Median", "iqm": "IQM", "optimality_gap": "Gap"}
 LABELS = {"iou": "IoU", "return": "Normalized return"}
 SHORT = {"iou": "IoU", "return": "return"}
-IOU_LEVELS = {"mask": "iou_mask"}
-"""Label of a line in figures of IoU -> the column that has its value."""
-LEVELS = "The line called mask is the IoU of the mask itself, shown at the resolution of attention."
+LEVELS = (
+    "The line called mask is the IoU of the mask itself, shown at the resolution of attention. The one called "
+    "constant, where it was measured, is that of the first method's mean map, which never moves: what IoU is "
+    "above it has followed the targets."
+)
 
 
 @dataclass
@@ -223,7 +225,7 @@ def _improvement(study: Study, results: Mapping[str, Results], methods: Pair) ->
         rows.append([*row, percent(_chance(results, methods, where) or math.nan, " %")])
     note = (
         "Point estimate, 95 % interval and verdict. Chance: how often equal methods would be found "
-        "significantly better or worse, in a simulation of so many runs. Rows are not corrected for there "
+        "significantly better or worse, with so many runs. Rows are not corrected for there "
         "being several."
     )
     columns = ["", "IoU", "Verdict", "Return", "Verdict", "Chance"]
@@ -249,28 +251,29 @@ def by_environment(study: Study, results: Mapping[str, Results]) -> Table:
         for method in study.methods:
             iou, scaled = (results[metric].environments[env].sbci[method]["mean"] for metric in METRICS)
             used += [iou, scaled]
-            ceiling = study.mean("iou_mask", environment=env, method=method)
-            dead = study.mean("dead_map_fraction", environment=env, method=method)
+            columns = ("iou_mask", "iou_constant", "dead_map_fraction")
+            mask, constant, dead = (study.mean(c, environment=env, method=method) for c in columns)
             ends = (scaled.estimate, scaled.low, scaled.high)  # the scale is linear
             middle, bottom, top = (None if end is None else low + end * (high - low) for end in ends)
             raw = Interval(middle or 0, bottom, top)
-            row = [env, name(method), str(len(study.of(env, method))), shown(iou, 3), fixed(ceiling, 3)]
-            rows.append([*row, percent(dead, " %"), shown(scaled, 2), shown(raw, 1)])
+            row = [env, name(method), str(len(study.of(env, method))), shown(iou, 3), fixed(constant, 3)]
+            rows.append([*row, fixed(mask, 3), percent(dead, " %"), shown(scaled, 2), shown(raw, 1)])
     note = (
-        "Means over runs. A normalized return is 0 for a random policy and 1 for the reference. The ceiling "
-        "is the IoU that the target's mask itself has when it is shown at the resolution of attention; "
-        "attention can have more. A dead map is all zero and counts as IoU 0."
+        "Means over runs. A normalized return is 0 for a random policy and 1 for the reference. Constant is "
+        "the IoU of each run's mean map, which never moves: what IoU is above it has followed the targets. "
+        "Mask is that of the mask itself when it is shown at the resolution of attention; attention can have "
+        "more. A dead map is all zero and counts as IoU 0."
     )
-    columns = ["Environment", "Method", "Runs", "IoU", "Ceiling", "Dead maps", "Normalized", "Return"]
-    return Table("By environment", columns, rows, " ".join([note, *_reasons(used)]), labels=2)
+    titles = ["Environment", "Method", "Runs", "IoU", "Constant", "Mask", "Dead maps", "Normalized", "Return"]
+    return Table("By environment", titles, rows, " ".join([note, *_reasons(used)]), labels=2)
 
 
 def every_run(study: Study) -> Table:
     """Return a row a run."""
     table = study.table()
     rows = [[fixed(v, 3) if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(False)]
-    columns = ["Environment", "Method", "Seed", "Return", "Normalized", "IoU", "Ceiling", "Dead maps"]
-    return Table("Every run", [*columns, "Steps", "Episodes"], rows, labels=2)
+    columns = ["Environment", "Method", "Seed", "Return", "Normalized", "IoU", "Mask", "Constant"]
+    return Table("Every run", [*columns, "Dead maps", "Steps", "Episodes"], rows, labels=2)
 
 
 def data_files(study: Study) -> dict[str, bytes]:
@@ -330,7 +333,7 @@ def _environment_panels(study: Study, metric: str, found: Results) -> list[BarPa
     single = found.environments
     rows = [(env, {m: single[env].sbci[m]["mean"] for m in study.methods}) for env in study.envs]
     known = [_iou_levels(study, env) for env in study.envs if metric == "iou"]
-    levels = {label: [found[label] for found in known] for label in IOU_LEVELS if known}
+    levels = {label: [found[label] for found in known] for label in (known[0] if known else ())}
     panels = [BarPanel(f"Mean {SHORT[metric]}", LABELS[metric], rows, levels=levels)]
     if others:
         rows = [(env, {other: single[env].poi[first, other] for other in others}) for env in study.envs]
@@ -347,7 +350,9 @@ def _curve_panel(study: Study, env: str, metric: str, lines: Lines) -> LinePanel
 
 
 def _iou_levels(study: Study, env: str) -> dict[str, float]:
-    return {label: study.mean(column, environment=env) for label, column in IOU_LEVELS.items()}
+    constant = study.mean("iou_constant", environment=env, method=study.methods[0])
+    measured = study.table()["iou_constant"].notna().any()
+    return {"mask": study.mean("iou_mask", environment=env), **({"constant": constant} if measured else {})}
 
 
 def captions(study: Study) -> dict[str, str]:
@@ -379,9 +384,9 @@ def captions(study: Study) -> dict[str, str]:
         "profiles": "Performance profiles: the share of all runs in all environments that score above a "
         f"threshold, with pointwise 95 % bands. The higher line is better. {scale}",
         "curves": "Learning curves: IoU and raw return against agent steps, mean over seeds with pointwise "
-        "95 % bootstrap bands of whole curves. Training is cut into "
-        f"{comparison.WINDOWS} windows; a point is the mean of all measurements, or of all episodes that ended, "
-        f"in its window and the two beside it; a dot is a single one. {LEVELS} IoU is measured on training frames here, on evaluation episodes "
+        f"95 % bootstrap bands of whole curves. Training is cut into {comparison.WINDOWS} windows; a point is "
+        "the mean of all measurements, or of all episodes that ended, in its window and the two beside it; a "
+        f"dot is a single one. {LEVELS} IoU is measured on training frames here, on evaluation episodes "
         "everywhere else.",
     }
 

@@ -415,15 +415,29 @@ def test_measures_refuse_what_does_not_fit(function: Any) -> None:
         function(heat, mask)
 
 
-@pytest.mark.parametrize("function", [alignment, pointing_game, relevance_mass, roc_auc])
+@pytest.mark.parametrize("function", [alignment, *ALIGNMENT.values()])
 @pytest.mark.parametrize("value", [-0.1, 1.5, np.nan, np.inf])
-def test_measures_of_more_than_a_threshold_refuse_maps_that_are_not_normalised(
-    function: Any, value: float
-) -> None:
+def test_measures_refuse_maps_that_are_not_normalized(function: Any, value: float) -> None:
     heat = np.zeros((1, 7, 7), np.float32)
     heat[0, 3, 3] = value
     with pytest.raises(ValueError, match=r"heat must lie in \[0, 1\]"):
         function(heat, np.ones((1, 60, 80), np.uint8))
+
+
+def test_what_a_masked_array_hides_is_not_counted_in_silence() -> None:
+    heat, mask = np.zeros((1, 2, 2), np.float32), np.ones((1, 2, 2), np.uint8)
+    hidden = np.ma.masked_equal(np.array([[[0, 1], [0, 0]]]), 1)
+    rows = np.arange(4.0)[None]
+    for call in (
+        *(lambda f=f: f(hidden.astype(np.float32), mask) for f in (alignment, *ALIGNMENT.values())),
+        *(lambda f=f: f(heat, hidden.astype(np.uint8)) for f in (alignment, *ALIGNMENT.values())),
+        lambda: area(hidden[0, :1], (0, 1)),
+        lambda: rank_correlation(hidden.reshape(1, 4), rows),
+        lambda: rank_correlation(rows, hidden.reshape(1, 4)),
+        lambda: pixel_order(hidden.astype(float), np.random.default_rng(0)),
+    ):
+        with pytest.raises(ValueError, match="values of a masked array that are hidden would count"):
+            call()
 
 
 # ------------------------------------------------------------------------------------------------------------

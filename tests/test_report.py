@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT, blank_figure, run
 from matplotlib.figure import Figure
+from written_reports import statistics_of, warnings_of
 from written_runs import write_scores
 
 from camal_rl import report, stats
@@ -31,32 +32,18 @@ NAN = float("nan")
 KINDS = ("png", "svg", "pdf")
 
 
-def blank(name: str, *_: object) -> dict[str, bytes]:
-    """The files of a figure that nothing is drawn in."""
-    return {f"{name}.{kind}": b"<svg/>" for kind in KINDS}
-
-
 @pytest.fixture
-def drawn() -> None:
-    """For tests that need the figures."""
-
-
-@pytest.fixture
-def painted(monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+def painted(monkeypatch: pytest.MonkeyPatch, quick_figures: None) -> None:
     """For tests in which figures have to be made, but are not looked at."""
 
     def paint_only(name: str, height: float, paint: Callable[[Figure], None]) -> dict[str, bytes]:
         paint(Figure(layout="constrained"))
-        return blank(name)
+        return blank_figure(name)
 
     monkeypatch.setattr(figures, "draw", paint_only)
 
 
-@pytest.fixture(autouse=True)
-def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take a second; other tests do without."""
-    if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(figures, "draw", blank)
+pytestmark = pytest.mark.usefixtures("quick_figures")
 
 
 def make(runs: Path, *options: str) -> tuple[list[str], dict[str, bytes]]:
@@ -65,14 +52,6 @@ def make(runs: Path, *options: str) -> tuple[list[str], dict[str, bytes]]:
     printed = report.make(args)
     output = args.output or runs / "report"
     return printed, {path.name: path.read_bytes() for path in output.iterdir()}
-
-
-def statistics_of(files: dict[str, bytes]) -> dict[str, Any]:
-    def refuse(name: str) -> None:
-        raise AssertionError(f"{name} in statistics.json")
-
-    content: dict[str, Any] = json.loads(files["statistics.json"], parse_constant=refuse)
-    return content
 
 
 FILES = {
@@ -295,7 +274,7 @@ def test_the_first_method_is_compared_with_each_other_one(
 ) -> None:
     grids = {}
     monkeypatch.setattr(
-        figures, "bars_figure", lambda name, _, grid: grids.update({name: grid}) or blank(name)
+        figures, "bars_figure", lambda name, _, grid: grids.update({name: grid}) or blank_figure(name)
     )
     for env in "AB":
         for seed in (1, 2):
@@ -330,15 +309,7 @@ def test_experiment_json_gives_the_order(runs: Path) -> None:
 
 
 def warned(runs: Path) -> str:
-    """The warnings, which have to be the same on the command line, in the file and on the page."""
-    printed, files = make(runs)
-    sentences = statistics_of(files)["warnings"]
-    assert [line.removeprefix("Warning: ") for line in printed if line.startswith("Warning: ")] == sentences
-    for sentence in sentences:
-        told = sentence.replace("'", "&#39;").replace(">", "&gt;").replace(" %", "\N{NO-BREAK SPACE}%")
-        assert f"<li>{told}</li>" in files["report.html"].decode()
-        assert f"- {sentence}\n" in files["report.md"].decode()
-    return "\n".join(sentences)
+    return warnings_of(*make(runs))
 
 
 def test_a_missing_cell_is_named_and_its_seed_left_out_of_what_is_joint(runs: Path) -> None:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from conftest import ROOT, run
 from PIL import Image
 from written_folds import ACCURACY, SHARES, scores_of, shift, write, write_cell
+from written_reports import statistics_of, warnings_of
 
 from camal_rl.errors import UserError
 from camal_rl.results import figures, media
@@ -20,20 +20,7 @@ from camal_rl.stats import Interval
 from camal_rl.vision import report
 from camal_rl.vision.scores import Curves, read_folds
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def drawn() -> None:
-    """For tests that need the figures."""
-
-
-@pytest.fixture(autouse=True)
-def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take a second; other tests do without."""
-    if "drawn" not in request.fixturenames:
-        kinds = ("png", "svg", "pdf")
-        monkeypatch.setattr(figures, "draw", lambda name, *_: {f"{name}.{kind}": b"<svg/>" for kind in kinds})
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_figures")]
 
 
 @pytest.fixture
@@ -52,14 +39,6 @@ def make(runs: Path, *options: str) -> tuple[list[str], dict[str, bytes]]:
     return printed, {path.name: path.read_bytes() for path in output.iterdir()}
 
 
-def statistics_of(files: dict[str, bytes]) -> dict[str, Any]:
-    def refuse(name: str) -> None:
-        raise AssertionError(f"{name} in statistics.json")
-
-    content: dict[str, Any] = json.loads(files["statistics.json"], parse_constant=refuse)
-    return content
-
-
 def paired_with(
     files: dict[str, bytes], other: str, measure: str, test_set: str = "unshifted"
 ) -> dict[str, Any]:
@@ -72,15 +51,7 @@ def paired_with(
 
 
 def warned(runs: Path) -> str:
-    """The warnings, which have to be the same on the command line, in the file and on both pages."""
-    printed, files = make(runs)
-    sentences = statistics_of(files)["warnings"]
-    assert [line.removeprefix("Warning: ") for line in printed if line.startswith("Warning: ")] == sentences
-    for sentence in sentences:
-        told = sentence.replace("'", "&#39;").replace("<", "&lt;").replace(" %", "\N{NO-BREAK SPACE}%")
-        assert f"<li>{told}</li>" in files["report.html"].decode()
-        assert f"- {sentence}\n" in files["report.md"].decode()
-    return "\n".join(sentences)
+    return warnings_of(*make(runs))
 
 
 # Numbers by hand

@@ -183,10 +183,13 @@ def _read_folder(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     known = {}
     for name in names:
         if (file := folder / f"{name}.png").is_file():
-            grey = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
-            if grey is None or grey.ndim != 2:
-                raise UserError(f"{file} is damaged, or no grey PNG file: a soft map has a single channel.")
-            known[name] = np.asarray(grey / (65535 if grey.dtype == np.uint16 else 255), np.float32)
+            grey = datasets.decode(file, datasets.levels, "a soft map is a grey PNG file")
+            known[name] = np.asarray(grey / (255 if grey.dtype == np.uint8 else 65535), np.float32)
+    brightest = max((region.max() for region in known.values()), default=0.0)
+    if 0 < brightest < 0.004:  # 1 of 255, or 255 of 65535
+        raise UserError(
+            f"{folder}: the brightest pixel of all maps is {brightest:.2g}: save 1 as white, 255 or 65535."
+        )
     return known
 
 
