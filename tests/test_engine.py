@@ -5,6 +5,7 @@ import dataclasses
 import mmap
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,6 +135,47 @@ def test_an_engine_that_did_not_start_ends_no_other_that_started_meanwhile(
     assert failed.process is None
     env.step(0)
     assert env.restarts == 0
+
+
+@pytest.mark.engine
+def test_a_first_start_that_would_crash_or_hang_is_refused_with_the_engines_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = Path(vizdoom.scenarios_path) / "cig.cfg"
+    for file in (scenario, scenario.with_suffix(".wad")):
+        shutil.copy(file, tmp_path)
+    message = (
+        r"engine crashes when it starts with /.*cig\.cfg\. The last it said: map01 - Hydroelectric Plant\."
+    )
+    with pytest.raises(UserError, match=message):
+        engine.start_engine(tmp_path / "cig.cfg", 120, 160)
+    (tmp_path / "cig.cfg").write_text("available_buttons = { ATTACK }\ngame_args = -host 2\n")
+    monkeypatch.setattr(engine, "TRIAL_LIMIT", 1)
+    with pytest.raises(UserError, match=r"engine hangs \(for 1 s\) when it starts with /.*cig\.cfg\."):
+        engine.start_engine(tmp_path / "cig.cfg", 120, 160)
+
+
+@pytest.mark.engine
+def test_a_scenario_of_ones_own_is_tried_once_and_its_absolute_paths_are_played(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = Path(vizdoom.scenarios_path).resolve() / "basic.cfg"
+    own = tmp_path / "own.cfg"
+    own.write_text(stock.read_text().replace("basic.wad", str(stock.with_suffix(".wad"))))
+    tried = []
+    real = engine.subprocess.run
+    monkeypatch.setattr(
+        engine.subprocess, "run", lambda command, **_: tried.append(command) or real(command, **_)
+    )
+    frames = []
+    for config in (own, own, stock):
+        game = engine.start_engine(config, 120, 160)
+        game.set_seed(1)
+        game.new_episode()
+        frames.append(game.get_state().screen_buffer.tobytes())
+        game.close()
+    assert frames[0] == frames[1] == frames[2]
+    assert len(tried) == 1
 
 
 LOCKED = """

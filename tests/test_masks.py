@@ -11,6 +11,7 @@ import torch
 from camal_rl import doom
 from camal_rl.attention import upsample
 from camal_rl.camal import alpha_beta
+from camal_rl.errors import UserError
 from camal_rl.game.definition import available, load_definition
 from camal_rl.masks import Projection, mask_weights, target_mask
 
@@ -29,6 +30,12 @@ def test_a_mask_follows_the_pixels_and_not_the_list_of_labels() -> None:
     state = cast(Any, SimpleNamespace(labels=labels, labels_buffer=pixels))
     target_mask(state, load_definition("Basic"), mask)
     np.testing.assert_array_equal(mask, pixels == 80)
+
+
+def test_an_engine_without_labels_is_told_what_switched_them_off() -> None:
+    state = cast(Any, SimpleNamespace(labels=None, labels_buffer=None))
+    with pytest.raises(UserError, match=r"gives no labels: take \+viz_nocheat .* out of game_args\."):
+        target_mask(state, load_definition("Basic"), np.empty((120, 160), np.uint8))
 
 
 @pytest.mark.parametrize("targets", range(6))
