@@ -23,6 +23,7 @@ from camal_rl import doom
 from camal_rl.errors import UserError
 from camal_rl.game.definition import available, load_definition
 from camal_rl.game.engine import EngineError
+from camal_rl.game.frames import grey
 from camal_rl.masks import mask_weights
 
 PAPER = ["Basic", "DefendLine", "DefendCenter", "TakeCover"]
@@ -106,6 +107,7 @@ def test_actions_are_single_buttons_without_those_that_have_a_range(monkeypatch:
 def test_misuse_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doom, "start_engine", lambda *_: StillGame({}, np.zeros((120, 160), np.uint8)))
     env = doom.DoomEnv("Basic", (84, 84), SMALL, render_mode="rgb_array")
+    env.game.state.screen_buffer = np.zeros((120, 160, 3), np.uint8)
     for early in (lambda: env.step(0), env.render, env.state_dict):
         with pytest.raises(RuntimeError, match=r"call reset\(\) before"):
             early()
@@ -123,6 +125,36 @@ def test_misuse_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         envs.step(np.zeros(3, np.int64))
     with pytest.raises(ValueError, match="no action 3"):
         envs.step(np.array([0, 3]))
+    envs.close()
+
+
+@pytest.mark.parametrize("limit", [3, 7])
+@pytest.mark.usefixtures("fake_engine")
+def test_an_episode_is_truncated_after_its_last_step_with_its_last_real_frame(limit: int) -> None:
+    """Seed 1 has an episode that terminates after 7 steps, which it does with this limit as well."""
+    free = doom.DoomEnv("Basic", render_resolution=SMALL)
+    limited = gymnasium.make("camal_rl/Basic-v0", render_resolution=SMALL, max_episode_steps=limit)
+    envs = gymnasium.make_vec("camal_rl/Basic-v0", 2, render_resolution=SMALL, max_episode_steps=limit)
+    (free.reset(seed=1), limited.reset(seed=1), envs.reset(seed=[1, 2]))
+    for step in range(limit):
+        action = step % 3
+        last, reward, terminated, _, _ = free.step(action)
+        assert limited.step(action)[1:4] == (reward, terminated, step == limit - 1)
+        _, rewards, *flags, infos = envs.step(np.array([action, NOTHING]))
+        assert rewards[0] == reward
+        assert [flag[0] for flag in flags] == [terminated, step == limit - 1 and not terminated]
+    assert terminated == (limit == 7)
+    assert_same(infos["final_obs"][0], last)
+    assert envs.envs[0].episode_length == 0
+    assert envs.finished_episodes()[0].length == limit
+    envs.close()
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_a_video_of_frames_is_as_fast_as_the_game() -> None:
+    env, envs = doom.DoomEnv(load_definition("Basic")), doom.DoomVectorEnv("Basic", 1)
+    assert env.metadata["render_fps"] == envs.metadata["render_fps"] == 35 / 4
+    assert "render_fps" not in doom.DoomEnv.metadata
     envs.close()
 
 
@@ -243,7 +275,7 @@ def test_the_newest_frame_is_last_and_the_first_fills_the_stack(start: Callable[
         image = env.step(turn)[0]["image"]
         np.testing.assert_array_equal(image[:-1], before[1:])
         assert (image[-1] != image[-2]).any()
-        assert_shrunk(image[-1], env.render()[..., 0])
+        assert_shrunk(image[-1], grey(env.render()))
         before = image
 
 
@@ -514,8 +546,7 @@ def test_replay_in_colour_shows_the_same_game_tic_by_tic(
         _, screen, target = shown[4 * step]
         np.testing.assert_array_equal(target, mask)
         assert screen.shape == (240, 320, 3)
-        grey = screen @ np.array([0.299, 0.587, 0.114])
-        assert abs(grey - image).mean() < 2  # the engine's own grey weighs colours a little otherwise
+        np.testing.assert_array_equal(grey(screen), image)
     assert (np.ptp(shown[0][1].astype(int), axis=2) > 30).any()
 
 

@@ -290,3 +290,14 @@ def test_evaluation_on_the_engine_is_the_same_twice(tmp_path: Path) -> None:
         assert [episode.column("iou").tolist() for episode in first] == [
             episode.column("iou").tolist() for episode in second
         ]
+
+
+def test_the_time_limit_of_training_holds_in_evaluation(fake_engine, tmp_path) -> None:
+    folder = ppo.train(small_args(tmp_path, total_timesteps=64, max_episode_steps=5))
+    episodes = play.play(play.load_run(folder, None, CPU), play.episode_seeds(0, 5), settings())
+    lengths = [int(np.random.default_rng(episode.seed).integers(5, 13)) for episode in episodes]
+    assert [len(episode.actions) for episode in episodes] == [5] * 5
+    assert [episode.ending for episode in episodes] == [
+        "terminated" if length == 5 else "truncated" for length in lengths
+    ]
+    assert json.loads((folder / "args.json").read_text())["args"]["max_episode_steps"] == 5
