@@ -19,25 +19,28 @@ import tyro
 
 from camal_rl.doom import DoomEnv
 from camal_rl.errors import UserError
-from camal_rl.game.definition import Definition, available, load_definition
+from camal_rl.game.definition import Definition, available, bare_definition, load_definition
 from camal_rl.game.engine import engine_errors_told
-from camal_rl.run.command_line import run_at_once
+from camal_rl.run.command_line import Count, Positive, parse, run_at_once
 from camal_rl.run.files import write_whole
+
+ENV = tyro.conf.arg(metavar="ENV", help_behavior_hint="(without it, all are listed)")
+PNG = tyro.conf.arg(metavar="PNG", help_behavior_hint="(default: ENV.png)")
 
 
 @dataclass
 class Args:
     """List the environments, or show one: its definition, what the label buffer names, and a picture."""
 
-    env: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV")] = ""
-    """an environment's name or the path of a .toml file; without one, all are listed"""
-    output: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
-    """picture to write, else ENV.png: what the agent sees beside the target mask"""
-    steps: int = 500
+    env: tyro.conf.Positional[Annotated[str, ENV]] = ""
+    """a name, a .toml file, or a .cfg to look at its labels"""
+    output: Annotated[Path | None, PNG] = None
+    """picture to write: what the agent sees beside the target mask"""
+    steps: Positive = 500
     """frames of random play from which labels are counted and the picture is taken"""
-    random_episodes: int = 0
-    """episodes over which to measure the uniform random policy's return, for returns.random"""
-    seed: int = 0
+    random_episodes: Count = 0
+    """episodes over which to measure the random policy's return, for returns.random"""
+    seed: Count = 0
     """seed of the random play"""
 
 
@@ -101,7 +104,10 @@ def _show(definition: Definition, args: Args) -> None:
                 most, panels = pixels, picture(state.screen_buffer, env.image, env.mask)
     write_whole(output, cv2.imencode(".png", panels)[1].tobytes())
 
-    for name, value in (dataclasses.asdict(definition) | {"actions": tuple(env.action_names)}).items():
+    described = dataclasses.asdict(definition)
+    if not definition.target_reason:  # no TOML file says anything
+        described = {name: described[name] for name in ("scenario", "frame_skip")}
+    for name, value in (described | {"actions": tuple(env.action_names)}).items():
         text = ", ".join(value) if isinstance(value, tuple) else str(value)
         title = f"{name.replace('_', ' '):18}"
         print(textwrap.fill(title + text, 100, subsequent_indent=18 * " ", break_on_hyphens=False))
@@ -118,21 +124,19 @@ def _show(definition: Definition, args: Args) -> None:
 
 
 @engine_errors_told()
-def main() -> None:
-    args = tyro.cli(Args, prog="python -m camal_rl.environments")
-    if args.steps < 1 or min(args.random_episodes, args.seed) < 0:
-        raise UserError("--steps has to be at least 1, --random-episodes and --seed at least 0.")
-    if args.env:
+def main(args: Args) -> None:
+    if args.env.endswith(".cfg"):
+        _show(bare_definition(Path(args.env)), args)
+    elif args.env:
         _show(load_definition(args.env), args)
-        return
-    print(f"{'environment':24} {'random':>8} {'reference':>9}  targets")
-    for definition in map(load_definition, available()):
-        targets = ", ".join((*definition.target_names, *definition.target_categories))
-        print(
-            f"{definition.name:24} {definition.random_return:8g} {definition.reference_return:9g}  {targets}"
-        )
-    print("`python -m camal_rl.environments NAME` shows one; a TOML file of your own works the same way.")
+    else:
+        print(f"{'environment':24} {'random':>8} {'reference':>9}  targets")
+        for each in map(load_definition, available()):
+            targets = ", ".join((*each.target_names, *each.target_categories))
+            print(f"{each.name:24} {each.random_return:8g} {each.reference_return:9g}  {targets}")
+        print("`python -m camal_rl.environments NAME` shows one; a TOML file of your own works the same way.")
 
 
 if __name__ == "__main__":
-    sys.exit(run_at_once(main))
+    ARGS = parse(Args, "python -m camal_rl.environments")
+    sys.exit(run_at_once(lambda: main(ARGS)))

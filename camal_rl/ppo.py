@@ -54,6 +54,8 @@ class Args:
     """what is drawn: 160x120, 200x150, 256x192, 320x240"""
     reward: Annotated[Literal["clip", "scale", "raw"], NAME] = "clip"
     """clip to [-1, 1] (Table 8), scale by the TOML's factor, or raw"""
+    max_episode_steps: Count = 0
+    """agent steps after which an episode is truncated, 0 for none"""
     bootstrap_truncated: bool = False
     """at a time limit, add the discounted value of the last frame"""
 
@@ -460,6 +462,7 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
             args.num_envs,
             args.frame_size,
             args.render_resolution,
+            max_episode_steps=args.max_episode_steps,
             map_size=None if args.method == "vanilla" else feature_map_size(args.frame_size),
         )
         stack.enter_context(closing(envs))

@@ -183,6 +183,9 @@ def test_environments_are_made_as_the_readme_says() -> None:
             "image": (4, 84, 84),
             "mask": (240, 320),
         }
+        seen, _ = names["unmasked"].reset(seed=0)
+        assert seen in names["unmasked"].observation_space
+        np.testing.assert_array_equal(seen, observation["image"])
     assert names["envs"].num_envs == 8
     names["envs"].close()
 

@@ -52,8 +52,13 @@ class TrainedRun(NamedTuple):
     def env(self, shift: Shift | None = None) -> DoomEnv:
         """Start a game as the agent was trained on, but for a visual change."""
         args = self.trained["args"]
-        prepare = shift.prepare if shift else None
-        return DoomEnv(self.definition, args["frame_size"], args["render_resolution"], prepare=prepare)
+        return DoomEnv(
+            self.definition,
+            args["frame_size"],
+            args["render_resolution"],
+            prepare=shift.prepare if shift else None,
+            max_episode_steps=args["max_episode_steps"],
+        )
 
     def attend(self, images: np.ndarray, noise: torch.Generator) -> tuple[ppo.Output, Tensor]:
         """Show the agent images, uint8 (B, stack, H, W).
@@ -158,7 +163,7 @@ class Episode:
     seed: int
     """The engine's seed."""
     ending: str = ""
-    """`terminated`, `truncated` by the scenario's time limit, or `cut` after `max_steps`."""
+    """`terminated`, `truncated` by a time limit, or `cut` after `max_steps`."""
     actions: list[int] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
