@@ -21,7 +21,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from camal_rl import __version__
-from camal_rl.errors import UserError
+from camal_rl.errors import UserError, end_quietly_without_a_reader
 
 if TYPE_CHECKING:
     from camal_rl.doom import DoomEnv
@@ -301,4 +301,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_quietly_without_a_reader()
     sys.exit(main())

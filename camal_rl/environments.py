@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,25 +22,22 @@ from camal_rl.doom import DoomEnv
 from camal_rl.errors import UserError
 from camal_rl.game.definition import Definition, available, bare_definition, load_definition
 from camal_rl.game.engine import engine_errors_told
-from camal_rl.run.command_line import Count, Positive, parse, run_at_once
+from camal_rl.run.command_line import Count, Positive, option, parse, run_at_once
 from camal_rl.run.files import write_whole
-
-ENV = tyro.conf.arg(metavar="ENV", help_behavior_hint="(without it, all are listed)")
-PNG = tyro.conf.arg(metavar="PNG", help_behavior_hint="(default: ENV.png)")
 
 
 @dataclass
 class Args:
     """List the environments, or show one: its definition, what the label buffer names, and a picture."""
 
-    env: tyro.conf.Positional[Annotated[str, ENV]] = ""
-    """a name, a .toml file, or a .cfg to look at its labels"""
-    output: Annotated[Path | None, PNG] = None
-    """picture to write: what the agent sees beside the target mask"""
+    env: Annotated[str, tyro.conf.Positional, option("ENV")] = ""
+    """a name, a .toml file, or a .cfg to look at its labels; without one, all are listed"""
+    output: Annotated[Path | None, option("PNG")] = None
+    """picture to write, else ENV.png: what the agent sees beside the target mask"""
     steps: Positive = 500
     """frames of random play from which labels are counted and the picture is taken"""
     random_episodes: Count = 0
-    """episodes over which to measure the random policy's return, for returns.random"""
+    """episodes over which to measure the uniform random policy's return, for returns.random"""
     seed: Count = 0
     """seed of the random play"""
 
@@ -125,6 +123,7 @@ def _show(definition: Definition, args: Args) -> None:
 
 @engine_errors_told()
 def main(args: Args) -> None:
+    """List the environments, or show the one that is named."""
     if args.env.endswith(".cfg"):
         _show(bare_definition(Path(args.env)), args)
     elif args.env:
@@ -138,5 +137,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    ARGS = parse(Args, "python -m camal_rl.environments")
-    sys.exit(run_at_once(lambda: main(ARGS)))
+    sys.exit(run_at_once(partial(main, parse(Args, "python -m camal_rl.environments"))))

@@ -24,10 +24,10 @@ import pydantic
 import tyro
 
 from camal_rl.errors import UserError
-from camal_rl.run.command_line import NAME, Count, Positive, parse, run_at_once
+from camal_rl.run.command_line import NAME, Count, Positive, Switch, option, parse, run_at_once
 from camal_rl.run.files import write_together
 
-RUN = tyro.conf.arg(metavar="RUN")
+RUN = option("RUN")
 Map = Literal["gradcam", "layercam", "hirescam", "diffgradcam", "smoothgrad", "integrated-gradients"]
 Look = Literal[
     "hud", "crosshair", "no-weapon", "no-effects", "flashes", "dim", "flat", "gamma", "noise", "distractor"
@@ -43,9 +43,9 @@ class Args:
     """folder of a trained run, such as runs/Basic/camal/seed1"""
     compare: Annotated[Path | None, RUN] = None
     """folder of another run, to be shown beside this one on the same episodes"""
-    env: Annotated[Path | None, tyro.conf.arg(metavar="TOML")] = None
-    """file of the environment, if it is one of your own"""
-    output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    env: Annotated[Path | None, option("TOML")] = None
+    """file of an environment of your own, if the run's folder has no copy"""
+    output: Annotated[Path | None, option("DIR")] = None
     """folder to write to, instead of the run's own"""
 
     # episodes
@@ -53,7 +53,7 @@ class Args:
     """episodes to play"""
     seed: Count = 0
     """seed of episodes and actions; training never uses the same episodes"""
-    greedy: bool = False
+    greedy: Switch = False
     """take the most probable action instead of sampling"""
     max_steps: Positive = 2100
     """agent steps after which an episode is cut short, and counted as such"""
@@ -68,14 +68,14 @@ class Args:
     hud, crosshair, no-weapon, no-effects, flashes, dim, flat, gamma, noise, distractor"""
     faithfulness_frames: Count = 1000
     """frames on which pixels are removed and inserted, 0 for none"""
-    faithfulness_stack: Annotated[Literal["all", "newest"], tyro.conf.arg(metavar="WHICH")] = "all"
+    faithfulness_stack: Annotated[Literal["all", "newest"], option("WHICH")] = "all"
     """where pixels are removed: in all stacked frames, or in the newest"""
     video_episodes: Count = 3
     """episodes in the video, 0 for none"""
 
     # machine
     device: Annotated[str, NAME] = "auto"
-    """auto, cpu, cuda, cuda:1, mps"""
+    """cpu, cuda, cuda:1, mps; auto: cuda where there is one"""
     torch_threads: Count = 0
     """CPU threads of the network, 0 for all cores"""
 

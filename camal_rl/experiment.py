@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import tyro
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from camal_rl import __version__
@@ -22,20 +21,22 @@ from camal_rl.errors import UserError
 from camal_rl.game.definition import load_definition
 from camal_rl.run import cluster
 from camal_rl.run.command_line import (
+    NAME,
     Count,
     Number,
     Positive,
+    option,
     parse,
     refuse_options,
     run_to_checkpoint,
     split_arguments,
+    without_tilde,
 )
 from camal_rl.run.files import make_folder, write_whole
 from camal_rl.run.runner import Cell, Runner, bearable_jobs, describe, is_done, learned, run_here
 from camal_rl.run.toml import Table, read_toml
 
 Method = Literal["camal", "vanilla", "suppress"]
-Names = tyro.conf.arg(metavar="NAME")
 
 
 @dataclass
@@ -46,17 +47,19 @@ class Args:
     """
 
     # what is done
-    envs: Annotated[tuple[str, ...], Names] = ("Basic", "DefendLine", "DefendCenter", "TakeCover")
+    envs: Annotated[tuple[str, ...], NAME] = ("Basic", "DefendLine", "DefendCenter", "TakeCover")
     """environments, or .toml files of your own"""
-    methods: Annotated[tuple[Method, ...], Names] = ("camal", "vanilla")
+    methods: Annotated[tuple[Method, ...], NAME] = ("camal", "vanilla")
     """camal, vanilla, suppress; the first is shown beside the others"""
     seeds: Positive = 5
     """runs of each environment and method: seeds 1 to N"""
     episodes: Positive = 100
     """evaluation episodes of each run"""
+    faithfulness_frames: Count = 1000
+    """frames on which pixels are removed in each evaluation, half its time; 0 for none"""
     runs_dir: Path = Path("runs")
     """parent of the run folders <env>/<method>/seed<k>"""
-    matrix: Annotated[Path | None, tyro.conf.arg(metavar="TOML")] = None
+    matrix: Annotated[Path | None, option("TOML")] = None
     """a TOML file that says all of the above instead, and options of training and evaluation"""
 
     # machine
@@ -64,7 +67,7 @@ class Args:
     """runs at once, 0 for as many as cores and memory bear"""
     retries: Count = 1
     """times that a run that failed is started again"""
-    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    ray: Annotated[str | None, option("ADDRESS")] = None
     """address of a Ray cluster to run on, or auto"""
     gpus: Number = 0.0
     """GPUs that each run asks of a Ray cluster, such as 0.25"""
@@ -119,10 +122,10 @@ Options = Annotated[tuple[str, ...], LISTED, BeforeValidator(_as_options)]
 class Matrix(Table):
     """The runs to make: the content of a matrix file."""
 
-    envs: Annotated[tuple[str, ...], LISTED, DISTINCT] = Args.envs
+    envs: Annotated[tuple[str, ...], LISTED, AfterValidator(without_tilde), DISTINCT] = Args.envs
     methods: Annotated[tuple[Method, ...], LISTED, DISTINCT] = Args.methods
     seeds: Annotated[tuple[int, ...], LISTED, BeforeValidator(_up_to), DISTINCT] = _up_to(Args.seeds)
-    runs_dir: Annotated[Path, Field(strict=False)] = Args.runs_dir
+    runs_dir: Annotated[Path, Field(strict=False), AfterValidator(without_tilde)] = Args.runs_dir
     train: Options = ()
     """options of camal_rl.ppo, the same for all runs"""
     evaluate: Options = ()
@@ -136,7 +139,8 @@ def read_matrix(args: Args, train: Sequence[str]) -> Matrix:
         UserError: the file can't be read or is no matrix, or something is named twice.
     """
     if args.matrix is None:
-        evaluation = ("--episodes", str(args.episodes))
+        frames = str(args.faithfulness_frames)
+        evaluation = ("--episodes", str(args.episodes), "--faithfulness-frames", frames)
         try:
             return Matrix(
                 envs=args.envs,
@@ -149,7 +153,7 @@ def read_matrix(args: Args, train: Sequence[str]) -> Matrix:
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(f"--{first['loc'][0]}: {first['ctx']['error']}") from error
-    named = ("envs", "methods", "seeds", "episodes", "runs_dir")
+    named = ("envs", "methods", "seeds", "episodes", "faithfulness_frames", "runs_dir")
     changed = [name for name in named if getattr(args, name) != getattr(Args, name)]
     if train or changed:
         raise UserError(
@@ -182,8 +186,6 @@ def cells(matrix: Matrix) -> list[Cell]:
                 f"folder {folder}. Name it once, or rename a file."
             )
         evaluation = ("--torch-threads", "1", "--video-episodes", "0", *matrix.evaluate)
-        if env.endswith(".toml"):
-            evaluation += ("--env", env)
         settings = _settings([str(folder), *evaluation])
         settings["attention"] = settings["attention"] or trained["args"]["attention"]
         planned[folder] = Cell(folder, train, evaluation, steps, trained, settings)
@@ -203,7 +205,7 @@ def _training(options: list[str]) -> tuple[Path, int, dict[str, Any]]:
     args = ppo.parse_args(options)
     device = choose_device(args.device)
     chosen = {"precision": choose_precision(args.precision, device), "device_type": device.type}
-    planned = RunFolder(args, load_definition(args.env).described(), chosen)
+    planned = RunFolder(args, load_definition(args.env), chosen)
     check_args_file(planned.path, planned.described)
     return planned.path, planned.total * args.batch_size, learned(planned.described)
 
@@ -241,7 +243,7 @@ def comparisons(matrix: Matrix, planned: Sequence[Cell]) -> list[Comparison]:
                 other = by_folder[cell.folder.parents[1] / method / cell.folder.name]
                 options = (*cell.evaluate, "--compare", str(other.folder), *video)
                 picture = cell.folder / "media" / f"evaluation-versus-{method}-seed-{seed}.png"
-                shown.append(Comparison(cell._replace(evaluate=options), other, picture))
+                shown.append(Comparison(cell._replace(train=(), evaluate=options), other, picture))
     return shown
 
 

@@ -16,11 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import tyro
-
 from camal_rl.errors import UserError
 from camal_rl.run import command_line
-from camal_rl.run.command_line import NAME, Count, Factor, Fraction, Number, Positive
+from camal_rl.run.command_line import NAME, Count, Factor, Fraction, Number, Positive, Switch
 
 # -------------------------------------------------------------------------------------------------- arguments
 
@@ -31,15 +29,15 @@ class Args:
 
     # run
     env: Annotated[str, NAME] = "Basic"
-    """environment or .toml file; python -m camal_rl.environments lists"""
+    """an environment that python -m camal_rl.environments lists, or the path of your own .toml file"""
     method: Annotated[Literal["camal", "vanilla", "suppress"], NAME] = "camal"
-    """camal (Eq. 2), vanilla (plain PPO), suppress (beta, Table 4)"""
+    """camal (Eq. 2), vanilla (plain PPO), suppress (only against attention off the targets, Table 4)"""
     seed: Count = 1
     """seed of weights, episodes and actions"""
     total_timesteps: Positive = 10_000_000
-    """agent steps over all games (Table 8)"""
+    """agent steps over all games (Table 8); with more than before, a finished run goes on"""
     runs_dir: Path = Path("runs")
-    """folder that holds the run's own, <env>/<method>/seed<k>"""
+    """folder of all runs; this one goes to <env>/<method>/seed<k> in it"""
     checkpoint_every: Positive = 50_000
     """agent steps between checkpoints"""
     measure_every: Count = 4
@@ -48,22 +46,22 @@ class Args:
     """agent steps between pictures of attention in TensorBoard"""
 
     # environment
-    frame_size: Annotated[tuple[int, int], tyro.conf.arg(metavar="H W")] = (84, 84)
+    frame_size: Annotated[tuple[int, int], command_line.option("H W")] = (84, 84)
     """height and width of what the agent sees, in pixels (CleanRL)"""
     render_resolution: Annotated[Literal["160x120", "200x150", "256x192", "320x240"], NAME] = "320x240"
-    """what is drawn: 160x120, 200x150, 256x192, 320x240"""
+    """size of what the game draws: 160x120, 200x150, 256x192, 320x240"""
     reward: Annotated[Literal["clip", "scale", "raw"], NAME] = "clip"
     """clip to [-1, 1] (Table 8), scale by the TOML's factor, or raw"""
     max_episode_steps: Count = 0
     """agent steps after which an episode is truncated, 0 for none"""
-    bootstrap_truncated: bool = False
-    """at a time limit, add the discounted value of the last frame"""
+    bootstrap_truncated: Switch = False
+    """where a time limit ends an episode, add the discounted value of its last frame to the reward"""
 
     # PPO
     learning_rate: Number = 2.5e-4
     """Adam's learning rate (Table 8)"""
-    anneal_lr: bool = True
-    """lower the learning rate linearly to 0 (CleanRL)"""
+    anneal_lr: Switch = True
+    """lower the learning rate linearly to 0 over the whole run (CleanRL)"""
     num_envs: Positive = 8
     """games played in parallel (Table 8)"""
     num_steps: Positive = 128
@@ -71,15 +69,15 @@ class Args:
     update_epochs: Positive = 4
     """passes over a rollout (Table 8)"""
     num_minibatches: Positive = 4
-    """minibatches in a pass (Table 8)"""
+    """minibatches that a pass divides the rollout into (Table 8)"""
     gamma: Fraction = 0.99
     """discount of an agent step (Table 8)"""
     gae_lambda: Fraction = 0.95
     """lambda of generalised advantage estimation (Table 8)"""
     clip_coef: Factor = 0.1
     """clip range of the probability ratio (Table 8)"""
-    clip_vloss: bool = True
-    """clip the value loss (CleanRL), slow for returns outside [-1, 1]"""
+    clip_vloss: Switch = True
+    """clip the value loss (CleanRL); values far outside [-1, 1] are learned slowly then"""
     ent_coef: Number = 0.01
     """coefficient of the entropy bonus (Table 8)"""
     vf_coef: Number = 0.5
@@ -100,12 +98,12 @@ class Args:
 
     # machine
     device: Annotated[str, NAME] = "auto"
-    """auto, cpu, cuda, cuda:1, mps"""
+    """cpu, cuda, cuda:1, mps; auto: cuda where there is one"""
     precision: Annotated[Literal["auto", "fp32", "tf32", "bf16"], NAME] = "auto"
     """fp32, tf32 (CUDA), bf16; auto: bf16 where it is native"""
     torch_threads: Count = 0
     """CPU threads that play and learn, 0 for all cores"""
-    detect_anomaly: bool = False
+    detect_anomaly: Switch = False
     """name the operation that makes NaN; slow"""
 
     @property
@@ -453,9 +451,8 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
         stack.enter_context(torch.autograd.set_detect_anomaly(args.detect_anomaly))
         device, precision, workers = prepare_device(args.device, args.precision, args.torch_threads, stack)
         chosen = {"precision": precision, "device_type": device.type}
-        run = stack.enter_context(RunFolder(args, definition.described(), chosen))
-        if run.iteration >= run.total:
-            print(f"{run.path} is already done: {run.step:,} steps. Nothing to do.")
+        run = stack.enter_context(RunFolder(args, definition, chosen))
+        if run.is_done():  # and says so
             return run.path
         envs = DoomVectorEnv(
             definition,

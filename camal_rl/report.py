@@ -26,7 +26,7 @@ from camal_rl.results.comparison import METRICS, TAGS, Comparison, Lines, Pair, 
 from camal_rl.results.figures import BarPanel, LinePanel, Table, fixed, percent, shown
 from camal_rl.results.page import Drawing, Listing, Media, Page, Part, publish
 from camal_rl.results.study import NOT_COMPARABLE, Study, comparability, read_study, some, training
-from camal_rl.run.command_line import Positive, parse, run_at_once
+from camal_rl.run.command_line import Positive, option, parse, run_at_once
 from camal_rl.run.files import make_folder
 from camal_rl.stats import Interval
 
@@ -40,19 +40,21 @@ STATISTIC_NAMES = {"mean": "Mean", "median": "Median", "iqm": "IQM", "optimality
 LABELS = {"iou": "IoU", "return": "Normalized return"}
 SHORT = {"iou": "IoU", "return": "return"}
 LEVELS = (
-    "The line called mask is the IoU of the mask itself, shown at the resolution of attention. The one called "
-    "constant, where it was measured, is that of the first method's mean map, which never moves: what IoU is "
-    "above it has followed the targets."
+    "The line called mask is the IoU of the mask itself, shown at the resolution of attention. The one "
+    "called constant, where it was measured, is that of the first method's mean map, which never moves: "
+    "what IoU is above it has followed the targets."
 )
+
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32), option("N")]
 
 
 @dataclass
 class Args:
     """Compare methods over environments and seeds: statistics, figures, tables and a page to read."""
 
-    runs: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUNS")]]
+    runs: tyro.conf.Positional[Annotated[Path, option("RUNS")]]
     """folder that holds <env>/<method>/seed<k>/scores.json"""
-    output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    output: Annotated[Path | None, option("DIR")] = None
     """folder to write to, RUNS/report if none is given"""
     repetitions: Positive = stats.REPETITIONS
     """how often the bootstrap resamples the runs"""
@@ -384,9 +386,9 @@ def captions(study: Study) -> dict[str, str]:
         "profiles": "Performance profiles: the share of all runs in all environments that score above a "
         f"threshold, with pointwise 95 % bands. The higher line is better. {scale}",
         "curves": "Learning curves: IoU and raw return against agent steps, mean over seeds with pointwise "
-        f"95 % bootstrap bands of whole curves. Training is cut into {comparison.WINDOWS} windows; a point is "
-        "the mean of all measurements, or of all episodes that ended, in its window and the two beside it; a "
-        f"dot is a single one. {LEVELS} IoU is measured on training frames here, on evaluation episodes "
+        f"95 % bootstrap bands of whole curves. Training is cut into {comparison.WINDOWS} windows; a point "
+        "is the mean of all measurements, or of all episodes that ended, in its window and the two beside it; "
+        f"a dot is a single one. {LEVELS} IoU is measured on training frames here, on evaluation episodes "
         "everywhere else.",
     }
 

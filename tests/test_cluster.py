@@ -1,6 +1,7 @@
 """Cells on a Ray cluster: several nodes on this machine, one of them killed in the middle of its work."""
 
 import json
+import shutil
 import threading
 import time
 import warnings
@@ -10,23 +11,42 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from camal_rl import experiment, ppo
 from camal_rl.errors import UserError
 from camal_rl.experiment import Matrix
+from camal_rl.game.definition import load_definition
 from camal_rl.run import cluster
 from camal_rl.run.runner import Runner
 
 TRAIN = (
-    *("--total-timesteps", "1536", "--num-envs", "2", "--num-steps", "32", "--checkpoint-every", "256"),
+    *("--total-timesteps", "1024", "--num-envs", "2", "--num-steps", "32", "--checkpoint-every", "128"),
     *("--render-resolution", "160x120", "--precision", "fp32", "--device", "cpu", "--update-epochs", "1"),
 )
 
 
 def matrix_of(folder: Path) -> Matrix:
-    evaluation = ("--episodes", "2", "--faithfulness-frames", "0", "--max-steps", "50")
-    return Matrix(envs=("Basic",), seeds=(1,), runs_dir=folder / "runs", train=TRAIN, evaluate=evaluation)
+    evaluation = (
+        "--episodes",
+        "1",
+        "--faithfulness-frames",
+        "0",
+        "--max-steps",
+        "20",
+        "--video-episodes",
+        "0",
+    )
+    return Matrix(envs=("Mine.toml",), seeds=(1,), runs_dir=folder / "runs", train=TRAIN, evaluate=evaluation)
+
+
+@pytest.fixture(autouse=True)
+def file_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An environment's file in the folder of this test, where no other process looks."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return shutil.copy(load_definition("Basic").path, tmp_path / "Mine.toml")
 
 
 def test_a_keeper_gives_the_files_to_the_next_attempt_and_hears_no_earlier_one(tmp_path: Path) -> None:
@@ -65,18 +85,19 @@ SMALL_STORE = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
 @pytest.mark.engine
 @pytest.mark.filterwarnings("ignore")  # Ray's processes leave sockets and files to the garbage collector
 def test_a_node_killed_in_the_middle_loses_nothing_and_nothing_is_done_twice(
-    nodes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    nodes: Any, tmp_path: Path, file_of_ones_own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     matrix = matrix_of(tmp_path)
     codes: list[int] = []
     running = threading.Thread(target=lambda: codes.append(experiment.run(matrix, ray=nodes.address)))
     running.start()
-    folders = [tmp_path / "runs/Basic" / method / "seed1" for method in matrix.methods]
+    folders = [tmp_path / "runs/Mine" / method / "seed1" for method in matrix.methods]
 
     deadline = time.monotonic() + 120
     while not all((folder / "checkpoint.pt").exists() for folder in folders) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any((folder / "scores.json").exists() for folder in folders)
+    file_of_ones_own.unlink()
     nodes.remove_node(nodes.worker_nodes.copy().pop(), allow_graceful=False)
     nodes.add_node(num_cpus=1, **SMALL_STORE)  # one that comes instead
     running.join(400)
@@ -86,13 +107,22 @@ def test_a_node_killed_in_the_middle_loses_nothing_and_nothing_is_done_twice(
     taken_up = ["Going on from step" in log for log in logs]
     assert sorted(taken_up) == [False, True]  # the one whose node was killed, and it alone
     for folder in folders:
-        assert json.loads((folder / "scores.json").read_text())["steps"] == 1536
+        assert json.loads((folder / "scores.json").read_text())["steps"] == 1024
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
         steps = [event.step for event in events.Scalars("losses/value_loss")]
-        assert steps == list(range(64, 1537, 64))
+        assert steps == list(range(64, 1025, 64))
     # What was taken up elsewhere is bit for bit what a run without interruption gives.
     method = matrix.methods[taken_up.index(True)]
-    own = ("--method", method, "--torch-threads", "1", "--runs-dir", str(tmp_path / "alone"))
+    own = (
+        "--env",
+        "Basic",
+        "--method",
+        method,
+        "--torch-threads",
+        "1",
+        "--runs-dir",
+        str(tmp_path / "alone"),
+    )
     alone = ppo.train(ppo.parse_args([*TRAIN, *own]))
     expected, found = (
         torch.load(folder / "checkpoint.pt", weights_only=True)["agent"]

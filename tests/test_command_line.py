@@ -2,13 +2,19 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
 import pytest
+from conftest import ROOT
 
 from camal_rl.errors import UserError
-from camal_rl.run.command_line import run_at_once, run_to_checkpoint
+from camal_rl.run.command_line import Switch, option, parse, run_at_once, run_to_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -94,3 +100,74 @@ def test_what_a_signal_ends_at_once_says_what_is_left(capfd: pytest.CaptureFixtu
     assert run_at_once(raising(UserError("no."))) == 2
     assert capfd.readouterr().err == "camal_rl: no.\n"
     assert run_at_once(lambda: None) == 0
+
+
+@dataclass
+class Paths:
+    """Options of all the kinds that hold paths."""
+
+    folder: Path = Path("a")
+    file: Path | None = None
+    env: str = "b"
+    envs: tuple[str, ...] = ("c", "d")
+    output: Annotated[Path | None, option("DIR")] = None
+    quick: Switch = False
+
+
+def test_the_home_folder_may_be_written_as_a_tilde_in_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/me")
+    words = ["--folder", "~/runs", "--file", "~", "--env", "~/x.toml", "--envs", "a~", "~/y.toml"]
+    args = parse(Paths, "program", words)
+    assert args == Paths(Path("/me/runs"), Path("/me"), "/me/x.toml", ("a~", "/me/y.toml"))
+    assert parse(Paths, "program", []) == Paths()
+
+
+def test_help_tells_defaults_in_words_of_users(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(Paths, "program", ["--help"])
+    lines = [" ".join(line.strip(" │").split()) for line in capsys.readouterr().out.splitlines()]
+    assert "--output DIR" in lines
+    assert "--quick, --no-quick (default: off)" in lines
+
+
+def test_a_path_that_is_not_utf_8_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        parse(Paths, "program", ["--folder", os.fsdecode(b"runs-\xff")])
+    assert refusal.value.code == 2
+    message = "camal_rl: b'runs-\\xff' is not UTF-8, as all names here have to be: rename it.\n"
+    assert capsys.readouterr().err == message
+
+
+READER_LEAVES = """
+from dataclasses import dataclass
+from camal_rl.run.command_line import parse, run_at_once, run_to_checkpoint
+
+@dataclass
+class Args:
+    number: int = 1
+
+parse(Args, "program")
+{work}
+"""
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "'--help'",
+        "print('few words')",
+        "run_at_once(lambda: print('many words' * 10000))",
+        "run_to_checkpoint(lambda _: print('many words' * 10000), 'a', 'b')",
+    ],
+)
+def test_a_reader_who_has_enough_ends_a_command_without_a_word(work: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", READER_LEAVES.format(work=work), *(["--help"] if "help" in work else [])],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")

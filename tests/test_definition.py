@@ -229,3 +229,20 @@ def test_objects_that_the_scenario_defines_are_known(tmp_path: Path) -> None:
     path = write_cfg(tmp_path, "doom_scenario_path = mine.pk3")
     path.write_text(path.read_text().replace("Cacodemon", "PinkElephant"))
     assert load_definition(path).target_names == ("PinkElephant",)
+
+
+def test_the_files_of_an_environment_of_ones_own_are_copied_as_they_lie(tmp_path: Path) -> None:
+    load_definition("Basic").copy_to(tmp_path / "package")
+    assert not (tmp_path / "package").exists()
+    (tmp_path / "mine/maps").mkdir(parents=True)
+    toml = write_toml(tmp_path / "mine", VALID.replace("basic.cfg", "maps/my.cfg"))
+    shutil.copy(SCENARIOS / "basic.cfg", tmp_path / "mine/maps/my.cfg")
+    shutil.copy(SCENARIOS / "basic.wad", tmp_path / "mine/maps")
+    load_definition(toml).copy_to(tmp_path / "copy")
+    shutil.rmtree(tmp_path / "mine")
+    copied = load_definition(tmp_path / "copy/Mine.toml")
+    assert copied.scenario == tmp_path / "copy/maps/my.cfg"
+    assert copied.described()["name"] == "Mine"
+
+    load_definition(write_toml(tmp_path)).copy_to(tmp_path / "stock")
+    assert [path.name for path in (tmp_path / "stock").rglob("*")] == ["Mine.toml"]

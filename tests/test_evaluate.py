@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -298,6 +299,18 @@ def test_runs_of_two_environments_cannot_be_compared(fake_engine, tmp_path) -> N
     basic, line = (trained(tmp_path, total_timesteps=64, env=env) for env in ("Basic", "DefendLine"))
     with pytest.raises(UserError, match=r"another environment: scenario was basic\.cfg, now defend_the_line"):
         evaluate.evaluate(args(basic, compare=line))
+
+
+def test_a_run_of_ones_own_environment_is_played_without_its_file(fake_engine, tmp_path) -> None:
+    toml = tmp_path / "Mine.toml"
+    toml.write_bytes(load_definition("Basic").path.read_bytes())
+    folder = trained(tmp_path / "runs", env=str(toml), total_timesteps=64)
+    toml.unlink()
+    run = play.load_run(folder, None, torch.device("cpu"))
+    assert run.definition.described() == run.trained["definition"]
+    shutil.rmtree(folder / "environment")  # as earlier versions left it
+    with pytest.raises(UserError, match=r"no environment named 'Mine'.*Give its TOML file with --env\."):
+        play.load_run(folder, None, torch.device("cpu"))
 
 
 @pytest.mark.slow

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, small_args
+from conftest import ROOT, assert_same, small_args
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from camal_rl import ppo
 from camal_rl.errors import UserError
 from camal_rl.game.definition import load_definition
 from camal_rl.run import folder as run_folder
+from camal_rl.run.runner import learned
 
 
 def described(**options: object) -> dict:
@@ -235,3 +236,54 @@ def test_curves_hold_what_tensorboard_holds_and_are_cut_where_a_run_goes_on(fake
     assert [row for row in rows_of(folder) if speed not in row] == [
         row for row in rows_of(straight) if speed not in row
     ]
+
+
+def rates_of(folder: Path) -> list[float]:
+    rows = [row.split(",") for row in rows_of(folder)]
+    return [float(value) for tag, _, value in rows if tag == "charts/learning_rate"]
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_trained_further_and_what_that_means_is_said(fake_engine, tmp_path, capsys):
+    folder = ppo.train(small_args(tmp_path, total_timesteps=128))
+    printed = capsys.readouterr().out
+    assert "random play has a mean return of -152, the reference is 81.5" in printed
+    assert printed.endswith(f"Evaluate it: python -m camal_rl.evaluate {folder}\n")
+    with pytest.raises(UserError, match=r"ent_coef was 0\.01, now 0\.5"):
+        ppo.train(small_args(tmp_path, total_timesteps=256, ent_coef=0.5))
+    ppo.train(small_args(tmp_path, total_timesteps=256))
+    printed = capsys.readouterr().out
+    assert "Going on from step 128" in printed
+    assert "learning rate rises from 0 to 0.000125" in printed
+    assert rates_of(folder) == pytest.approx([2.5e-4, 1.25e-4, 1.25e-4, 0.625e-4])
+    described = run_folder.read_args_file(folder)
+    assert described["args"]["total_timesteps"] == 256
+    assert described["trained_on"] == {"trained_on_from": [128]}
+    assert learned(described)["args"].keys() == described["args"].keys() - {"precision", "device_type"}
+    with pytest.raises(UserError, match="total_timesteps was 256, now 128"):
+        ppo.train(small_args(tmp_path, total_timesteps=128))
+    ppo.train(small_args(tmp_path, total_timesteps=256))
+    assert "already done: 256 steps. More takes a larger --total-timesteps." in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_whose_learning_rate_stays_goes_on_as_if_it_had_been_longer_from_the_start(
+    fake_engine, tmp_path, capsys
+):
+    options = {"anneal_lr": False, "measure_every": 0}
+    ppo.train(small_args(tmp_path / "a", total_timesteps=128, **options))
+    folders = [ppo.train(small_args(tmp_path / name, **options)) for name in "ab"]
+    assert "rises" not in capsys.readouterr().out
+    assert_same(*(run_folder.load_checkpoint(folder / "checkpoint.pt") for folder in folders))
+    assert (folders[0] / "args.json").read_text() == (folders[1] / "args.json").read_text()
+
+
+def test_how_long_it_takes_is_said_when_that_is_known(tmp_path, capsys, monkeypatch):
+    run = run_folder.RunFolder(ppo.Args(runs_dir=tmp_path), load_definition("Basic"), {})
+    monkeypatch.setattr(run, "speed", lambda: 640.0)
+    for iteration in run.iterations():
+        if iteration == 4:
+            break
+    (line,) = capsys.readouterr().out.splitlines()
+    words = "The other 9,996,288 steps take about 4.3 hours at 640 a second."
+    assert line == f"{words} Ctrl-C saves; the same command goes on."

@@ -7,6 +7,7 @@ from conftest import small_args
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from camal_rl import attention, camal, doom, metrics, ppo
+from camal_rl.results import media
 from camal_rl.run import monitor as run_monitor
 from camal_rl.run.monitor import Monitor
 from camal_rl.run.workers import Workers
@@ -117,3 +118,18 @@ def test_frames_are_measured_where_the_agent_is(fake_engine, tmp_path, monkeypat
     with Workers(1) as workers:
         monitor.measure(agent, torch.zeros((16, 4, 4, 52, 60), dtype=torch.uint8), workers)
     assert devices == ["meta"]
+
+
+@pytest.mark.slow
+def test_the_picture_is_of_the_end_and_of_four_frames_that_differ(fake_engine, tmp_path, monkeypatch):
+    strips = []
+    real = media.attention_strip
+    monkeypatch.setattr(media, "attention_strip", lambda *given: strips.append(given) or real(*given))
+    folder = ppo.train(small_args(tmp_path, image_every=10**6))
+    last = strips[-4:]
+    assert all(mask.any() for _, mask, *_ in last)
+    assert len({frame.tobytes() for frame, *_ in last}) == 4
+    assert [caption.split(",")[0] for *_, caption in last] == ["step 256"] * 4
+    assert len({caption for *_, caption in last}) == 4
+    drawn = media.encode_png(media.stack_strips([real(*given) for given in last]))
+    assert (folder / "media/attention.png").read_bytes() == drawn

@@ -509,9 +509,8 @@ def test_a_run_logs_cleanrls_tags_and_attention_for_every_method(fake_engine, tm
     assert set(events.Tags()["scalars"]) == charts | losses | {f"camal/{name}" for name in names}
     assert [event.step for event in events.Scalars("camal/iou")] == [64, 128, 192, 256]
     assert [event.step for event in events.Images("camal/attention")] == [64, 128, 256]
-    (_, width, _) = row = media.attention_strip(
-        np.zeros((52, 60), np.uint8), np.ones((120, 160), np.uint8), {"": np.zeros((3, 4), np.float32)}
-    ).shape
+    frame, mask, heat = np.zeros((52, 60), np.uint8), np.ones((120, 160), np.uint8), np.zeros((3, 4))
+    (_, width, _) = row = media.attention_strip(frame, mask, {"": heat}, "step 64").shape
     image = events.Images("camal/attention")[0]
     assert (image.height, image.width) == (4 * row[0], width)
     assert "hyperparameters/text_summary" in events.Tags()["tensors"]

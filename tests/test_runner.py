@@ -28,7 +28,7 @@ TRAINED = {"args": {"gamma": 0.99, "method": "camal"}, "definition": {"name": "B
 def cells_in(folder: Path) -> list[Cell]:
     """Two methods, two seeds."""
     return [
-        Cell(folder / f"runs/Basic/{method}/seed{seed}", (), (), 2048, TRAINED, SETTINGS)
+        Cell(folder / f"runs/Basic/{method}/seed{seed}", ("--seed", "1"), (), 2048, TRAINED, SETTINGS)
         for seed in (1, 2)
         for method in ("camal", "vanilla")
     ]
@@ -233,8 +233,9 @@ def test_ctrl_c_once_more_ends_every_process(tmp_path: Path, monkeypatch: pytest
     assert time.monotonic() - began < 5
 
 
-def test_progress_is_read_from_the_trainers_bar(tmp_path: Path) -> None:
-    cell = cells_in(tmp_path)[0]
+def test_progress_is_read_from_the_bars_of_training_and_evaluation(tmp_path: Path) -> None:
+    cell = cells_in(tmp_path)[0]._replace(steps=20_600, settings=SETTINGS | {"shift": ["hud"]})
+    everything = 20_600 + 2 * 3 * 150 + 1000 * 20  # training, three episodes twice, faithfulness
     running = Runner(0)
     assert running.progress() == {}
     running.running[cell.folder] = (cell, "ppo", 30)
@@ -242,13 +243,20 @@ def test_progress_is_read_from_the_trainers_bar(tmp_path: Path) -> None:
     cell.folder.mkdir(parents=True)
     cell.log.write_text(" 90%|  | of an earlier attempt\n$ python -m camal_rl.ppo --env Basic\n")
     assert running.progress() == {cell.title: None}
-    with cell.log.open("a") as file:
-        file.write("  0%|   | 0/2k steps\r 50%|█  | 1k/2k steps")
-    assert running.progress() == {cell.title: pytest.approx(0.45)}
-    with cell.log.open("a") as file:
-        file.write("\n$ python -m camal_rl.evaluate runs\n" + "episodes:  10%|█" * 1000)
-    running.running[cell.folder] = (cell, "evaluate", 100)
-    assert running.progress() == {cell.title: pytest.approx(0.9)}
+    for text, module, steps in (
+        ("  0%|   | 0/2k steps\r 50%|█  | 1k/2k steps", "ppo", 10_300),
+        ("\n$ python -m camal_rl.evaluate runs\n", "evaluate", 20_600),
+        ("episodes:   0%|  \repisodes:  50%|█ ", "evaluate", 20_825),
+        ("\repisodes: 100%|██\nshift hud: 100%|██\n", "evaluate", 21_500),
+        ("\rfaithfulness:  17%|█ ", "evaluate", 24_900),
+        ("\rfaithfulness: 100%|██\nvideo frames: 40", "evaluate", everything),
+    ):
+        with cell.log.open("a") as file:
+            file.write(text)
+        running.running[cell.folder] = (cell, module, 30)
+        assert running.progress() == {cell.title: pytest.approx(steps / everything)}
+    running.running[cell.folder] = (cell._replace(train=()), "evaluate", cell.log.stat().st_size)
+    assert running.progress() == {cell.title: 0}  # what is only shown again begins anew
 
 
 def test_time_left_counts_what_was_seen_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,3 +294,6 @@ def test_a_line_on_how_a_cell_ended(tmp_path: Path) -> None:
     ended = Outcome(cell, "done", 62.4, "")
     assert runner.describe(ended) == "done    Basic/camal/seed1 in 1:02: return 1.50, IoU none"
     assert runner.describe(ended._replace(status="stopped")) == "stopped Basic/camal/seed1"
+    again = cell._replace(train=(), evaluate=("--compare", "runs/Basic/vanilla/seed1"))
+    shown = "shown   Basic/camal/seed1 beside Basic/vanilla/seed1 in 1:02"
+    assert runner.describe(ended._replace(cell=again)) == shown

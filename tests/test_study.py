@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,33 @@ def test_runs_that_are_not_comparable_are_reported_with_a_warning(
     assert study.comparability(read_study(runs)) == []
     write_scores(runs, "A/camal/seed1", 20, 0.2, **changes)
     assert sentence in "\n".join(study.comparability(read_study(runs)))
+
+
+def test_a_run_that_went_on_for_longer_than_planned_is_named(runs: Path) -> None:
+    write_scores(runs, "A/camal/seed1", 20, 0.2, training__trained_on={"trained_on_from": [500]})
+    (sentence,) = study.comparability(read_study(runs))
+    assert sentence.startswith(
+        "A/camal/seed1 went on for longer than planned, with a learning rate that rose"
+    )
+
+
+def test_hidden_folders_and_copies_are_no_runs(runs: Path) -> None:
+    before = read_study(runs)
+    for source, copy_of in (
+        ("A", ".ipynb_checkpoints"),
+        ("A/camal", "A/.ipynb_checkpoints"),
+        ("A", "A copy"),
+        ("A/camal", "A/camal copy"),
+        ("A/camal/seed1", "A/camal/seed7"),
+    ):
+        shutil.copytree(runs / source, runs / copy_of)
+    shutil.rmtree(runs / "A copy/camal")
+    after = read_study(runs)
+    left_out = ["A/camal/seed7", "A/camal copy/seed1", "A/camal copy/seed2", "A copy/vanilla/seed1"]
+    assert after.copies == [*left_out, "A copy/vanilla/seed2"]
+    assert after._replace(copies=[]) == before
+    (sentence,) = study.comparability(after)
+    assert sentence.startswith(f"Left out as copies: {', '.join(left_out)} and 1 more")
 
 
 # What is damaged
@@ -148,7 +176,7 @@ def test_every_wrong_type_anywhere_is_one_clear_error_or_none(runs: Path) -> Non
             try:
                 found = read_study(runs)
                 study.comparability(found)
-                assert len(found.table()) == 8
+                assert len(found.table()) == 8 - len(found.copies)
                 json.dumps([study.versions(run) | study.training(run) for run in found.runs])
             except UserError as error:
                 refused.append(str(error))

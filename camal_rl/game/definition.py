@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import struct
 import zipfile
@@ -20,6 +21,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from camal_rl import ENVS_DIR
 from camal_rl.errors import UserError
 from camal_rl.game.engine import load_config
+from camal_rl.run.files import make_folder, write_together
 from camal_rl.run.toml import Table, mistake_in, read_toml
 
 RENDER_RESOLUTIONS = {
@@ -74,6 +76,33 @@ class Definition:
         # Another ViZDoom may not replay the same.
         plain: dict[str, Any] = json.loads(json.dumps(own | {"vizdoom": vizdoom.__version__}))
         return plain
+
+    def copy_to(self, folder: Path) -> None:
+        """Copy the TOML, .cfg and WAD of an environment of one's own, but no file of ViZDoom, as they lie.
+
+        Raises:
+            UserError: a file can't be written.
+        """
+        if self.path.parent == ENVS_DIR:
+            return
+        game = vizdoom.DoomGame()
+        game.load_config(str(self.scenario))
+        wad = Path(game.get_doom_scenario_path())
+        files = {self.path.resolve().with_name(self.path.name): self.path, self.scenario: self.scenario}
+        if wad.is_file():
+            files[wad.resolve()] = wad
+        stock = Path(vizdoom.scenarios_path).resolve()
+        own = {place: file for place, file in files.items() if not place.is_relative_to(stock)}
+        shared = Path(os.path.commonpath([place.parent for place in own]))
+        copies = {folder / place.relative_to(shared): file.read_bytes() for place, file in own.items()}
+        for path in copies:
+            make_folder(path.parent)
+        write_together(copies)
+
+
+def copied_toml(folder: Path) -> Path | None:
+    """The TOML file that `Definition.copy_to` has left in a folder."""
+    return next(folder.rglob("*.toml"), None)
 
 
 # The models of the TOML file. A label names its object and a category: nineteen of these were seen by placing

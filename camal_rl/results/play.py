@@ -21,7 +21,7 @@ from torch import Tensor
 from camal_rl import attention, masks, metrics, ppo
 from camal_rl.doom import EVALUATION_SEEDS, FRAME_STACK, DoomEnv
 from camal_rl.errors import UserError
-from camal_rl.game.definition import Definition, load_definition
+from camal_rl.game.definition import Definition, available, copied_toml, load_definition
 from camal_rl.game.shift import Shift
 from camal_rl.run import folder as run_folder
 
@@ -74,7 +74,7 @@ def load_run(folder: Path, toml: Path | None, device: torch.device, method: str 
     """Read a run's folder.
 
     Args:
-        toml: the environment's file, where it is not one of the package's.
+        toml: the environment's file, where neither the package nor the run's folder has it.
         method: makes the map, one of `attention.METHODS`; default: the one it was trained with.
 
     Raises:
@@ -85,7 +85,10 @@ def load_run(folder: Path, toml: Path | None, device: torch.device, method: str 
     path = folder / "checkpoint.pt"
     mismatch = f"{folder}: checkpoint.pt does not belong to args.json"
     try:
-        definition = load_definition(str(args["env"]) if toml is None else toml)
+        own = toml or copied_toml(folder / "environment")
+        if own is None and args["env"] not in available():
+            raise UserError(f"{folder}: no environment named {args['env']!r}. Give its TOML file with --env.")
+        definition = load_definition(own or str(args["env"]))
         run_folder.check_definition(folder, trained["definition"], definition.described())
         checkpoint = run_folder.load_checkpoint(path)
         if checkpoint is None:

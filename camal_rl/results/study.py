@@ -140,6 +140,11 @@ class Run(NamedTuple):
         return f"{self.env}/{self.method}/seed{self.seed}"
 
     @property
+    def said(self) -> str:
+        """The title of the run that the scores are of."""
+        return f"{self.scores.env}/{self.scores.method}/seed{self.scores.seed}"
+
+    @property
     def scale(self) -> tuple[float, float]:
         """The environment's random and reference return."""
         definition = self.scores.training.definition
@@ -154,6 +159,7 @@ class Study(NamedTuple):
     methods: list[str]
     missing: list[str]  # titles of runs of which there is nothing
     unevaluated: list[str]  # titles of runs that are trained, without scores
+    copies: list[str]  # titles of folders that hold another run's scores, and are left out
     scales: dict[str, tuple[float, float]]  # random and reference return by environment
 
     def of(self, env: str, method: str) -> list[Run]:
@@ -206,15 +212,24 @@ def read_study(folder: Path) -> Study:
     hint = "Run python -m camal_rl.experiment again, or delete it."
     planned = read_content(file, Experiment, hint) if file.is_file() else Experiment()
     runs, trained = [], set()
-    for place in sorted(folder.glob("*/*/seed*")):
+    contents: dict[str, bytes] = {}  # of scores.json, by title
+    for place in sorted(folder.glob("[!.]*/[!.]*/seed*")):
         if not re.fullmatch(r"seed(0|[1-9]\d*)", place.name):
             continue
         cell = (place.parts[-3], place.parts[-2], int(place.name.removeprefix("seed")))
         if (place / "scores.json").is_file():
             again = f"Evaluate again: python -m camal_rl.evaluate {place}"
             runs.append(Run(place, *cell, read_content(place / "scores.json", Scores, again)))
+            contents[runs[-1].title] = (place / "scores.json").read_bytes()
         elif (place / "args.json").is_file():
             trained.add(cell)
+    copies = [
+        run.title
+        for run in runs
+        if run.env != run.scores.env
+        or (run.title != run.said and contents[run.title] == contents.get(run.said))
+    ]
+    runs = [run for run in runs if run.title not in copies]
     if not runs:
         raise UserError(
             f"{folder} holds no <env>/<method>/seed<k>/scores.json: train and evaluate first, "
@@ -240,7 +255,7 @@ def read_study(folder: Path) -> Study:
         for there in (False, True)
     )
     scales = {env: run.scale for env, run in first.items()}
-    return Study(runs, envs, methods, missing, unevaluated, scales)
+    return Study(runs, envs, methods, missing, unevaluated, copies, scales)
 
 
 def in_order(known: Iterable[str], found: Iterable[str]) -> list[str]:
@@ -260,10 +275,16 @@ NOT_COMPARABLE = "Not comparable"
 def comparability(study: Study) -> list[str]:
     """Return a sentence on each way in which runs differ though only method, seed and environment should."""
     runs, sentences = study.runs, []
+    if study.copies:
+        sentences.append(f"Left out as copies: {some(study.copies)} hold scores of other folders.")
     for run in runs:
-        said = f"{run.scores.env}/{run.scores.method}/seed{run.scores.seed}"
-        if said != run.title:
-            sentences.append(f"The folder {run.title} holds scores of {said}; the folder's name is used.")
+        if run.said != run.title:
+            sentences.append(f"The folder {run.title} holds scores of {run.said}; the folder's name is used.")
+        if "trained_on_from" in run.scores.training.args:
+            sentences.append(
+                f"{run.title} went on for longer than planned, with a learning rate that rose again, and is "
+                "not what as many steps from the start would give."
+            )
     names = ("episodes", "seed", "greedy", "max_steps", "tau", "attention")
     evaluation = {run.title: {name: run.scores.settings.get(name) for name in names} for run in runs}
     sentences += differences(f"{NOT_COMPARABLE}: runs were evaluated differently.", evaluation)

@@ -2,7 +2,7 @@
 
 The nodes need no shared folder for the runs. Files of a cell come back to the run folder on the machine where
 the experiment was started with every checkpoint, and go from there to the node that takes the cell up again.
-A .toml file that names an environment is not sent: every node must find it at the same path.
+An environment of one's own is one of these files.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from camal_rl.errors import UserError
+from camal_rl.game.definition import copied_toml, load_definition
 from camal_rl.run.files import write_together
 from camal_rl.run.runner import CELL_MEMORY, Cell, Display, Outcome, Runner
 
@@ -83,6 +84,8 @@ def work(keeper: Any, cell: Cell, retries: int) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="camal_rl-") as runs_dir, ThreadPoolExecutor(1) as thread:
         here = cell._replace(folder=Path(runs_dir, *cell.folder.parts[-3:]))
         write_files(here.folder, files)
+        if toml := copied_toml(here.folder / "environment"):
+            here = here._replace(train=(*here.train, "--env", str(toml)))
         sent = _checkpoint_time(here)
         running = thread.submit(runner.run, here)
         try:
@@ -164,6 +167,8 @@ def run_on_ray(
         keeper = ray.remote(Keeper).options(num_cpus=0, scheduling_strategy=here).remote(folders)
         # A lost node is no fault of the cell: it is tried again as long as there are nodes.
         task = ray.remote(work).options(num_cpus=1, num_gpus=gpus, memory=CELL_MEMORY, max_retries=-1)
+        for cell in missing:
+            load_definition(cell.train[cell.train.index("--env") + 1]).copy_to(cell.folder / "environment")
         while waiting or running:
             if stopping := runner.interrupted():
                 outcomes += [Outcome(cell, "stopped", 0, "") for cell in waiting]

@@ -7,12 +7,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import pydantic
 import tyro
 
-from camal_rl.errors import UserError, print_mistake
+from camal_rl.errors import UserError, end_if_unread, end_quietly_without_a_reader, print_mistake
 
 # Waiting torch threads spin by default, which takes the cores from the game engines. torch's import reads it,
 # and commands import this module before torch.
@@ -20,8 +21,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 T = TypeVar("T")
 
-NAME = tyro.conf.arg(metavar="NAME")
-_COUNT, _NUMBER = tyro.conf.arg(metavar="N"), tyro.conf.arg(metavar="X")
+
+def option(value: str | None = None) -> Any:
+    """Let --help show an option with this word for its value, and with its default where it has one."""
+    words = {"None": "", "''": "", "True": "(default: on)", "False": "(default: off)"}
+    return tyro.conf.arg(
+        metavar=value, help_behavior_hint=lambda default: words.get(default, f"(default: {default})")
+    )
+
+
+NAME, _COUNT, _NUMBER = option("NAME"), option("N"), option("X")
+Switch = Annotated[bool, option()]
 Count = Annotated[int, pydantic.Field(ge=0, lt=2**63), _COUNT]
 Positive = Annotated[int, pydantic.Field(ge=1, lt=2**63), _COUNT]
 Number = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False), _NUMBER]
@@ -32,17 +42,32 @@ Fraction = Annotated[float, pydantic.Field(ge=0, le=1), _NUMBER]
 def parse(kind: type[T], program: str, arguments: Sequence[str] | None = None) -> T:
     """Read a command line into a dataclass of options; exit with code 2 and a message where it can't be.
 
-    Signals end a process that reads its own command line, without a traceback, until it handles them itself.
+    A process that reads its own command line ends without a traceback on signals, until it handles them
+    itself, and when the reader of its output leaves.
     """
     if arguments is None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, _: os._exit(128 + number))
+        end_quietly_without_a_reader()
     try:
+        for word in sys.argv[1:] if arguments is None else arguments:
+            if (written := os.fsencode(word)) != word.encode(errors="replace"):
+                raise UserError(f"{written!r} is not UTF-8, as all names here have to be: rename it.")
         args = tyro.cli(kind, prog=program, args=arguments)
+        for name, value in vars(args).items():
+            setattr(args, name, without_tilde(value))
         check_ranges(args)
     except UserError as mistake:
         sys.exit(print_mistake(mistake))
     return args
+
+
+def without_tilde(value: Any) -> Any:
+    """The value of an option, in which ~ stands for the home folder, as where a shell has seen it."""
+    if isinstance(value, tuple):
+        return tuple(map(without_tilde, value))
+    # Not Path.expanduser, which raises where there is no such user.
+    return type(value)(os.path.expanduser(value)) if isinstance(value, (str, Path)) else value  # noqa: PTH111
 
 
 def check_ranges(args: Any) -> None:
@@ -97,6 +122,7 @@ def run_to_checkpoint(run: Callable[[Callable[[], bool]], object], unit: str, sm
     except UserError as mistake:
         return print_mistake(mistake)
     except OSError as error:  # of TensorBoard's files
+        end_if_unread()
         return print_mistake(
             UserError(f"{error.strerror or error}. Mend that, then run the same command again.")
         )

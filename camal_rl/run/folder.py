@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import io
 import json
+import shlex
 import sys
 import time
 import zipfile
@@ -86,7 +87,7 @@ def read_args_file(folder: Path, needed: Sequence[str] = ("args", "definition"))
 
 
 def check_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse a folder that holds a run with other arguments.
+    """Refuse a folder that holds a run with other arguments; one may go on for more agent steps than before.
 
     Raises:
         UserError: the message shows every difference.
@@ -94,12 +95,13 @@ def check_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) ->
     if not (folder / "args.json").exists():
         return
     before = read_args_file(folder, tuple(described))
-    differences = [
-        f"{name} was {before[group].get(name, 'nothing')}, now {now.get(name, 'nothing')}"
-        for group, now in described.items()
-        for name in sorted(before[group].keys() | now.keys())
-        if before[group].get(name, "nothing") != now.get(name, "nothing")
-    ]
+    differences = []
+    for group, now in described.items():
+        for name in sorted(before[group].keys() | now.keys()):
+            was, is_now = before[group].get(name, "nothing"), now.get(name, "nothing")
+            longer = name == "total_timesteps" and isinstance(was, int) and was < is_now
+            if was != is_now and not longer:
+                differences.append(f"{name} was {was}, now {is_now}")
     if differences:
         raise UserError(
             f"{folder} holds a run with other arguments: {'; '.join(differences)}. "
@@ -230,7 +232,7 @@ class RunFolder:
 
     Args:
         args: `ppo.Args`, checked.
-        definition: the environment's, as `Definition.described` returns it.
+        definition: the environment's `Definition`.
         chosen: options as they were chosen for this machine, in place of `args`' own.
 
     Attributes:
@@ -244,10 +246,12 @@ class RunFolder:
         UserError: the folder is another run's, is in use or can't be written, or its checkpoint is damaged.
     """
 
-    def __init__(self, args: Any, definition: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
+    def __init__(self, args: Any, definition: Any, chosen: Mapping[str, Any]) -> None:
         self.args = args
-        self.path: Path = args.runs_dir / definition["name"] / args.method / f"seed{args.seed}"
-        self.described = describe(args, {"env": definition["name"], **chosen}, definition=definition)
+        self.definition = definition
+        self.path: Path = args.runs_dir / definition.name / args.method / f"seed{args.seed}"
+        chosen = {"env": definition.name, **chosen}
+        self.described = describe(args, chosen, definition=definition.described())
         self._cleanup = ExitStack()
         self._recent: deque[float] = deque(maxlen=100)  # raw returns of episodes
         self.total: int = args.total_timesteps // args.batch_size
@@ -282,6 +286,17 @@ class RunFolder:
                 "--detect-anomaly names the operation that makes NaN."
             ) from error
 
+    def is_done(self) -> bool:
+        """Return whether nothing is left to do, and say so then."""
+        done = self.iteration >= self.total
+        if done:
+            print(f"{self.path} is already done: {self.step:,} steps. More takes a larger --total-timesteps.")
+            print(self._next_command())
+        return done
+
+    def _next_command(self) -> str:
+        return f"Evaluate it: python -m camal_rl.evaluate {shlex.quote(str(self.path))}"
+
     @property
     def step(self) -> int:
         """Agent steps that are done, over all games."""
@@ -300,10 +315,14 @@ class RunFolder:
             f"camal_rl {__version__}: {options['env']}, {self.args.method}, seed {self.args.seed}, "
             f"{self.total:,} iterations of {self.args.batch_size:,} steps "
             f"on {options['device_type']} ({options['precision']})\n"
-            f"Run folder:  {self.path}\nTensorBoard: tensorboard --logdir {self.args.runs_dir}",
+            f"Run folder:  {self.path}\nTensorBoard: tensorboard --logdir {self.args.runs_dir}\n"
+            f"Expect:      random play has a mean return of {options['random_return']:g}, the reference is "
+            f"{options['reference_return']:g}",
             flush=True,
         )
+        self._note_more_steps()
         write_args_file(self.path, self.described)
+        self.definition.copy_to(self.path / "environment")
         remove_remains(self.path, ("checkpoint.pt", "args.json", "curves.csv", "media/attention.png"))
         # What a killed process logged after its last checkpoint, or without one, is done and logged again.
         self._writer = SummaryWriter(str(self.path), purge_step=self.step + 1)
@@ -320,6 +339,24 @@ class RunFolder:
         print(f"Going on from step {self.step:,}.", flush=True)
         return True
 
+    def _note_more_steps(self) -> None:
+        """Note in args.json, and say, that a run which has begun goes on for longer than it was planned."""
+        if not self.iteration or not self.args.anneal_lr:
+            return
+        before = read_args_file(self.path)
+        self.described |= {"trained_on": before.get("trained_on", {})}
+        planned = before["args"]["total_timesteps"] // self.args.batch_size
+        if planned < self.total:
+            earlier = self.described["trained_on"].get("trained_on_from", [])
+            self.described["trained_on"] = {"trained_on_from": [*earlier, self.step]}
+            old, new = (
+                self.args.learning_rate * (1 - self.iteration / total) for total in (planned, self.total)
+            )
+            print(
+                f"More steps than planned: the learning rate rises from {old:.3g} to {new:.3g}, so this is "
+                "not what as many steps from the start would give. args.json says so."
+            )
+
     def iterations(self) -> Iterator[int]:
         """Yield the numbers, from 1 on, of the iterations to do, and show how far they are."""
         self._first_step, self._began = self.step, time.perf_counter()
@@ -331,16 +368,30 @@ class RunFolder:
             mininterval=0.5 if sys.stderr.isatty() else 30,
             bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps, {remaining} left{postfix}",
         )
+        known = min(self.iteration + 3, self.total)
         with bar:
             while self.iteration < self.total:
                 self.iteration += 1
                 yield self.iteration
+                if self.iteration == known:
+                    self._say_how_long()
                 bar.set_postfix({"SPS": f"{self.speed():.0f}", **self.status}, refresh=False)
                 bar.update(self.args.batch_size)
             bar.refresh()
         if self._recent:
             mean = np.mean(self._recent)
             print(f"Done. Mean return of the last {len(self._recent)} episodes: {mean:.2f}")
+        print(self._next_command())
+
+    def _say_how_long(self) -> None:
+        left = (self.total - self.iteration) * self.args.batch_size
+        minutes = left / self.speed() / 60
+        if minutes > 1:
+            duration = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
+            tqdm.write(
+                f"The other {left:,} steps take about {duration} at {self.speed():.0f} a second. "
+                "Ctrl-C saves; the same command goes on."
+            )
 
     def speed(self) -> float:
         """Return agent steps a second since this process began to train."""

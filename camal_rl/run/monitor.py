@@ -119,16 +119,16 @@ class Monitor:
         return torch.cat(cams), torch.cat(weights), np.concatenate(scores)
 
     def _draw(self, images: Tensor, masks: np.ndarray, heat: Tensor, seen: np.ndarray) -> None:
-        """Draw four frames, those with a target first: frame, mask, heat map, heat map over frame."""
-        rows = np.argsort(~seen, kind="stable")[:4].tolist()
-        strips = media.stack_strips(
-            [
-                media.attention_strip(
-                    images[row, -1].cpu().numpy(), masks[row], {"": heat[row].cpu().numpy()}
-                )
-                for row in rows
-            ]
-        )
-        self.run.log_image("camal/attention", strips)
+        """Draw four frames from all over the rollout, with a target if there are as many."""
+        order = np.argsort(~seen, kind="stable")[: max(4, int(seen.sum()))]
+        strips = []
+        for row in order[np.linspace(0, len(order) - 1, 4).astype(int)].tolist():
+            frame, map_ = images[row, -1].cpu().numpy(), heat[row].cpu().numpy()
+            step, game = divmod(row, self.args.num_envs)
+            of = f"frame {step * self.stride + 1} of {self.args.num_steps}"
+            caption = f"step {self.run.step:,}, game {game + 1}, {of}"
+            strips.append(media.attention_strip(frame, masks[row], {"": map_}, caption))
+        picture = media.stack_strips(strips)
+        self.run.log_image("camal/attention", picture)
         make_folder(self.run.path / "media")
-        write_whole(self.run.path / "media" / "attention.png", media.encode_png(strips))
+        write_whole(self.run.path / "media" / "attention.png", media.encode_png(picture))

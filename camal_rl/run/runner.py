@@ -20,8 +20,8 @@ from camal_rl.run import machine
 
 CELL_MEMORY = 1.5 * 2**30
 """Bytes that a cell may need: 0.6 GiB with the default sizes, measured, and room for larger ones."""
-TRAINING_SHARE = 0.9
-"""Share of a cell's time that is training; the rest is evaluation."""
+EPISODE_STEPS, FRAME_STEPS = 150, 20
+"""Agent steps of training that take as long as an episode, or a frame of faithfulness, of evaluation."""
 
 
 class Cell(NamedTuple):
@@ -30,7 +30,7 @@ class Cell(NamedTuple):
     folder: Path
     """<runs-dir>/<env>/<method>/seed<k>"""
     train: tuple[str, ...]
-    """options of `camal_rl.ppo`, all but --runs-dir"""
+    """options of `camal_rl.ppo`, all but --runs-dir; none for a run that is shown beside another one"""
     evaluate: tuple[str, ...]
     """options of `camal_rl.evaluate`, all but the folder"""
     steps: int
@@ -64,10 +64,11 @@ class Outcome(NamedTuple):
 def learned(described: Mapping[str, Any]) -> dict[str, Any]:
     """The options and the environment that decide what a run learns, from the content of its args.json.
 
-    What differs from machine to machine is left out. Options in several groups, as earlier versions wrote
-    them, are read as well.
+    What differs from machine to machine is left out, and that a run went on for longer than planned. Options
+    in several groups, as earlier versions wrote them, are read as well.
     """
-    groups = [group for name, group in described.items() if name not in ("version", "definition")]
+    others = ("version", "definition", "trained_on")
+    groups = [group for name, group in described.items() if name not in others]
     options = {name: value for group in groups for name, value in group.items()}
     for name in ("precision", "device_type"):
         options.pop(name, None)
@@ -146,7 +147,7 @@ class Runner:
         cell.folder.mkdir(parents=True, exist_ok=True)
         with cell.log.open("ab") as log:
             for _ in range(1 + self.retries):
-                code = self._process(cell, "ppo", train, log)
+                code = self._process(cell, "ppo", train, log) if cell.train else 0
                 code = code or self._process(cell, "evaluate", evaluation, log)
                 if code in (0, 2) or self.interrupted():  # 2: the user has to mend something first
                     break
@@ -175,8 +176,7 @@ class Runner:
     def progress(self) -> dict[str, float | None]:
         """Return how far each cell in work has come, by title, from 0 to 1; None before it says so."""
         return {
-            cell.title: TRAINING_SHARE if module == "evaluate" else _trained(cell.log, start)
-            for cell, module, start in list(self.running.values())
+            cell.title: _progress(cell, module, start) for cell, module, start in list(self.running.values())
         }
 
 
@@ -186,15 +186,22 @@ def last_line(log: Path) -> str:
     return lines[-1]
 
 
-def _trained(log: Path, start: int) -> float | None:
-    """The share of a cell that its training has done, by the progress bar in the log from `start` on."""
+def _progress(cell: Cell, module: str, start: int) -> float | None:
+    """The share of a cell that is done, by the progress bars in its log from `start` on."""
     try:
-        with log.open("rb") as file:
-            file.seek(max(start, file.seek(0, os.SEEK_END) - 4096))
-            percents = re.findall(rb"(\d+)%\|", file.read())
+        text = cell.log.read_bytes()[start:].decode(errors="replace")
     except OSError:
         return None
-    return TRAINING_SHARE * int(percents[-1]) / 100 if percents else None
+    done = dict(re.findall(r"(?:([a-z][a-z -]*): *)?(\d+)%\|", text))  # percent by bar, each one's last
+    if module == "evaluate":
+        done[""] = 100
+    elif not done:
+        return None
+    episodes = cell.settings["episodes"] * EPISODE_STEPS
+    steps: dict[str, int] = {"": cell.steps if cell.train else 0, "episodes": episodes}
+    steps |= {f"shift {name}": episodes for name in cell.settings["shift"]}
+    steps["faithfulness"] = cell.settings["faithfulness_frames"] * FRAME_STEPS
+    return sum(steps[bar] * int(done.get(bar, 0)) / 100 for bar in steps) / sum(steps.values())
 
 
 def bearable_jobs() -> int:
@@ -294,6 +301,9 @@ def describe(outcome: Outcome) -> str:
         return f"stopped {cell.title}"
     if outcome.status == "failed":
         return f"failed  {cell.title} after {minutes}:{seconds:02}: {outcome.message} ({cell.log})"
+    if not cell.train:
+        other = Path(cell.evaluate[cell.evaluate.index("--compare") + 1])
+        return f"shown   {cell.title} beside {'/'.join(other.parts[-3:])} in {minutes}:{seconds:02}"
     scores = json.loads((cell.folder / "scores.json").read_text(encoding="utf-8"))
     iou = "none" if scores["iou"] is None else f"{scores['iou']:.3f}"
     return f"done    {cell.title} in {minutes}:{seconds:02}: return {scores['return']['mean']:.2f}, IoU {iou}"
