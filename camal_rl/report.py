@@ -386,8 +386,8 @@ def captions(study: Study) -> dict[str, str]:
         "profiles": "Performance profiles: the share of all runs in all environments that score above a "
         f"threshold, with pointwise 95 % bands. The higher line is better. {scale}",
         "curves": "Learning curves: IoU and raw return against agent steps, mean over seeds with pointwise "
-        f"95 % bootstrap bands of whole curves. Training is cut into {comparison.WINDOWS} windows; a point "
-        "is the mean of all measurements, or of all episodes that ended, in its window and the two beside it; "
+        f"95 % bootstrap bands of whole curves. Training is cut into {comparison.WINDOWS} windows; a point is "
+        "the mean of all measurements, or of all episodes that ended, in its window and the two beside; "
         f"a dot is a single one. {LEVELS} IoU is measured on training frames here, on evaluation episodes "
         "everywhere else.",
     }

@@ -106,6 +106,7 @@ def test_scores_in_csv(runs: Path) -> None:
         "normalized_return": "0.4",
         "iou": "0.4",
         "iou_mask": "0.75",
+        "iou_constant": "0.05",
         "dead_map_fraction": "0.25",
         "steps": "1000",
         "episodes": "2",
@@ -126,8 +127,8 @@ def test_tables_say_the_same_in_markdown_latex_and_html(runs: Path) -> None:
     assert f"IoU: Mean & {mean} &" in latex
     assert f'<th scope="row">IoU: Mean</th><td class="number">{mean}</td>' in html
     assert "| A | CAMAL | 2 | 0.300 [" in markdown
-    assert "| A | camal | 1 | 20.000 | 0.200 | 0.200 | 0.750 | 0.250 | 1000 | 2 |" in markdown
-    assert r"A & camal & 1 & 20.000 & 0.200 & 0.200 & 0.750 & 0.250 & 1000 & 2 \\" in latex
+    assert "| A | camal | 1 | 20.000 | 0.200 | 0.200 | 0.750 | 0.050 | 0.250 | 1000 | 2 |" in markdown
+    assert r"A & camal & 1 & 20.000 & 0.200 & 0.200 & 0.750 & 0.050 & 0.250 & 1000 & 2 \\" in latex
     scaled = statistics_of(files)["metrics"]["return"]["environments"]["A"]["sbci"]["camal"]["mean"]
     low, high = scaled["low"], scaled["high"]
     assert f"| 0.30 [{low:.2f}, {high:.2f}] | 30.0 [{100 * low:.1f}, {100 * high:.1f}] |" in markdown
@@ -363,7 +364,7 @@ def test_a_method_without_live_maps_has_its_dead_maps_beside_its_iou(runs: Path)
         write_scores(runs, "/".join(folder.parts[-3:]), 50, 0.0, dead_map_fraction=1.0)
     assert "100 % of the maps of Vanilla in A are dead" in warned(runs)
     table = make(runs)[1]["tables.md"].decode()
-    assert "| A | Vanilla | 2 | 0.000 (no interval) | 0.750 | 100.0 % |" in table
+    assert "| A | Vanilla | 2 | 0.000 (no interval) | 0.050 | 0.750 | 100.0 % |" in table
 
 
 def test_an_iou_that_is_null_is_left_out_with_its_reason(runs: Path) -> None:
