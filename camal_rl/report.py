@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Annotated
 
@@ -21,22 +21,11 @@ import tyro
 from tqdm import tqdm
 
 from camal_rl import __version__, stats
-from camal_rl.results import figures
-from camal_rl.results.comparison import (
-    METRICS,
-    TAGS,
-    WINDOWS,
-    Comparison,
-    Lines,
-    Pair,
-    Results,
-    compute,
-    jobs,
-    name,
-)
+from camal_rl.results import comparison, figures
+from camal_rl.results.comparison import METRICS, TAGS, Comparison, Lines, Pair, Results, name
 from camal_rl.results.figures import BarPanel, LinePanel, Table, fixed, percent, shown
 from camal_rl.results.page import Drawing, Listing, Media, Page, Part, publish
-from camal_rl.results.study import NOT_COMPARABLE, Study, comparability, read_study, some, training
+from camal_rl.results.study import Study, comparability, read_study, some, training
 from camal_rl.run.command_line import Positive, parse, run_at_once
 from camal_rl.run.files import make_folder
 from camal_rl.stats import Interval
@@ -115,7 +104,7 @@ def _clause(study: Study, metric: str, results: Mapping[str, Results], methods: 
         return f"{subject} has no verdict beside {whose} ({poi}, but {' and '.join(doubts)})"
     if verdict == "significant":
         return f"{subject} is {better} {whose} ({poi}, significant)"
-    phrase = f"significantly {worse}" if verdict == "significantly worse" else f"not significantly {better}"
+    phrase = {"significantly worse": f"significantly {worse}"}.get(verdict, f"not significantly {better}")
     return f"{subject} is {phrase} {whose} ({poi})"
 
 
@@ -127,7 +116,7 @@ def _doubts(study: Study, metric: str, joint: Comparison, methods: Pair) -> list
     for method in methods if metric == "iou" else ():
         if (dead := study.mean("dead_map_fraction", method=method)) >= DEAD_LIMIT:
             doubts.append(f"{100 * dead:.0f} % of {name(method)}'s maps are dead")
-    if any(sentence.startswith(NOT_COMPARABLE) for sentence in comparability(study)):
+    if any(sentence.startswith("Not comparable") for sentence in comparability(study)):
         doubts.append("the runs are not comparable")
     return doubts
 
@@ -342,25 +331,25 @@ def _environment_panels(study: Study, metric: str, found: Results) -> list[BarPa
     first, *others = study.methods
     single = found.environments
     rows = [(env, {m: single[env].sbci[m]["mean"] for m in study.methods}) for env in study.envs]
-    levels = {
-        label: [study.mean(column, environment=env) for env in study.envs]
-        for label, column in IOU_LEVELS.items()
-        if metric == "iou"
-    }
+    known = [_iou_levels(study, env) for env in study.envs if metric == "iou"]
+    levels = {label: [found[label] for found in known] for label in IOU_LEVELS if known}
     panels = [BarPanel(f"Mean {SHORT[metric]}", LABELS[metric], rows, levels=levels)]
     if others:
         rows = [(env, {other: single[env].poi[first, other] for other in others}) for env in study.envs]
-        over = name(others[0]) if len(others) == 1 else "method of the colour"
+        over = name(others[0]) if len(others) == 1 else "other"
         panels.append(BarPanel("POI", f"P({name(first)} > {over})", rows, probability=True))
     return panels
 
 
 def _curve_panel(study: Study, env: str, metric: str, lines: Lines) -> LinePanel:
-    levels = {label: study.mean(column, environment=env) for label, column in IOU_LEVELS.items()}
-    if metric == "return":
-        levels = dict(zip(("random", "reference"), study.scales.get(env, ()), strict=False))
-    title, from_zero = f"{env}: {SHORT[metric]}", metric == "iou"
-    return LinePanel(title, lines.x, lines.bands, levels=levels, from_zero=from_zero)
+    iou = metric == "iou"
+    scale = dict(zip(("random", "reference"), study.scales.get(env, ()), strict=False))
+    levels = _iou_levels(study, env) if iou else scale
+    return LinePanel(f"{env}: {SHORT[metric]}", lines.x, lines.bands, levels=levels, from_zero=iou)
+
+
+def _iou_levels(study: Study, env: str) -> dict[str, float]:
+    return {label: study.mean(column, environment=env) for label, column in IOU_LEVELS.items()}
 
 
 def captions(study: Study) -> dict[str, str]:
@@ -377,8 +366,10 @@ def captions(study: Study) -> dict[str, str]:
     )
     median = (
         " The median is that of the environments' means; it equals the IQM where the middle half of all runs "
+        "are those of the middle environments."
+        if len(study.envs) > 1
+        else ""
     )
-    median = f"{median}are those of the middle environments." if len(study.envs) > 1 else ""
     scale = "A normalized return is 0 for a random policy and 1 for the environment's reference policy."
     return {
         "figure4": "Attention alignment over all environments, as in the paper's Figure 4. "
@@ -390,10 +381,10 @@ def captions(study: Study) -> dict[str, str]:
         "profiles": "Performance profiles: the share of all runs in all environments that score above a "
         f"threshold, with pointwise 95 % bands. The higher line is better. {scale}",
         "curves": "Learning curves: IoU and raw return against agent steps, mean over seeds with pointwise "
-        f"95 % bootstrap bands of whole curves. Training is cut into {WINDOWS} windows; a point is the mean "
-        "of all measurements, or of all episodes that ended, in its window and the two beside it; a dot "
-        f"is a single one. {LEVELS} IoU is measured on training frames here, and on evaluation episodes "
-        "everywhere else.",
+        "95 % bootstrap bands of whole curves. Training is cut into "
+        f"{comparison.WINDOWS} windows; a point is the mean of all measurements, or of all episodes that "
+        f"ended, in its window and the two beside it; a dot is a single one. {LEVELS} IoU is measured on "
+        "training frames here, on evaluation episodes everywhere else.",
     }
 
 
@@ -407,26 +398,25 @@ def media(study: Study) -> list[Part]:
     runs = [run for env in study.envs for run in study.of(env, first)[:1]]
     found: list[Media] = []
     left_out: list[str] = []
-    for suffix, text in (
-        ("png", f"frames of high, middle and low IoU of {name(first)}"),
-        ("mp4", "episodes with the same starts"),
-    ):
-        for run in runs:
-            folder = run.folder / "media"
-            beside = sorted(folder.glob(f"evaluation-versus-*.{suffix}"))
-            for file in beside or folder.glob(f"evaluation.{suffix}"):
-                words = ["beside", *map(name, file.stem.split("-")[2:])] if beside else []
-                of = " ".join([f"{run.env}: {name(first)} seed {run.seed}", *words])
-                label = "/".join(file.parts[-5:])
-                try:
-                    shrunk = Media.of(file, f"{of}: {text}.")
-                except (OSError, ValueError):
-                    left_out.append(f"{label} (can't be read)")
-                    continue
-                if sum(len(medium.content) for medium in (*found, shrunk)) <= MEDIA_LIMIT:
-                    found.append(shrunk)
-                else:
-                    left_out.append(f"{label} ({len(shrunk.content) / 2**20:.1f} MB)")
+    texts = {
+        "png": f"frames of high, middle and low IoU of {name(first)}",
+        "mp4": "episodes with the same starts",
+    }
+    for (suffix, text), run in product(texts.items(), runs):
+        beside = sorted((run.folder / "media").glob(f"evaluation-versus-*.{suffix}"))
+        for file in beside or (run.folder / "media").glob(f"evaluation.{suffix}"):
+            words = ["beside", *map(name, file.stem.split("-")[2:])] if beside else []
+            of = " ".join([f"{run.env}: {name(first)} seed {run.seed}", *words])
+            label = "/".join(file.parts[-5:])
+            try:
+                shrunk = Media.of(file, f"{of}: {text}.")
+            except (OSError, ValueError):
+                left_out.append(f"{label} (can't be read)")
+                continue
+            if sum(len(medium.content) for medium in (*found, shrunk)) <= MEDIA_LIMIT:
+                found.append(shrunk)
+            else:
+                left_out.append(f"{label} ({len(shrunk.content) / 2**20:.1f} MB)")
     limit = f"Left out, to keep this page's media below {MEDIA_LIMIT / 2**20:.0f} MB: {', '.join(left_out)}."
     return [*found, *([limit] if left_out else [])]
 
@@ -491,8 +481,10 @@ def make(args: Args) -> list[str]:
     study = read_study(args.runs)
     folder = args.output or args.runs / "report"
     make_folder(folder)
-    with tqdm(total=jobs(study) + 1, desc="report", mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
-        results = compute(study, args.repetitions, args.seed, bar.update)
+    with tqdm(
+        total=comparison.jobs(study) + 1, desc="report", mininterval=0.5 if sys.stderr.isatty() else 30
+    ) as bar:
+        results = comparison.compute(study, args.repetitions, args.seed, bar.update)
         page = report_page(study, results, args)
         bar.update()
     statistics = {

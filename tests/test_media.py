@@ -162,7 +162,7 @@ def test_a_strip_has_two_panels_and_two_for_each_heat_map(size: tuple[int, int],
 def test_a_caption_ends_in_a_bar_of_the_heat_maps_colours() -> None:
     mask, heat = np.zeros((240, 320), np.uint8), np.eye(7)
     for names in (["camal"], ["camal", "vanilla"]):
-        strip = media.attention_strip(noise(84, 84), mask, dict.fromkeys(names, heat), "caption " * 99)
+        strip = media.attention_strip(noise(84, 84), mask, dict.fromkeys(names, heat), "caption " * 30)
         row = strip[4 + round(0.8 * round(strip.shape[1] / 80))].astype(int)
         colours = media.heat_colours(np.linspace(0, 1, 50)[None])[0]
         places = [abs(row - colour).sum(axis=1).argmin() for colour in colours]
@@ -361,7 +361,7 @@ def test_constant_values_are_a_straight_line() -> None:
 
 
 def test_more_steps_than_pixels_can_be_shown() -> None:
-    steps = 2000
+    steps = 700
     values = np.sin(np.arange(steps) / 50)
     trace = make_trace(steps, 1, values=values, tics=make_trace(3, 1).tics)
     last = make_trace(steps, 1, values=values, tics=[(steps - 1, *tic[1:]) for tic in make_trace(1, 1).tics])
@@ -431,13 +431,12 @@ def test_the_index_of_a_video_comes_before_its_pictures() -> None:
     assert 0 < content.index(b"moov") < content.index(b"mdat")
 
 
-@pytest.mark.parametrize("filler", ["1", "170"])
-def test_the_same_frames_are_the_same_bytes_whatever_was_in_memory(filler: str) -> None:
+def test_the_same_frames_are_the_same_bytes_whatever_was_in_memory() -> None:
     script = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_media;"
         "sys.stdout.buffer.write(test_media.media.encode_video(test_media.moving_square(40), 35))"
     )
-    environment = os.environ | {"MALLOC_PERTURB_": filler}  # what glibc fills new memory with
+    environment = os.environ | {"MALLOC_PERTURB_": "170"}  # what glibc fills new memory with
     finished = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, timeout=60, cwd=ROOT
     )

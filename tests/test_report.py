@@ -8,19 +8,20 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import ROOT, run
+from matplotlib.figure import Figure
 from written_runs import write_scores
 
 from camal_rl import report, stats
 from camal_rl.errors import UserError
 from camal_rl.report import Args
-from camal_rl.results import figures, media
+from camal_rl.results import comparison, figures, media
 from camal_rl.results.comparison import Comparison, Lines, Results
 from camal_rl.results.page import Media
 from camal_rl.results.study import read_study
@@ -30,16 +31,32 @@ NAN = float("nan")
 KINDS = ("png", "svg", "pdf")
 
 
+def blank(name: str, *_: object) -> dict[str, bytes]:
+    """The files of a figure that nothing is drawn in."""
+    return {f"{name}.{kind}": b"<svg/>" for kind in KINDS}
+
+
 @pytest.fixture
 def drawn() -> None:
     """For tests that need the figures."""
+
+
+@pytest.fixture
+def painted(monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+    """For tests in which figures have to be made, but are not looked at."""
+
+    def paint_only(name: str, height: float, paint: Callable[[Figure], None]) -> dict[str, bytes]:
+        paint(Figure(layout="constrained"))
+        return blank(name)
+
+    monkeypatch.setattr(figures, "draw", paint_only)
 
 
 @pytest.fixture(autouse=True)
 def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take a second; other tests do without."""
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(figures, "draw", lambda name, *_: {f"{name}.{kind}": b"<svg/>" for kind in KINDS})
+        monkeypatch.setattr(figures, "draw", blank)
 
 
 def make(runs: Path, *options: str) -> tuple[list[str], dict[str, bytes]]:
@@ -194,27 +211,24 @@ def test_the_verdict_in_one_sentence(template: Path, iou: Interval, returns: Int
 
 
 def test_the_headline_gives_no_verdict_that_a_warning_takes_back(runs: Path) -> None:
-    for folder in runs.glob("*/camal/seed*"):
-        write_scores(runs, "/".join(folder.parts[-3:]), 99, 0.9)
-    better = (
-        "is better aligned than Vanilla's (POI 1.00, 95 % interval [1.00, 1.00], significant); its return is "
-    )
-    assert better in make(runs)[0][0]
-    for folder in runs.glob("*/vanilla/seed*"):
-        seed = int(folder.name[-1])
-        write_scores(runs, "/".join(folder.parts[-3:]), seed, 0.01 * seed, dead_map_fraction=1.0)
-    headline = make(runs)[0][0]
-    assert headline.startswith(
+    for folder in runs.glob("*/*/seed*"):
+        seed, camal = int(folder.name[-1]), folder.parent.name == "camal"
+        total, iou, dead = (99, 0.9, 0.0) if camal else (seed, 0.01 * seed, 1.0)
+        write_scores(runs, "/".join(folder.parts[-3:]), total, iou, dead_map_fraction=dead)
+    assert make(runs)[0][0] == (
         "CAMAL's attention has no verdict beside Vanilla's (POI 1.00, 95 % interval [1.00, 1.00], but 100 % "
-        "of Vanilla's maps are dead); its return is better than Vanilla's ("
+        "of Vanilla's maps are dead); its return is better than Vanilla's (POI 1.00, 95 % interval "
+        "[1.00, 1.00], significant)."
     )
     write_scores(runs, "A/vanilla/seed1", 1, 0.1, settings__tau=0.5)
-    assert "its return has no verdict beside Vanilla's (" in make(runs)[0][0]
-    assert "but the runs are not comparable)" in make(runs)[0][0]
+    headline = make(runs)[0][0]
+    assert "its return has no verdict beside Vanilla's (" in headline
+    assert "but the runs are not comparable)" in headline
     shutil.rmtree(runs / "A")
+    headline = make(runs)[0][0]
     chance = f"but with so few runs chance finds equal methods different in {one_in_two_seeds():.0f} %"
-    assert make(runs)[0][0].count(chance) == 2
-    assert "significant" not in make(runs)[0][0]
+    assert headline.count(chance) == 2
+    assert "significant" not in headline
 
 
 def one_in_two_seeds() -> float:
@@ -273,8 +287,13 @@ def test_how_often_chance_makes_a_verdict_is_said_beside_it_and_warned_of(runs: 
     assert "Too few runs" not in warned(runs)
 
 
-@pytest.mark.slow
-def test_the_first_method_is_compared_with_each_other_one(runs: Path, drawn: None) -> None:
+def test_the_first_method_is_compared_with_each_other_one(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grids = {}
+    monkeypatch.setattr(
+        figures, "bars_figure", lambda name, _, grid: grids.update({name: grid}) or blank(name)
+    )
     for env in "AB":
         for seed in (1, 2):
             write_scores(runs, f"{env}/suppress/seed{seed}", 50 + seed, 0.9 + 0.01 * seed)
@@ -285,8 +304,10 @@ def test_the_first_method_is_compared_with_each_other_one(runs: Path, drawn: Non
         *("camal > suppress", "camal > vanilla", "suppress > vanilla")
     ]
     assert "### Probability of improvement: Suppress > Vanilla" in files["tables.md"].decode()
-    assert files["figure4.svg"].count(b">Suppress<") == 3  # legend, left and right of POI
-    assert b"P(CAMAL &gt; method of the colour)" in files["environments.svg"]
+    poi = grids["figure4"][0][1]
+    assert [label for label, _ in poi.rows] == ["CAMAL", "CAMAL", "Suppress"]
+    assert poi.right == ("Suppress", "Vanilla", "Vanilla")
+    assert grids["environments"][0][1].label == "P(CAMAL > other)"
 
 
 def test_experiment_json_gives_the_order(runs: Path) -> None:
@@ -338,7 +359,7 @@ def test_a_missing_cell_is_named_and_its_seed_left_out_of_what_is_joint(runs: Pa
 
 
 @pytest.mark.slow
-def test_planned_runs_that_are_not_there_are_missing(runs: Path, drawn: None) -> None:
+def test_planned_runs_that_are_not_there_are_missing(runs: Path, painted: None) -> None:
     matrix = {"envs": ["A", "B", "C"], "methods": ["camal", "vanilla"], "seeds": [1]}
     (runs / "experiment.json").write_text(json.dumps(matrix))
     printed, files = make(runs)
@@ -385,7 +406,7 @@ def test_an_iou_that_is_null_is_left_out_with_its_reason(runs: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_method_is_described_and_not_compared(runs: Path, drawn: None) -> None:
+def test_one_method_is_described_and_not_compared(runs: Path, painted: None) -> None:
     for folder in runs.glob("*/vanilla"):
         shutil.rmtree(folder)
     printed, files = make(runs)
@@ -427,7 +448,8 @@ def test_an_output_that_is_no_folder_is_refused(runs: Path, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_the_command_prints_findings_and_files_and_needs_no_torch(runs: Path) -> None:
     code = (
-        "import sys; import camal_rl.report as report; "
+        "import sys; import camal_rl.report as report; from camal_rl.results import figures; "
+        "figures.draw = lambda name, *_: {f'{name}.svg': b'<svg/>'}; "
         f"code = report.main(report.parse_args([{str(runs)!r}, '--repetitions', '50'])); "
         "print({'torch', 'vizdoom'} & {*sys.modules}); sys.exit(code)"
     )
@@ -439,12 +461,11 @@ def test_the_command_prints_findings_and_files_and_needs_no_torch(runs: Path) ->
     assert "100%" in done.stderr
 
 
-@pytest.mark.slow
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
-    done = run("-m", "camal_rl.report", str(tmp_path), folder=ROOT)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("camal_rl: ")
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main(Args(tmp_path)) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert told.startswith("camal_rl: ")
 
 
 def test_ctrl_c_leaves_an_earlier_report(
@@ -455,7 +476,7 @@ def test_ctrl_c_leaves_an_earlier_report(
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "compute", interrupted)
+    monkeypatch.setattr(comparison, "compute", interrupted)
     assert report.main(Args(runs)) == 130
     assert "Nothing was written" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in (runs / "report").iterdir()} == before
@@ -473,8 +494,7 @@ def write_media(runs: Path, title: str, names: list[str]) -> None:
         (folder / file).write_bytes(content)
 
 
-@pytest.mark.slow
-def test_the_same_runs_give_the_same_bytes(runs: Path, tmp_path: Path, drawn: None) -> None:
+def test_the_same_runs_give_the_same_bytes(runs: Path, tmp_path: Path) -> None:
     write_media(runs, "A/camal/seed1", ["evaluation.png", "evaluation.mp4"])
     once, twice = (make(runs, "--output", str(tmp_path / name))[1] for name in ("one", "two"))
     assert once == twice

@@ -151,13 +151,14 @@ def attention_strip(
     if caption:
         end, middle = whole - gap - 4, gap + bar // 2
         if heats:
+            right, half = end - text_size, text_size // 2
+            left = right - 6 * text_size
+            strip[middle - half : middle + half, left:right] = heat_colours(
+                np.linspace(0, 1, right - left)[None]
+            )
             _write(strip, "1", end, middle, text_size, align="r")
-            end -= text_size
-            scale = heat_colours(np.linspace(0, 1, 6 * text_size)[None])
-            strip[middle - text_size // 2 : middle + text_size // 2, end - scale.shape[1] : end] = scale
-            end -= scale.shape[1] + text_size // 3
-            _write(strip, "attention 0", end, middle, text_size, align="r")
-            end -= 7 * text_size
+            _write(strip, "attention 0", left - half, middle, text_size, align="r")
+            end = left - 7 * text_size
         _write(strip, caption, gap + 4, middle, text_size, width=end - gap - 4)
     for index, (title, panel) in enumerate(panels):
         left = gap + (width + gap) * index
@@ -236,16 +237,9 @@ class Trace(NamedTuple):
 
 
 # Rows and columns of a column of a video, in pixels. All sizes of whole frames are even, as yuv420p needs.
-GAP = 8
-SCREEN_WIDTH = 320
-HEADER = slice(0, 60)
-FIELDS = slice(40, 60)
-CAPTION = 75
-SCREENS = slice(86, 326)
-PLOT = slice(346, 431)
-STRIP = slice(434, 446)
-LEGEND = 452
-LEGEND_LINE = 16
+GAP, SCREEN_WIDTH = 8, 320
+HEADER, SCREENS, PLOT, STRIP = slice(0, 60), slice(86, 326), slice(346, 431), slice(434, 446)
+CAPTION, LEGEND, LEGEND_LINE = 75, 452, 16
 GUTTER = 52  # left of a plot, for the labels of its axis
 SUBPIXEL = 16  # OpenCV draws lines at sixteenths of a pixel
 
@@ -267,11 +261,8 @@ def video_frames(traces: Sequence[Trace]) -> Iterator[np.ndarray]:
     limits = (float(values.min()), float(values.max()))
     columns = [_Column(trace, 3 - len(traces), steps, limits) for trace in traces]
     for tics in itertools.zip_longest(*(trace.tics for trace in traces)):
-        pictures = [
-            column.ended() if tic is None else column.show(*tic)
-            for column, tic in zip(columns, tics, strict=True)
-        ]
-        row = np.concatenate([_padded(picture, left=GAP) for picture in pictures], axis=1)
+        shown = (c.show(*tic) if tic else c.ended() for c, tic in zip(columns, tics, strict=True))
+        row = np.concatenate([_padded(picture, left=GAP) for picture in shown], axis=1)
         yield _padded(row, GAP, GAP, right=GAP)
 
 
@@ -315,16 +306,13 @@ class _Column:
         _write(self.past, "action", GUTTER - 10, 440, 10, MUTED, "r")
         self.past[STRIP, GUTTER - 4 :] = BAR
 
-    def _x(self, step: float) -> float:
-        """Column of a step's beginning in the plots."""
-        return GUTTER + step * self.pixels_per_step
-
     def _point(self, step: int, value: float) -> tuple[int, int]:
         """Column and row of a value in the plot, in sixteenths of a pixel."""
         low, high = self.limits
         share = (value - low) / (high - low) if high > low else 0.5
         row = PLOT.stop - 9 - share * (PLOT.stop - PLOT.start - 17)
-        return round(self._x(step + 0.5) * SUBPIXEL), round(row * SUBPIXEL)
+        column = GUTTER + (step + 0.5) * self.pixels_per_step
+        return round(column * SUBPIXEL), round(row * SUBPIXEL)
 
     def _colour(self, action: int) -> Colour:
         return NOTHING if action == 0 else ACTION_COLOURS[(action - 1) % len(ACTION_COLOURS)]
@@ -345,7 +333,7 @@ class _Column:
         point = self._point(step, value)
         previous = self._point(step - 1, float(trace.values[step - 1])) if step else point
         cv2.line(self.past, previous, point, TEXT, 1, cv2.LINE_AA, 4)
-        left, right = (round(self._x(end)) for end in (step, step + 1))
+        left, right = (round(GUTTER + end * self.pixels_per_step) for end in (step, step + 1))
         self.past[STRIP, left : max(right, left + 1)] = self._colour(action)  # steps can be below a pixel
         self.picture = self.past.copy()
         self.picture[PLOT, point[0] // SUBPIXEL] = MUTED
@@ -401,16 +389,10 @@ def encode_video(frames: Iterable[np.ndarray], frames_per_second: int) -> bytes:
         )
     frames = iter(frames)
     first = next(frames)
-    options = {
-        "crf": "33",
-        "preset": "fast",
-        "threads": "1",
-        # With AVX-512, x264's macroblock tree reads memory that nobody wrote: files would differ.
-        "x264-params": "no-mbtree=1",
-        # What FFmpeg converts RGB to; where a file does not say so, players guess.
-        "colorspace": "smpte170m",
-        "color_range": "tv",
-    }
+    # With AVX-512, x264's macroblock tree reads memory that nobody wrote: files would differ.
+    options = {"crf": "33", "preset": "fast", "threads": "1", "x264-params": "no-mbtree=1"}
+    # What FFmpeg converts RGB to; where a file does not say so, players guess.
+    options |= {"colorspace": "smpte170m", "color_range": "tv"}
     try:
         # FFmpeg moves the index to the front by opening the file a second time, so it has to be a real one.
         with tempfile.TemporaryDirectory(prefix="camal_rl-") as folder:
@@ -444,9 +426,8 @@ def encode_gif(frames: Sequence[np.ndarray], frames_per_second: float) -> bytes:
     """
     sample = np.concatenate(frames[:: -(-len(frames) // 8)])
     palette = Image.fromarray(sample).quantize(128, Image.Quantize.FASTOCTREE)
-    first, *others = (
-        Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames
-    )
+    none = Image.Dither.NONE
+    first, *others = (Image.fromarray(frame).quantize(palette=palette, dither=none) for frame in frames)
     ends = [round(100 * index / frames_per_second) for index in range(len(frames) + 1)]
     durations = [10 * (end - start) for start, end in itertools.pairwise(ends)]  # milliseconds
     file = io.BytesIO()
