@@ -118,7 +118,7 @@ def _doubts(study: Study, metric: str, joint: Comparison, methods: Pair) -> list
     for method in methods if metric == "iou" else ():
         if (dead := study.mean("dead_map_fraction", method=method)) >= DEAD_LIMIT:
             doubts.append(f"{100 * dead:.0f} % of {name(method)}'s maps are dead")
-    if any(sentence.startswith(NOT_COMPARABLE) for sentence in comparability(study)):
+    if any(sentence.startswith("Not comparable") for sentence in comparability(study)):
         doubts.append("the runs are not comparable")
     return doubts
 
@@ -386,10 +386,10 @@ def captions(study: Study) -> dict[str, str]:
         "profiles": "Performance profiles: the share of all runs in all environments that score above a "
         f"threshold, with pointwise 95 % bands. The higher line is better. {scale}",
         "curves": "Learning curves: IoU and raw return against agent steps, mean over seeds with pointwise "
-        f"95 % bootstrap bands of whole curves. Training is cut into {comparison.WINDOWS} windows; a point is "
-        "the mean of all measurements, or of all episodes that ended, in its window and the two beside; "
-        f"a dot is a single one. {LEVELS} IoU is measured on training frames here, on evaluation episodes "
-        "everywhere else.",
+        "95 % bootstrap bands of whole curves. Training is cut into "
+        f"{comparison.WINDOWS} windows; a point is the mean of all measurements, or of all episodes that "
+        f"ended, in its window and the two beside it; a dot is a single one. {LEVELS} IoU is measured on "
+        "training frames here, on evaluation episodes everywhere else.",
     }
 
 

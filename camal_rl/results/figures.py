@@ -27,7 +27,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Colours of methods, in their order; they start again after the sixth."""
 DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 LEVELS: tuple[Any, ...] = (":", (0, (5, 1.5, 1, 1.5)))
-"""Lines of levels, which are no measurements of a method, in their order."""
+"""Lines of levels in their order; a panel has two at most."""
 BAR_OPACITY = 0.55
 WIDTH = 4.4
 """Inches of every figure."""
@@ -223,15 +223,8 @@ def _bars(axes: Axes, panel: BarPanel, colours: Mapping[str, str], inches: float
         axes.grid(visible=False)  # a line there would run into the dashed one
         texts = [(row - 0.27 * inch, row - 0.09 * inch) for row in range(len(panel.right))]
         ends = [-0.5, *(end for text in texts for end in text), len(panel.rows) - 0.5]
-        axes.vlines(
-            [0.5] * (len(ends) // 2),
-            ends[::2],
-            ends[1::2],
-            color=MUTED,
-            linestyle="--",
-            linewidth=1.1,
-            zorder=0.5,
-        )
+        for low, high in zip(ends[::2], ends[1::2], strict=True):
+            axes.plot([0.5, 0.5], [low, high], color=MUTED, linestyle="--", linewidth=1.1, zorder=0.5)
         axes.set_xlim(-0.05, 1.05)
         axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     if panel.right:
@@ -264,17 +257,8 @@ def _lines(axes: Axes, panel: LinePanel, methods: Sequence[str]) -> None:
     end = -math.inf
     for label, value in sorted(levels.items(), key=lambda level: level[1]):
         end = max(value, end + 0.13 * (high - low))  # labels keep apart where levels are close
-        axes.annotate(
-            label,
-            (1, end),
-            xycoords=("axes fraction", "data"),
-            xytext=(2, 0),
-            textcoords="offset points",
-            annotation_clip=False,
-            va="center",
-            fontsize=7.5,
-            color=MUTED,
-        )
+        across = axes.get_yaxis_transform()  # across in parts of the axes, up in data
+        axes.text(1.02, end, label, transform=across, va="center", fontsize=7.5, color=MUTED)
     if panel.share:
         axes.set_ylim(-0.03, 1.42 if panel.labels else 1.03)  # a legend has what is above
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1])

@@ -268,9 +268,6 @@ def in_order(known: Iterable[str], found: Iterable[str]) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------
 # What makes runs hard to compare
 
-NOT_COMPARABLE = "Not comparable"
-"""Begins the sentences that take every comparison back."""
-
 
 def comparability(study: Study) -> list[str]:
     """Return a sentence on each way in which runs differ though only method, seed and environment should."""
@@ -287,13 +284,12 @@ def comparability(study: Study) -> list[str]:
             )
     names = ("episodes", "seed", "greedy", "max_steps", "tau", "attention")
     evaluation = {run.title: {name: run.scores.settings.get(name) for name in names} for run in runs}
-    sentences += differences(f"{NOT_COMPARABLE}: runs were evaluated differently.", evaluation)
+    sentences += differences("Not comparable: runs were evaluated differently.", evaluation)
     trained = {run.title: {"agent steps": run.scores.steps, **training(run)} for run in runs}
-    sentences += differences(f"{NOT_COMPARABLE}: runs were trained differently.", trained)
+    sentences += differences("Not comparable: runs were trained differently.", trained)
     for env in study.envs:
         of_env = {run.title: run.scores.training.definition.model_dump() for run in runs if run.env == env}
-        told = f"{NOT_COMPARABLE}: runs of {env} have different definitions of it."
-        sentences += differences(told, of_env)
+        sentences += differences(f"Not comparable: runs of {env} have different definitions of it.", of_env)
     return sentences + differences("Versions differ between runs.", {r.title: versions(r) for r in runs})
 
 
