@@ -326,6 +326,17 @@ def test_a_mask_of_other_proportions_than_its_image_is_named(
     assert re.search(r"40.* x .*60.*60.* x .*40", message)
 
 
+def test_a_mask_may_be_smaller_than_its_image_or_lack_a_row(busi: Path) -> None:
+    path = busi / "Dataset_BUSI_with_GT" / "malignant" / "malignant (1)_mask.png"
+    for size in ((30, 20), (60, 39)):
+        save(path, lesion("L").resize(size, Image.Resampling.NEAREST))
+        samples = load("busi", busi, 56)
+        assert (samples.masks[10] != samples.masks[11]).mean() < 0.05
+    save(path.with_name("malignant (1).png"), plain((41, 40)))
+    save(path, lesion("L").resize((40, 41), Image.Resampling.NEAREST))
+    assert "40 x 41 pixels" in refusal("busi", busi)
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Size
 

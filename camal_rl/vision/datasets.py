@@ -268,8 +268,9 @@ def _read(listing: _Listing, advice: str, size: int, title: str | None) -> Sampl
         images[index] = _fitted(image, size, Image.Resampling.BILINEAR).transpose(2, 0, 1)
         for path in own_masks:
             target = Image.fromarray(decode(path, listing.target).astype(np.uint8))
-            skew = abs(target.width * image.height - target.height * image.width)
-            if skew > image.width + image.height:  # more than a pixel, at a smaller size
+            skew = target.width * image.height / (target.height * image.width)
+            turned = target.size != image.size == target.size[::-1]
+            if turned or not 0.9 < skew < 1.1:
                 raise UserError(
                     f"{path} has {target.width} x {target.height} pixels, and its image has {image.width} x "
                     f"{image.height}, so it can't be the mask of this image: {AGAIN}."

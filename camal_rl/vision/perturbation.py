@@ -53,6 +53,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from tqdm import tqdm
 
@@ -340,9 +341,8 @@ def _cells(compared: Mapping[str, Any]) -> list[str]:
 SHOWN = {"shift": 0.4, "erode": 0.6, "dilate": 0.2}
 """Severity of the figure's examples, as far as the steps have it."""
 PIXELS = {"M and H": "#e69f00", "M only: missed": "#0072b2", "H only: spurious": "#8e5bb5"}
-LINES = {"CAMAL": ("#1b1f24", "-"), "Suppress only": ("#d55e00", "--")}
-"""Colours and dashes of the regularisers' lines."""
-MUTED, GREY = "#5b6570", "#dde1e6"
+LINES = (figures.INK, figures.COLOURS[1])
+"""Colours of the regularisers' lines."""
 
 
 def figure(studies: Sequence[Study], steps: int) -> dict[str, bytes]:
@@ -358,16 +358,16 @@ def figure(studies: Sequence[Study], steps: int) -> dict[str, bytes]:
             _example(example, mask, perturbed(mask, angle, steps)[place, shown])
             example.set_title(perturbation.capitalize())
             example.set_ylabel(data.name)
-            _curves(curves, responses_MPRS[:, place])
-            curves.axvline(shown / steps, color=MUTED, linestyle=":", linewidth=1, zorder=0.5)
+            drawn = _curves(curves, responses_MPRS[:, place])
+            curves.axvline(shown / steps, color=figures.MUTED, linestyle=":", linewidth=1, zorder=0.5)
         grid[0, 1].set_title("R(M, H)")
         curves.set_xlabel("severity")
-        pixels = [Patch(color=colour, label=label) for label, colour in PIXELS.items()]
-        figure.legend(handles=[*pixels, *curves.lines[:2]], loc="outside upper center", ncols=2)
+        marks = [*(Patch(color=colour) for colour in PIXELS.values()), *drawn]
+        figure.legend(marks, [*PIXELS, *REGULARISERS.values()], loc="outside upper center", ncols=2)
         figure.supxlabel(
             f"Curves: mean and standard deviation over {len(responses_MPRS)} masks.\n"
             "Dotted: the severity of the example. Grey: beyond the image.",
-            color=MUTED,
+            color=figures.MUTED,
             fontsize=7.5,
         )
 
@@ -385,18 +385,16 @@ def _example(axes: Axes, mask: np.ndarray, attention: np.ndarray) -> None:
     half = 0.62 * max(width, height) + 1
     axes.set_xlim(x + width / 2 - half, x + width / 2 + half)
     axes.set_ylim(y + height / 2 + half, y + height / 2 - half)
-    axes.set(facecolor=GREY, xticks=[], yticks=[])
+    axes.set(facecolor=figures.GRID, xticks=[], yticks=[])
 
 
-def _curves(axes: Axes, response_MRS: np.ndarray) -> None:
+def _curves(axes: Axes, response_MRS: np.ndarray) -> list[Line2D]:
     """Draw each regulariser's mean response, and a standard deviation to both sides, against severity."""
-    x = severities(response_MRS.shape[-1] - 1)
     means_RS, deviations_RS = response_MRS.mean(axis=0), _deviation(response_MRS)
-    for label, mean, deviation in zip(REGULARISERS.values(), means_RS, deviations_RS, strict=True):
-        colour, dashes = LINES[label]
-        axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.22, linewidth=0)
-        axes.plot(x, mean, color=colour, linestyle=dashes, linewidth=1.5, label=label)
+    both = enumerate(zip(means_RS, deviations_RS, strict=True))
+    bands = {place: stats.Band(mean, mean - spread, mean + spread) for place, (mean, spread) in both}
     axes.set(ylim=(-1.1, 1.1), yticks=[-1, 0, 1], xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
+    return figures.lines(axes, severities(response_MRS.shape[-1] - 1), bands, LINES.__getitem__)
 
 
 # --------------------------------------------------------------------------------- from command line to files

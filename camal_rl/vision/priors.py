@@ -243,6 +243,7 @@ def study(samples: Samples, maps: np.ndarray, about: Mapping[str, str]) -> dict[
         [overlap(maps[index], samples.masks[index]) for index in bar],
         index=[samples.names[index] for index in targets],
     )
+    summary = measured.agg(["mean", "std", "count"])
     content = {
         "version": __version__,
         **about,
@@ -251,7 +252,7 @@ def study(samples: Samples, maps: np.ndarray, about: Mapping[str, str]) -> dict[
         "samples": len(targets),
         "samples_without_target": len(maps) - len(targets),
         "dead_map_fraction": float(dead(maps[targets]).mean()),
-        "measures": json.loads(measured.agg(["mean", "std", "count"]).to_json()),  # null for NaN
+        "measures": json.loads(summary.to_json()),  # null for NaN
         "by_sample": json.loads(measured.to_json()),
     }
     order = np.argsort(-measured["iou"].to_numpy(), kind="stable")
@@ -259,17 +260,20 @@ def study(samples: Samples, maps: np.ndarray, about: Mapping[str, str]) -> dict[
     strips = [_strip(samples, maps, targets[place], measured.iloc[place]) for place in shown]
     return {
         "study.json": (json.dumps(content, indent=1) + "\n").encode(),
-        "study.md": figures.markdown(_table(content)).encode(),
+        "study.md": figures.markdown(_table(content, summary)).encode(),
         "regions.png": media.encode_png(media.stack_strips(strips)),
     }
 
 
-def _table(content: Mapping[str, Any]) -> figures.Table:
-    rows = []
-    for name, label in MEASURES.items():
-        mean, deviation, count = content["measures"][name].values()
-        numbers = [figures.NOTHING if value is None else f"{value:.3f}" for value in (mean, deviation)]
-        rows.append([label, *numbers, f"{count:.0f}"])
+def _table(content: Mapping[str, Any], summary: pd.DataFrame) -> figures.Table:
+    rows = [
+        [
+            label,
+            *(figures.fixed(summary[name][of], 3) for of in ("mean", "std")),
+            f"{summary[name]['count']:.0f}",
+        ]
+        for name, label in MEASURES.items()
+    ]
     height, width = content["map_size"]
     note = (
         f"{content['samples']} samples of {content['data']} with a mask, {content['samples_without_target']} "
