@@ -31,7 +31,7 @@ class Args:
 
     # run
     env: Annotated[str, NAME] = "Basic"
-    """environment or .toml file; python -m camal_rl.environments lists"""
+    """environment or .toml; python -m camal_rl.environments lists"""
     method: Annotated[Literal["camal", "vanilla", "suppress"], NAME] = "camal"
     """camal (Eq. 2), vanilla (plain PPO), suppress (beta, Table 4)"""
     seed: Count = 1
@@ -79,7 +79,7 @@ class Args:
     clip_coef: Factor = 0.1
     """clip range of the probability ratio (Table 8)"""
     clip_vloss: bool = True
-    """clip the value loss (CleanRL), slow for returns outside [-1, 1]"""
+    """clip the value loss (CleanRL), slow for returns beyond 1"""
     ent_coef: Number = 0.01
     """coefficient of the entropy bonus (Table 8)"""
     vf_coef: Number = 0.5
