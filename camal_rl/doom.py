@@ -448,8 +448,8 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
             raise ValueError(
                 f"{len(seeds)} seeds and a mask of {len(chosen)} for {self.num_envs} environments"
             )
-        self._each(self._reset_game, list(zip(seeds, chosen, strict=True)))
-        return self._observations(), self._infos()
+        self._each(lambda game, seed: self.envs[game].reset(seed=seed) if chosen[game] else None, seeds)
+        return self._seen()
 
     def step(
         self, actions: np.ndarray
@@ -459,12 +459,12 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         if actions.shape != (self.num_envs,):
             raise ValueError(f"actions of shape {actions.shape} for {self.num_envs} environments")
         self._each(self._step_game, actions.tolist())
-        infos = self._infos()
+        observations, infos = self._seen()
         for index, final in enumerate(self._final):
             if final is not None:
                 infos = self._add_info(infos, {"final_obs": final, "final_info": {}}, index)
         results = (self._rewards.copy(), self._terminations.copy(), self._truncations.copy())
-        return self._observations(), *results, infos
+        return observations, *results, infos
 
     def step_games(
         self, games: slice, actions: Sequence[int]
@@ -480,6 +480,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         """
         for index, action in zip(range(self.num_envs)[games], actions, strict=True):
             self._step_game(index, action)
+            self._project(index)
         self._weigh(games)
         last_images = {place: final["image"] for place, final in enumerate(self._final[games]) if final}
         return self._rewards[games], self._terminations[games], self._truncations[games], last_images
@@ -509,8 +510,8 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
 
     def load_state_dict(self, state: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Replay to the states of `state_dict`, and return observations and infos as `reset` does."""
-        self._each(self._load_game, state["envs"])
-        return self._observations(), self._infos()
+        self._each(lambda game, its_state: self.envs[game].load_state_dict(its_state), state["envs"])
+        return self._seen()
 
     def close_extras(self, **kwargs: Any) -> None:
         """End all engines and threads; safe to call at any time."""
@@ -518,18 +519,16 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         for env in self.envs:
             env.close()
 
-    def _each(self, function: Callable[[int, Any], None], arguments: Sequence[Any]) -> None:
-        running = [self._threads.submit(function, *pair) for pair in enumerate(arguments)]
+    def _each(self, function: Callable[[int, Any], object], arguments: Sequence[Any]) -> None:
+        def run(index: int, argument: Any) -> None:
+            function(index, argument)
+            self._project(index)
+
+        running = [self._threads.submit(run, *pair) for pair in enumerate(arguments)]
         wait(running)  # for all of them, also where one failed: no thread may go on behind the caller's back
         for future in running:
             future.result()
         self._weigh(slice(None))
-
-    def _reset_game(self, index: int, seed_and_chosen: tuple[int | None, bool]) -> None:
-        seed, chosen = seed_and_chosen
-        if chosen:
-            self.envs[index].reset(seed=seed)
-            self._project(index)
 
     def _step_game(self, index: int, action: int) -> None:
         env = self.envs[index]
@@ -539,11 +538,6 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
             self._final[index] = {"image": env.image.copy(), "mask": env.mask.copy()}
             self._episodes.append(Episode(env.steps, env.episode_return, env.episode_length))
             env.begin_episode()
-        self._project(index)
-
-    def _load_game(self, index: int, state: dict[str, Any]) -> None:
-        self.envs[index].load_state_dict(state)
-        self._project(index)
 
     def _project(self, index: int) -> None:
         if self._projection is not None:
@@ -553,8 +547,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         if self._projection is not None:
             self.mask_weights[games] = self._projection.weights(self._mask_sums[games])
 
-    def _observations(self) -> dict[str, np.ndarray]:
-        return {"image": self.images.copy(), "mask": self.masks.copy()}
-
-    def _infos(self) -> dict[str, Any]:
-        return {"mask_weights": self.mask_weights.copy()} if self._projection else {}
+    def _seen(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Copies of the newest observations, and infos."""
+        infos = {"mask_weights": self.mask_weights.copy()} if self._projection else {}
+        return {"image": self.images.copy(), "mask": self.masks.copy()}, infos

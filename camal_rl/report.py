@@ -25,7 +25,7 @@ from camal_rl.results import comparison, figures
 from camal_rl.results.comparison import METRICS, TAGS, Comparison, Lines, Pair, Results, name
 from camal_rl.results.figures import BarPanel, LinePanel, Table, fixed, percent, shown
 from camal_rl.results.page import Drawing, Listing, Media, Page, Part, publish
-from camal_rl.results.study import NOT_COMPARABLE, Study, comparability, read_study, some, training
+from camal_rl.results.study import Study, comparability, read_study, some, training
 from camal_rl.run.command_line import Positive, option, parse, run_at_once
 from camal_rl.run.files import make_folder
 from camal_rl.stats import Interval

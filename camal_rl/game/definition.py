@@ -178,7 +178,7 @@ def load_definition(env: str | Path) -> Definition:
     file = read_toml(path, _File)
     try:
         scenario = _find(path.parent, file.scenario)
-    except FileNotFoundError as error:
+    except UserError as error:
         raise mistake_in(path, "scenario", str(error)) from error
     known = object_names(scenario)
     folded = {name.casefold() for name in known}
@@ -213,10 +213,7 @@ def bare_definition(scenario: Path) -> Definition:
     Raises:
         UserError: no such .cfg, or a mistake in it.
     """
-    try:
-        found = _find(Path(), str(scenario))
-    except FileNotFoundError as error:
-        raise UserError(str(error)) from error
+    found = _find(Path(), str(scenario))
     object_names(found)
     return Definition(scenario.stem, scenario, found, 4, 1.0, (), (), "", 0.0, "", 0.0, "")
 
@@ -228,7 +225,7 @@ def _find(folder: Path, scenario: str) -> Path:
         if path.is_file():
             return path.resolve()
     names = ", ".join(sorted(file.name for file in stock.glob("*.cfg")))
-    raise FileNotFoundError(f"no file {str(folder / scenario)!r}, nor in ViZDoom, which has {names}.")
+    raise UserError(f"no file {str(folder / scenario)!r}, nor in ViZDoom, which has {names}.")
 
 
 def _similar(word: str, names: Iterable[str], most: int) -> list[str]:
@@ -255,8 +252,7 @@ def object_names(scenario: Path) -> frozenset[str]:
         raise UserError(f"{scenario}: remove {found[0]} from game_args: it waits for other players.")
     own = Path(vizdoom.__file__).parent
     texts = [content for _, content in _lumps(own / "vizdoom.pk3")]
-    default = next(path for path in (own / "doom2.wad", own / "freedoom2.wad") if path.exists())
-    paths = (game.get_doom_scenario_path(), game.get_doom_game_path() or default)
+    paths = (game.get_doom_scenario_path(), game.get_doom_game_path() or own / "freedoom2.wad")
     wads = [Path(path) for path in paths if path]
     chosen = game.get_doom_map().upper()
     maps: dict[str, bool] = {}

@@ -287,7 +287,7 @@ _tried: set[Path] = set()  # scenarios with which an engine has started
 
 
 def _try_scenario(config: Path) -> None:
-    """Start an engine in a process of its own: where it ends or hangs in its start, so does its caller."""
+    """Start an engine in another process: one that ends or hangs in its start takes its caller along."""
     trial = subprocess.run(
         [sys.executable, "-c", _TRIAL, config, str(TRIAL_LIMIT)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
@@ -299,9 +299,9 @@ def _try_scenario(config: Path) -> None:
     )
     if trial.returncode < 0:  # else it started, or fails here as well, and says why
         hung = f"hangs (for {TRIAL_LIMIT} s)" if trial.returncode == -signal.SIGALRM else "crashes"
-        words = ["nothing", *filter(None, map(str.strip, trial.stdout.splitlines()))]
+        words = (trial.stdout.strip().splitlines() or ["nothing"])[-1].strip()
         raise UserError(
-            f"the ViZDoom engine {hung} when it starts with {config}. The last it said: {words[-1][:100]}. "
+            f"the ViZDoom engine {hung} when it starts with {config}. The last it said: {words[:100]}. "
             "Check that file's doom_map and game_args."
         )
     _tried.add(config)
