@@ -24,11 +24,10 @@ import pydantic
 import tyro
 
 from camal_rl.errors import UserError
-from camal_rl.run.command_line import NAME, Count, Positive, Switch, option, parse, run_at_once
+from camal_rl.run.command_line import NAME, Count, Map, Positive, Switch, option, parse, run_at_once
 from camal_rl.run.files import write_together
 
 RUN = option("RUN")
-Map = Literal["gradcam", "layercam", "hirescam", "diffgradcam", "smoothgrad", "integrated-gradients"]
 Look = Literal[
     "hud", "crosshair", "no-weapon", "no-effects", "flashes", "dim", "flat", "gamma", "noise", "distractor"
 ]

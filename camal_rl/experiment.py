@@ -173,48 +173,32 @@ def cells(matrix: Matrix) -> list[Cell]:
         UserError: a run that can't be trained or evaluated so, or two runs in one folder.
         SystemExit: code 2, an option that `camal_rl.ppo` or `camal_rl.evaluate` does not understand.
     """
+    from camal_rl import evaluate, ppo  # with torch, which --help need not wait for
+    from camal_rl.run.device import choose_device, choose_precision
+    from camal_rl.run.folder import RunFolder, check_args_file
+
     refuse_options(SET_HERE["train"], matrix.train, "train", "matrix")
     refuse_options(SET_HERE["evaluate"], matrix.evaluate, "evaluate", "matrix")
     planned: dict[Path, Cell] = {}
     for seed, env, method in itertools.product(matrix.seeds, matrix.envs, matrix.methods):
         own = ("--env", env, "--method", method, "--seed", str(seed), "--torch-threads", "1")
         train = (*own, *matrix.train)
-        folder, steps, trained = _training([*train, "--runs-dir", str(matrix.runs_dir)])
-        if folder in planned:
+        args = ppo.parse_args([*train, "--runs-dir", str(matrix.runs_dir)])
+        device = choose_device(args.device)
+        chosen = {"precision": choose_precision(args.precision, device), "device_type": device.type}
+        run = RunFolder(args, load_definition(args.env), chosen)
+        check_args_file(run.path, run.described)
+        if run.path in planned:
             raise UserError(
-                f"--envs: {env} and another one are both called {folder.parts[-3]}, and so would share the "
-                f"folder {folder}. Name it once, or rename a file."
+                f"--envs: {env} and another one are both called {run.path.parts[-3]}, and so would share the "
+                f"folder {run.path}. Name it once, or rename a file."
             )
         evaluation = ("--torch-threads", "1", "--video-episodes", "0", *matrix.evaluate)
-        settings = _settings([str(folder), *evaluation])
-        settings["attention"] = settings["attention"] or trained["args"]["attention"]
-        planned[folder] = Cell(folder, train, evaluation, steps, trained, settings)
+        settings = evaluate.wanted_settings(evaluate.parse_args([str(run.path), *evaluation]))
+        settings["attention"] = settings["attention"] or args.attention
+        steps = run.total * args.batch_size
+        planned[run.path] = Cell(run.path, train, evaluation, steps, learned(run.described), settings)
     return list(planned.values())
-
-
-def _training(options: list[str]) -> tuple[Path, int, dict[str, Any]]:
-    """The run folder of a training with these options, its agent steps, and what it learns.
-
-    Raises:
-        UserError: nothing can be trained so, or the folder holds another run.
-    """
-    from camal_rl import ppo  # with torch, which --help need not wait for
-    from camal_rl.run.device import choose_device, choose_precision
-    from camal_rl.run.folder import RunFolder, check_args_file
-
-    args = ppo.parse_args(options)
-    device = choose_device(args.device)
-    chosen = {"precision": choose_precision(args.precision, device), "device_type": device.type}
-    planned = RunFolder(args, load_definition(args.env), chosen)
-    check_args_file(planned.path, planned.described)
-    return planned.path, planned.total * args.batch_size, learned(planned.described)
-
-
-def _settings(options: list[str]) -> dict[str, Any]:
-    """The settings that decide the scores of an evaluation with these options."""
-    from camal_rl import evaluate  # with torch as well
-
-    return evaluate.wanted_settings(evaluate.parse_args(options))
 
 
 class Comparison(NamedTuple):

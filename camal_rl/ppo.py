@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from camal_rl.errors import UserError
 from camal_rl.run import command_line
-from camal_rl.run.command_line import NAME, Count, Factor, Fraction, Number, Positive, Switch
+from camal_rl.run.command_line import NAME, Count, Factor, Fraction, Map, Number, Positive, Switch
 
 # -------------------------------------------------------------------------------------------------- arguments
 
@@ -88,10 +88,7 @@ class Args:
     # attention
     camal_coef: Number = 1.0
     """lambda of Eq. 2 (Table 8)"""
-    attention: Annotated[
-        Literal["gradcam", "layercam", "hirescam", "diffgradcam", "smoothgrad", "integrated-gradients"],
-        NAME,
-    ] = "gradcam"
+    attention: Annotated[Map, NAME] = "gradcam"
     """gradcam (Eq. 3), layercam, hirescam, diffgradcam, smoothgrad, integrated-gradients"""
     empty_mask: Annotated[Literal["ignore", "suppress"], NAME] = "ignore"
     """frames without a target: ignore, or suppress (beta alone)"""
@@ -143,7 +140,8 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
+from torch.optim import Adam
 
 from camal_rl import attention, camal
 from camal_rl.doom import DoomVectorEnv
@@ -363,9 +361,7 @@ def take(batch: Batch, index: Tensor) -> Batch:
     return steps._replace(advantages=advantages, supervised=supervised)
 
 
-def losses(
-    agent: Agent, batch: Batch, args: Args, generator: torch.Generator | None = None
-) -> dict[str, Tensor]:
+def losses(agent: Agent, batch: Batch, args: Args, generator: Generator | None = None) -> dict[str, Tensor]:
     """Return the loss of Eq. 2 and its terms for a part of a minibatch; the parts add up to the means of all.
 
     `generator` is for the methods of attention that draw noise.
@@ -403,12 +399,7 @@ def losses(
 
 
 def update(
-    agent: Agent,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    args: Args,
-    generator: torch.Generator,
-    workers: Workers,
+    agent: Agent, optimizer: Adam, batch: Batch, args: Args, generator: Generator, workers: Workers
 ) -> dict[str, float]:
     """Optimise on a rollout for `update_epochs` passes; return every term's mean over all minibatches.
 
@@ -454,21 +445,15 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
         run = stack.enter_context(RunFolder(args, definition, chosen))
         if run.is_done():  # and says so
             return run.path
-        envs = DoomVectorEnv(
-            definition,
-            args.num_envs,
-            args.frame_size,
-            args.render_resolution,
-            max_episode_steps=args.max_episode_steps,
-            map_size=None if args.method == "vanilla" else feature_map_size(args.frame_size),
-        )
+        map_size = None if args.method == "vanilla" else feature_map_size(args.frame_size)
+        games = (definition, args.num_envs, args.frame_size, args.render_resolution)
+        envs = DoomVectorEnv(*games, max_episode_steps=args.max_episode_steps, map_size=map_size)
         stack.enter_context(closing(envs))
         torch.manual_seed(args.seed)
         agent = Agent(envs.num_actions, envs.images.shape[1:]).to(device)
-        optimizer = torch.optim.Adam(
-            agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=device.type in ("cpu", "cuda")
-        )
-        generator = torch.Generator(device).manual_seed(args.seed)
+        fused = device.type in ("cpu", "cuda")
+        optimizer = Adam(agent.parameters(), args.learning_rate, eps=1e-5, fused=fused)
+        generator = Generator(device).manual_seed(args.seed)
         state = {"agent": agent, "optimizer": optimizer, "generator": generator, "envs": envs}
         if not run.resume(state):
             envs.reset(seed=np.random.SeedSequence(args.seed).generate_state(args.num_envs).tolist())
@@ -480,9 +465,8 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
                 optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - (iteration - 1) / run.total)
             draws = torch.rand((args.num_steps, args.num_envs), generator=generator, device=device)
             next_value = rollout(agent, envs, store, args, draws.cpu().numpy(), workers, monitor)
-            advantages, returns = gae(
-                store.rewards, store.values, store.ends, next_value, args.gamma, args.gae_lambda
-            )
+            played = (store.rewards, store.values, store.ends, next_value)
+            advantages, returns = gae(*played, args.gamma, args.gae_lambda)
             batch = flatten(store, advantages, returns, args, device)
             means = update(agent, optimizer, batch, args, generator, workers)
 
@@ -503,5 +487,5 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
 
 
 if __name__ == "__main__":
-    smaller = "--num-envs, --num-steps or --frame-size"
-    sys.exit(command_line.run_to_checkpoint(partial(train, ARGS), "iteration", smaller))
+    options = "--num-envs, --num-steps or --frame-size"
+    sys.exit(command_line.run_to_checkpoint(partial(train, ARGS), "iteration", options))

@@ -38,7 +38,14 @@ def matrix_of(folder: Path) -> Matrix:
         "--video-episodes",
         "0",
     )
-    return Matrix(envs=("Mine.toml",), seeds=(1,), runs_dir=folder / "runs", train=TRAIN, evaluate=evaluation)
+    return Matrix(
+        envs=("Mine.toml",),
+        methods=("camal",),
+        seeds=(1, 2),
+        runs_dir=folder / "runs",
+        train=TRAIN,
+        evaluate=evaluation,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +79,10 @@ def nodes() -> Iterator[Any]:
         warnings.simplefilter("ignore")  # of Ray's own making
         from ray.cluster_utils import Cluster
 
-        started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **SMALL_STORE})
+        # A node that does not answer is looked at more often than by default, so that it is known to be dead.
+        looks = {"health_check_period_ms": 300, "health_check_failure_threshold": 3}
+        head = {"num_cpus": 0, "_system_config": looks, **SMALL_STORE}
+        started = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(2):
             started.add_node(num_cpus=1, **SMALL_STORE)
         yield started
@@ -91,7 +101,7 @@ def test_a_node_killed_in_the_middle_loses_nothing_and_nothing_is_done_twice(
     codes: list[int] = []
     running = threading.Thread(target=lambda: codes.append(experiment.run(matrix, ray=nodes.address)))
     running.start()
-    folders = [tmp_path / "runs/Mine" / method / "seed1" for method in matrix.methods]
+    folders = [tmp_path / f"runs/Mine/camal/seed{seed}" for seed in matrix.seeds]
 
     deadline = time.monotonic() + 120
     while not all((folder / "checkpoint.pt").exists() for folder in folders) and time.monotonic() < deadline:

@@ -27,6 +27,7 @@ from camal_rl.game.definition import load_definition
 from camal_rl.game.shift import SHIFTS
 from camal_rl.results import media, play
 from camal_rl.results.play import Episode, Undefined
+from camal_rl.run import command_line
 
 
 @pytest.fixture
@@ -361,7 +362,7 @@ def test_help_is_quick_and_names_every_option() -> None:
 
 
 def test_options_name_every_map_and_every_visual_change() -> None:
-    assert get_args(evaluate.Map) == attention.METHODS
+    assert get_args(command_line.Map) == attention.METHODS
     assert get_args(evaluate.Look) == tuple(SHIFTS)
 
 
@@ -375,24 +376,14 @@ def test_a_mistake_is_one_line_and_code_2(tmp_path) -> None:
 
 @pytest.mark.engine
 def test_a_trained_run_is_evaluated_on_the_engine_twice_the_same(tmp_path) -> None:
-    folder = trained(tmp_path, num_envs=2)
-    command = ["-m", "camal_rl.evaluate", str(folder), "--episodes", "4", "--faithfulness-frames", "16"]
-    command += [
-        "--video-episodes",
-        "1",
-        "--torch-threads",
-        "1",
-        "--max-steps",
-        "40",
-        "--shift",
-        "hud",
-        "noise",
-    ]
-    contents = []
-    for _ in range(2):
-        done = run(*command, folder=tmp_path)
-        assert done.returncode == 0, done.stderr
-        contents.append((folder / "scores.json").read_bytes())
+    folder = trained(tmp_path, num_envs=2, total_timesteps=32)
+    command = [str(folder), "--episodes", "2", "--max-steps", "40", "--torch-threads", "1", "--shift", "hud"]
+    command += ["--faithfulness-frames", "16", "--video-episodes", "1"]
+    done = run("-m", "camal_rl.evaluate", *command, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    contents = [(folder / "scores.json").read_bytes()]
+    evaluate.evaluate(evaluate.parse_args(command))
+    contents.append((folder / "scores.json").read_bytes())
     assert contents[0] == contents[1]
     scores = json.loads(contents[0])
     no_number_is_missing_without_a_reason(scores)
@@ -405,7 +396,7 @@ def test_a_trained_run_is_evaluated_on_the_engine_twice_the_same(tmp_path) -> No
 
 @pytest.mark.engine
 def test_ctrl_c_ends_it_and_writes_nothing(tmp_path) -> None:
-    folder = trained(tmp_path, num_envs=2)
+    folder = trained(tmp_path, num_envs=2, total_timesteps=32)
     before = sorted(folder.rglob("*"))
     process = subprocess.Popen(
         [sys.executable, "-m", "camal_rl.evaluate", str(folder), "--episodes", "5000"],

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import pydantic
 import tyro
@@ -31,6 +31,8 @@ def option(value: str | None = None) -> Any:
 
 
 NAME, _COUNT, _NUMBER = option("NAME"), option("N"), option("X")
+Map = Literal["gradcam", "layercam", "hirescam", "diffgradcam", "smoothgrad", "integrated-gradients"]
+"""Kinds of attention maps: `attention.METHODS`, which would be torch's to import."""
 Switch = Annotated[bool, option()]
 Count = Annotated[int, pydantic.Field(ge=0, lt=2**63), _COUNT]
 Positive = Annotated[int, pydantic.Field(ge=1, lt=2**63), _COUNT]
