@@ -236,22 +236,30 @@ def _bars(axes: Axes, panel: BarPanel, colours: Mapping[str, str], inches: float
     axes.set_xlabel(panel.label)
 
 
-def _lines(axes: Axes, panel: LinePanel, methods: Sequence[str]) -> None:
+def lines(
+    axes: Axes, x: np.ndarray, bands: Mapping[int, Band], tint: Callable[[int], str] = colour
+) -> list[Line2D]:
     """Draw a line for each band's estimate and, where there is one, its interval as a shade."""
     drawn = []
-    for method, band in panel.bands.items():
-        place = methods.index(method)
-        tint, there = colour(place), np.isfinite(band.estimate)
-        x = panel.x[there]
+    for place, band in bands.items():
+        there = np.isfinite(band.estimate)
         if band.low is not None and band.high is not None:
-            axes.fill_between(x, band.low[there], band.high[there], color=tint, alpha=0.22, linewidth=0)
-        style = DASHES[place % len(DASHES)]
-        drawn += axes.plot(x, band.estimate[there], color=tint, linestyle=style, linewidth=1.5, markersize=4)
-        drawn[-1].set_marker("o" if len(x) == 1 else "")  # a line would have no length
+            axes.fill_between(
+                x[there], band.low[there], band.high[there], color=tint(place), alpha=0.22, linewidth=0
+            )
+        look = {"color": tint(place), "linestyle": DASHES[place % len(DASHES)], "markersize": 4}
+        drawn += axes.plot(x[there], band.estimate[there], linewidth=1.5, **look)
+        drawn[-1].set_marker("o" if there.sum() == 1 else "")  # a line would have no length
+    axes.margins(x=0.02)
+    return drawn
+
+
+def _lines(axes: Axes, panel: LinePanel, methods: Sequence[str]) -> None:
+    """Draw a panel's lines, and its levels with their names at the right."""
+    drawn = lines(axes, panel.x, {methods.index(method): band for method, band in panel.bands.items()})
     levels = {label: value for label, value in panel.levels.items() if not math.isnan(value)}
     for style, value in zip(LEVELS, levels.values(), strict=False):
         axes.axhline(value, color=MUTED, linestyle=style, linewidth=1, zorder=0.5)
-    axes.margins(x=0.02)
     low, high = axes.get_ylim()
     axes.set_ylim(0 if panel.from_zero else low, high + 0.05 * (high - low))
     end = -math.inf
