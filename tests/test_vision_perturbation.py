@@ -270,7 +270,7 @@ def test_a_single_mask_has_no_deviation(tmp_path: Path) -> None:
     assert f"| Erode | 1.00 | {EM_DASH} |" in figures.markdown(
         perturbation.table([perturbation.numbers(studied)], 2)
     )
-    assert perturbation.figure([studied], 2).keys() == {"figure.png", "figure.svg"}
+    assert perturbation.figure([studied], 2).keys() == {"figure.png", "figure.svg", "figure.pdf"}
 
 
 def test_bold_in_markdown_and_latex(study: Study) -> None:

@@ -247,7 +247,7 @@ def lines(
             axes.fill_between(
                 x[there], band.low[there], band.high[there], color=tint(place), alpha=0.22, linewidth=0
             )
-        look = {"color": tint(place), "linestyle": DASHES[place % len(DASHES)], "markersize": 4}
+        look: dict[str, Any] = {"color": tint(place), "linestyle": DASHES[place % len(DASHES)], "markersize": 4}
         drawn += axes.plot(x[there], band.estimate[there], linewidth=1.5, **look)
         drawn[-1].set_marker("o" if there.sum() == 1 else "")  # a line would have no length
     axes.margins(x=0.02)
