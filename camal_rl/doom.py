@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -24,7 +25,7 @@ from gymnasium.vector.utils import batch_space
 from camal_rl.errors import UserError
 from camal_rl.game.definition import RENDER_RESOLUTIONS, Definition, load_definition
 from camal_rl.game.engine import ENGINE_ERRORS, TIME_LIMIT, EngineError, check_shared_memory, start_engine
-from camal_rl.game.frames import Stack, shrinking, zero_pixels
+from camal_rl.game.frames import Stack, grey, shrinking, zero_pixels
 from camal_rl.masks import Box, Projection, target_mask
 
 Observation = dict[str, np.ndarray]
@@ -61,9 +62,10 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         frame_size: height and width of the frames, in pixels, no greater than rendered.
         render_resolution: what the engine draws, one of `RENDER_RESOLUTIONS`.
         frame_stack: how many frames an observation holds.
-        render_mode: `rgb_array`, or None. `render()` gives the newest frame as it was drawn, in grey.
+        render_mode: `rgb_array`, or None. `render()` gives the newest frame in colour, as it was drawn.
         prepare: called with the game before it starts, to change how it looks.
         engine_timeout: seconds after which an engine that does not answer counts as hung.
+        max_episode_steps: agent steps after which an episode is truncated, if it is.
 
     An engine that ends, is killed or hangs is replaced by another one that is played to where it was, and
     nothing is to be seen of it but `restarts`. If that one ends at the same action too, so does the episode,
@@ -79,7 +81,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         EngineError: engines end one after the other.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": vizdoom.DEFAULT_TICRATE}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
 
     def __init__(
         self,
@@ -90,9 +92,12 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         render_mode: str | None = None,
         prepare: Callable[[vizdoom.DoomGame], None] | None = None,
         engine_timeout: float = TIME_LIMIT,
+        max_episode_steps: int | None = None,
     ) -> None:
         self.definition = env if isinstance(env, Definition) else load_definition(env)
         self.render_mode = render_mode
+        self.metadata = self.metadata | {"render_fps": vizdoom.DEFAULT_TICRATE / self.definition.frame_skip}
+        self.max_episode_steps = max_episode_steps
         if render_resolution not in RENDER_RESOLUTIONS:
             raise UserError(
                 f"no render resolution {render_resolution!r}; choose one of {', '.join(RENDER_RESOLUTIONS)}."
@@ -116,12 +121,17 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         }
         self.observation_space = cast("spaces.Space[Observation]", spaces.Dict(boxes))
         self._shrink = shrinking(label_size, self.frame_size)
-        self._start_engine = partial(
-            start_engine, self.definition.scenario, *label_size, prepare, engine_timeout
-        )
+
+        def prepared(game: vizdoom.DoomGame) -> None:
+            if render_mode is not None:
+                _in_colour(game)
+            if prepare is not None:
+                prepare(game)
+
+        looks = (*label_size, prepared)
+        self._start_engine = partial(start_engine, self.definition.scenario, *looks, engine_timeout)
         self.game = self._start_engine()
-        self.restarts = 0
-        self.steps = 0
+        self.restarts = self.steps = 0
         self.episode_return = 0.0
         self._failures = 0  # engines that ended since the last action that went well
         self.buttons = [button.name for button in self.game.get_available_buttons()]
@@ -134,7 +144,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         self.action_space = spaces.Discrete(len(self.actions))
         self.write_to(zero_pixels((height, width, frame_stack)), zero_pixels(label_size))
         self.mask_box: Box = (slice(0, 0), slice(0, 0))  # the mask is empty outside
-        self._screen: np.ndarray | None = None
+        self._screen: np.ndarray | None = None  # as drawn, in colour where it is to be shown
         self._episode_seed: int | None = None  # None where no episode is running
         self._episode_actions: list[int] = []
 
@@ -162,7 +172,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
             return None
         if self._screen is None:
             raise RuntimeError("nothing has been drawn yet: call reset() before render()")
-        return np.repeat(self._screen[..., None], 3, axis=2)
+        return np.array(self._screen)
 
     def close(self) -> None:
         """End the engine's process."""
@@ -194,6 +204,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
             reward, terminated, truncated = self._act_anew(action, error)
         self.steps += 1
         self._episode_actions.append(action)
+        truncated = truncated or (not terminated and self.episode_length == self.max_episode_steps)
         if terminated or truncated:
             self._episode_seed = None
         return reward, terminated, truncated
@@ -308,7 +319,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
     def _push_frame(self) -> None:
         state = self.game.get_state()
         self._screen = state.screen_buffer
-        self._stack.push(self._shrink(self._screen))
+        self._stack.push(self._shrink(self._screen if self.render_mode is None else grey(self._screen)))
         self.mask_box = target_mask(state, self.definition, self.mask)
 
     def _observation(self) -> Observation:
@@ -327,14 +338,8 @@ def replay(
     Raises:
         UserError: no engine can start on this machine.
     """
-    height, width = RENDER_RESOLUTIONS[render_resolution]
-    game = start_engine(
-        definition.scenario,
-        height,
-        width,
-        lambda game: game.set_screen_format(vizdoom.ScreenFormat.RGB24),
-    )
-    try:
+    size = RENDER_RESOLUTIONS[render_resolution]
+    with closing(start_engine(definition.scenario, *size, _in_colour)) as game:
         buttons = _single_buttons(game.get_available_buttons())
         game.set_seed(episode_seed)
         game.new_episode()
@@ -344,11 +349,13 @@ def replay(
             if game.is_episode_finished():
                 return
             state = game.get_state()
-            mask = np.zeros((height, width), np.uint8)
+            mask = zero_pixels(size)
             target_mask(state, definition, mask)
             yield tic // definition.frame_skip, state.screen_buffer.copy(), mask
-    finally:
-        game.close()
+
+
+def _in_colour(game: vizdoom.DoomGame) -> None:
+    game.set_screen_format(vizdoom.ScreenFormat.RGB24)
 
 
 def _single_buttons(buttons: Sequence[vizdoom.Button]) -> list[list[float]]:
@@ -368,7 +375,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
     observation is the new episode's first, and `infos["final_obs"]` holds the last real one of the old.
 
     Args:
-        env, frame_size, render_resolution, frame_stack, render_mode, engine_timeout: as for `DoomEnv`.
+        env, *options, **named_options: as for `DoomEnv`.
         num_envs: number of games.
         map_size: height and width of the attention map to which masks are projected, if they are.
 
@@ -381,18 +388,15 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         UserError: as `DoomEnv`; the engines already started are ended first.
     """
 
-    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": ["rgb_array"]}  # noqa: RUF012
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
     def __init__(
         self,
         env: str | Path | Definition = "Basic",
         num_envs: int = 1,
-        frame_size: Sequence[int] = FRAME_SIZE,
-        render_resolution: str = "320x240",
-        frame_stack: int = FRAME_STACK,
-        render_mode: str | None = None,
+        *options: Any,
         map_size: tuple[int, int] | None = None,
-        engine_timeout: float = TIME_LIMIT,
+        **named_options: Any,
     ) -> None:
         # First, because Gymnasium closes what was not even started.
         self.envs: list[DoomEnv] = []
@@ -401,15 +405,15 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
             raise UserError(f"{num_envs} environments: at least 1 is needed.")
         self.definition = env if isinstance(env, Definition) else load_definition(env)
         self.num_envs = num_envs
-        self.render_mode = render_mode
         check_shared_memory(num_envs)
         try:
             for _ in range(num_envs):
-                looks = (frame_size, render_resolution, frame_stack, render_mode)
-                self.envs.append(DoomEnv(self.definition, *looks, engine_timeout=engine_timeout))
+                self.envs.append(DoomEnv(self.definition, *options, **named_options))
         except BaseException:
             self.close_extras()
             raise
+        self.render_mode = self.envs[0].render_mode
+        self.metadata = self.metadata | self.envs[0].metadata
         stack, *size = self.envs[0].image.shape
         memory = zero_pixels((num_envs, *size, stack))
         self.images = np.moveaxis(memory, -1, 1)
@@ -417,15 +421,14 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         for index, game in enumerate(self.envs):
             game.write_to(memory[index], self.masks[index])
         self._projection = None if map_size is None else Projection(self.envs[0].label_size, map_size)
-        self._mask_sums = np.zeros((num_envs, *(map_size or (0, 0))))
         self.mask_weights = np.zeros((num_envs, 2, *(map_size or (0, 0))), np.float32)
+        self._mask_sums = np.zeros(self.mask_weights[:, 0].shape)
         self.single_observation_space = self.envs[0].observation_space
         self.single_action_space = self.envs[0].action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._rewards = np.zeros(num_envs)
-        self._terminations = np.zeros(num_envs, np.bool_)
-        self._truncations = np.zeros(num_envs, np.bool_)
+        self._terminations, self._truncations = np.zeros((2, num_envs), np.bool_)
         self._final: list[Observation | None] = [None] * num_envs
         self._episodes: list[Episode] = []
 
@@ -436,10 +439,8 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
 
         An int seeds environment i with `seed + i`, a sequence gives each its own, None goes on with the old.
         """
-        if seed is None:
-            seeds: list[int | None] = [None] * self.num_envs
-        elif isinstance(seed, (int, np.integer)):
-            seeds = [int(seed) + index for index in range(self.num_envs)]
+        if seed is None or isinstance(seed, (int, np.integer)):
+            seeds = [None if seed is None else int(seed) + index for index in range(self.num_envs)]
         else:
             seeds = list(seed)
         chosen = (options or {}).get("reset_mask", [True] * self.num_envs)
@@ -447,9 +448,8 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
             raise ValueError(
                 f"{len(seeds)} seeds and a mask of {len(chosen)} for {self.num_envs} environments"
             )
-        self._each(self._reset_game, list(zip(seeds, chosen, strict=True)))
-        self._weigh(slice(None))
-        return self._observations(), self._infos()
+        self._each(lambda game, seed: self.envs[game].reset(seed=seed) if chosen[game] else None, seeds)
+        return self._seen()
 
     def step(
         self, actions: np.ndarray
@@ -459,12 +459,12 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         if actions.shape != (self.num_envs,):
             raise ValueError(f"actions of shape {actions.shape} for {self.num_envs} environments")
         self._each(self._step_game, actions.tolist())
-        self._weigh(slice(None))
-        infos = self._infos()
-        for index in np.flatnonzero(self._terminations | self._truncations).tolist():
-            infos = self._add_info(infos, {"final_obs": self._final[index], "final_info": {}}, index)
+        observations, infos = self._seen()
+        for index, final in enumerate(self._final):
+            if final is not None:
+                infos = self._add_info(infos, {"final_obs": final, "final_info": {}}, index)
         results = (self._rewards.copy(), self._terminations.copy(), self._truncations.copy())
-        return self._observations(), *results, infos
+        return observations, *results, infos
 
     def step_games(
         self, games: slice, actions: Sequence[int]
@@ -480,6 +480,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         """
         for index, action in zip(range(self.num_envs)[games], actions, strict=True):
             self._step_game(index, action)
+            self._project(index)
         self._weigh(games)
         last_images = {place: final["image"] for place, final in enumerate(self._final[games]) if final}
         return self._rewards[games], self._terminations[games], self._truncations[games], last_images
@@ -509,9 +510,8 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
 
     def load_state_dict(self, state: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Replay to the states of `state_dict`, and return observations and infos as `reset` does."""
-        self._each(self._load_game, state["envs"])
-        self._weigh(slice(None))
-        return self._observations(), self._infos()
+        self._each(lambda game, its_state: self.envs[game].load_state_dict(its_state), state["envs"])
+        return self._seen()
 
     def close_extras(self, **kwargs: Any) -> None:
         """End all engines and threads; safe to call at any time."""
@@ -519,17 +519,16 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         for env in self.envs:
             env.close()
 
-    def _each(self, function: Callable[[int, Any], None], arguments: Sequence[Any]) -> None:
-        running = [self._threads.submit(function, *pair) for pair in enumerate(arguments)]
+    def _each(self, function: Callable[[int, Any], object], arguments: Sequence[Any]) -> None:
+        def run(index: int, argument: Any) -> None:
+            function(index, argument)
+            self._project(index)
+
+        running = [self._threads.submit(run, *pair) for pair in enumerate(arguments)]
         wait(running)  # for all of them, also where one failed: no thread may go on behind the caller's back
         for future in running:
             future.result()
-
-    def _reset_game(self, index: int, seed_and_chosen: tuple[int | None, bool]) -> None:
-        seed, chosen = seed_and_chosen
-        if chosen:
-            self.envs[index].reset(seed=seed)
-            self._project(index)
+        self._weigh(slice(None))
 
     def _step_game(self, index: int, action: int) -> None:
         env = self.envs[index]
@@ -539,11 +538,6 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
             self._final[index] = {"image": env.image.copy(), "mask": env.mask.copy()}
             self._episodes.append(Episode(env.steps, env.episode_return, env.episode_length))
             env.begin_episode()
-        self._project(index)
-
-    def _load_game(self, index: int, state: dict[str, Any]) -> None:
-        self.envs[index].load_state_dict(state)
-        self._project(index)
 
     def _project(self, index: int) -> None:
         if self._projection is not None:
@@ -553,8 +547,7 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         if self._projection is not None:
             self.mask_weights[games] = self._projection.weights(self._mask_sums[games])
 
-    def _observations(self) -> dict[str, np.ndarray]:
-        return {"image": self.images.copy(), "mask": self.masks.copy()}
-
-    def _infos(self) -> dict[str, Any]:
-        return {} if self._projection is None else {"mask_weights": self.mask_weights.copy()}
+    def _seen(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Copies of the newest observations, and infos."""
+        infos = {"mask_weights": self.mask_weights.copy()} if self._projection else {}
+        return {"image": self.images.copy(), "mask": self.masks.copy()}, infos

@@ -20,7 +20,7 @@ import tyro
 
 from camal_rl.doom import DoomEnv
 from camal_rl.errors import UserError
-from camal_rl.game.definition import Definition, available, load_definition
+from camal_rl.game.definition import Definition, available, bare_definition, load_definition
 from camal_rl.game.engine import engine_errors_told
 from camal_rl.run.command_line import Count, Positive, option, parse, run_at_once
 from camal_rl.run.files import write_whole
@@ -31,7 +31,7 @@ class Args:
     """List the environments, or show one: its definition, what the label buffer names, and a picture."""
 
     env: Annotated[str, tyro.conf.Positional, option("ENV")] = ""
-    """an environment's name or the path of a .toml file; without one, all are listed"""
+    """a name, a .toml file, or a .cfg to look at its labels; without one, all are listed"""
     output: Annotated[Path | None, option("PNG")] = None
     """picture to write, else ENV.png: what the agent sees beside the target mask"""
     steps: Positive = 500
@@ -102,7 +102,10 @@ def _show(definition: Definition, args: Args) -> None:
                 most, panels = pixels, picture(state.screen_buffer, env.image, env.mask)
     write_whole(output, cv2.imencode(".png", panels)[1].tobytes())
 
-    for name, value in (dataclasses.asdict(definition) | {"actions": tuple(env.action_names)}).items():
+    described = dataclasses.asdict(definition)
+    if not definition.target_reason:  # no TOML file says anything
+        described = {name: described[name] for name in ("scenario", "frame_skip")}
+    for name, value in (described | {"actions": tuple(env.action_names)}).items():
         text = ", ".join(value) if isinstance(value, tuple) else str(value)
         title = f"{name.replace('_', ' '):18}"
         print(textwrap.fill(title + text, 100, subsequent_indent=18 * " ", break_on_hyphens=False))
@@ -121,16 +124,16 @@ def _show(definition: Definition, args: Args) -> None:
 @engine_errors_told()
 def main(args: Args) -> None:
     """List the environments, or show the one that is named."""
-    if args.env:
+    if args.env.endswith(".cfg"):
+        _show(bare_definition(Path(args.env)), args)
+    elif args.env:
         _show(load_definition(args.env), args)
-        return
-    print(f"{'environment':24} {'random':>8} {'reference':>9}  targets")
-    for definition in map(load_definition, available()):
-        targets = ", ".join((*definition.target_names, *definition.target_categories))
-        print(
-            f"{definition.name:24} {definition.random_return:8g} {definition.reference_return:9g}  {targets}"
-        )
-    print("`python -m camal_rl.environments NAME` shows one; a TOML file of your own works the same way.")
+    else:
+        print(f"{'environment':24} {'random':>8} {'reference':>9}  targets")
+        for each in map(load_definition, available()):
+            targets = ", ".join((*each.target_names, *each.target_categories))
+            print(f"{each.name:24} {each.random_return:8g} {each.reference_return:9g}  {targets}")
+        print("`python -m camal_rl.environments NAME` shows one; a TOML file of your own works the same way.")
 
 
 if __name__ == "__main__":

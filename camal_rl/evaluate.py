@@ -115,7 +115,10 @@ FORMAT = 1
 """Version of scores.json."""
 GIF_STEPS = 200
 """Most agent steps that are shown in TensorBoard."""
-AGREEMENT = ("alpha", "beta", "iou", "iou_ceiling", "pointing_game", "relevance_mass", "roc_auc")
+AGREEMENT = (
+    *("alpha", "beta", "iou", "iou_mask", "iou_constant"),
+    *("pointing_game", "relevance_mass", "roc_auc", "dead_map_fraction"),
+)
 """Measures of attention against the targets."""
 
 
@@ -225,7 +228,7 @@ def summarise(episodes: Sequence[Episode], definition: Definition) -> dict[str, 
             "median": np.median(totals),
             "min": totals.min(),
             "max": totals.max(),
-            "normalised_mean": (totals.mean() - definition.random_return) / scale,
+            "normalized_mean": (totals.mean() - definition.random_return) / scale,
         },
         "length": {"mean": lengths.mean(), "min": lengths.min(), "max": lengths.max()},
         "endings": {
@@ -235,7 +238,6 @@ def summarise(episodes: Sequence[Episode], definition: Definition) -> dict[str, 
         "frames": frames,
         "frames_with_target": with_target,
         "target_visible_fraction": with_target / frames,
-        "dead_map_fraction": sum(sum(episode.dead) for episode in episodes) / frames,
         **{name: _mean(np.concatenate([episode.column(name) for episode in episodes])) for name in AGREEMENT},
         "iou_by_episode": {
             "mean": _mean(iou_by_episode),
@@ -318,9 +320,9 @@ def names(runs: Sequence[TrainedRun]) -> list[str]:
 
 
 def pictures(runs: Sequence[TrainedRun], episodes: Sequence[Episode], args: Args) -> np.ndarray | None:
-    """Draw the frames of highest, median and lowest IoU of the first run, with every run's attention on them.
+    """Draw frames of high, middle and low IoU of the first run, with every run's attention on them.
 
-    The picture is None where no target was in view.
+    Each is from another episode if there are so many. The picture is None where no target was in view.
     """
     frames = sorted(
         (-frame["iou"], index, frame["step"])
@@ -329,15 +331,21 @@ def pictures(runs: Sequence[TrainedRun], episodes: Sequence[Episode], args: Args
     )
     if not frames:
         return None
+    ranks: list[int] = []
+    for place in (0, len(frames) - 1, len(frames) // 2):
+        shown = {frames[rank][1] for rank in ranks}
+        others = [rank for rank, (_, index, _) in enumerate(frames) if index not in shown]
+        ranks.append(min(others or range(len(frames)), key=lambda rank: abs(rank - place)))
     strips = []
-    for word, place in (("highest", 0), ("median", len(frames) // 2), ("lowest", -1)):
-        negative_iou, index, step = frames[place]
+    for rank in sorted(ranks):
+        negative_iou, index, step = frames[rank]
         seed, actions = episodes[index].seed, episodes[index].actions
         tics = replay(runs[0].definition, seed, actions)
         screen, mask = next((screen, mask) for at, screen, mask in tics if at == step)
         maps = (heat(run, seed, actions[:step], args) for run in runs)
         heats = dict(zip(names(runs), maps, strict=True))
-        caption = f"{runs[0].title}: {word} IoU, {-negative_iou:.2f} (episode {index}, step {step})"
+        which = f"rank {rank + 1:,} of {len(frames):,}, episode {index}, step {step}"
+        caption = f"{runs[0].title}: IoU {-negative_iou:.2f} ({which})"
         strips.append(media.attention_strip(screen, mask, heats, caption))
     return media.stack_strips(strips)
 
@@ -370,11 +378,12 @@ def video(
         for number, episodes in enumerate(zip(*played, strict=True)):
             traces = [
                 media.Trace(
-                    title=f"{run.definition.name}, {name}" if name else run.title,
+                    title=f"{run.definition.name}, {name or run.label}, episode {number}",
                     heats=np.stack(episode.heats),
                     values=np.array(episode.values),
                     actions=np.array(episode.actions),
                     rewards=np.array(episode.rewards),
+                    ious=episode.ious,
                     action_names=run.action_names,
                     tics=replay(run.definition, episode.seed, episode.actions),
                 )
@@ -477,13 +486,14 @@ def summary(scores: Mapping[str, Any], files: Sequence[Path]) -> str:
         f"{len(scores['episodes'])} episodes",
         f"  return {number(total['mean'])} (standard error {number(total['standard_error'])}), "
         f"length {number(scores['length']['mean'], 1)}, cut short {scores['endings']['cut']}",
-        f"  {'':12} {'return':>9} {'iou':>6} {'ceiling':>7} {'alpha':>6} {'beta':>6} {'dead':>6}",
+        f"  {'':12} {'return':>9} {'iou':>6} {'mask':>6} {'constant':>8} {'alpha':>6} {'beta':>6} "
+        f"{'dead':>6}",
     ]
     for name, row in {"no shift": scores, **scores["shift"]}.items():
         lines.append(
             f"  {name:12} {number(row['return']['mean']):>9} {number(row['iou'], 3):>6} "
-            f"{number(row['iou_ceiling'], 3):>7} {number(row['alpha']):>6} {number(row['beta']):>6} "
-            f"{number(row['dead_map_fraction']):>6}"
+            f"{number(row['iou_mask'], 3):>6} {number(row['iou_constant'], 3):>8} {number(row['alpha']):>6} "
+            f"{number(row['beta']):>6} {number(row['dead_map_fraction']):>6}"
         )
     return "\n".join([*lines, *(f"  {path}" for path in files)])
 

@@ -10,6 +10,7 @@ import numpy as np
 import vizdoom
 from numpy.typing import DTypeLike, NDArray
 
+from camal_rl.errors import UserError
 from camal_rl.game.frames import SINGLE_THREAD_PRODUCT
 
 Box = tuple[slice, slice]
@@ -29,8 +30,8 @@ def target_mask(state: vizdoom.GameState, definition: Targets, out: np.ndarray) 
     Returns:
         A box outside of which the mask is empty.
     """
-    assert state.labels is not None
-    assert state.labels_buffer is not None
+    if state.labels is None or state.labels_buffer is None:
+        raise UserError("the engine gives no labels: take +viz_nocheat and +viz_labels out of game_args.")
     out.fill(0)
     pixels = out.view(np.bool_)
     top, left = out.shape

@@ -64,7 +64,6 @@ def pointing_game(heat: np.ndarray, mask: np.ndarray) -> np.ndarray:
     Where several pixels share the maximum it is their share inside, the chance that one drawn from them hits.
     A dead map (all zero) points nowhere: 0. NaN where the mask is empty. Arguments as for `iou`.
     """
-    _check_range(heat)
     return np.array([_pointing_game(*frame) for frame in _frames(heat, mask)], np.float64)
 
 
@@ -74,7 +73,6 @@ def relevance_mass(heat: np.ndarray, mask: np.ndarray) -> np.ndarray:
     A uniform map scores the mask's share of the frame, a dead one 0. NaN where the mask is empty. Arguments
     as for `iou`.
     """
-    _check_range(heat)
     return np.array([_relevance_mass(*frame) for frame in _frames(heat, mask)], np.float64)
 
 
@@ -89,13 +87,11 @@ def roc_auc(heat: np.ndarray, mask: np.ndarray) -> np.ndarray:
     into a tie but never reverses one, so the result is off by at most half the share of (inside, outside)
     pairs that such a tie joins; it is exact for heat that consists of such multiples.
     """
-    _check_range(heat)
     return np.array([_roc_auc(*frame) for frame in _frames(heat, mask)], np.float64)
 
 
 def alignment(heat: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
     """Return all measures in one pass: by name, what the function of this name returns."""
-    _check_range(heat)
     sweep = np.empty((len(mask), len(TAUS)))
     rest = np.empty((3, len(mask)))
     for index, frame in enumerate(_frames(heat, mask)):
@@ -109,7 +105,7 @@ def alignment(heat: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def iou_ceiling(mask_weights: np.ndarray, mask: np.ndarray, tau: float = TAU) -> np.ndarray:
+def iou_mask(mask_weights: np.ndarray, mask: np.ndarray, tau: float = TAU) -> np.ndarray:
     """Return the IoU that the mask itself reaches at the attention map's resolution, float64 (B,).
 
     A 7 x 7 map can't outline a monster of 20 pixels, however well it attends: read every IoU beside this.
@@ -136,6 +132,7 @@ def rank_correlation(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """
     if left.ndim != 2 or left.shape != right.shape:
         raise ValueError(f"both arrays must have the same shape (B, n), got {left.shape} and {right.shape}")
+    _check_plain(left, right)
     scores = np.full(len(left), np.nan)
     for index, rows in enumerate(zip(left, right, strict=True)):
         if not np.isnan(rows).any():
@@ -153,6 +150,7 @@ def area(values: np.ndarray, positions: Sequence[float] | np.ndarray) -> np.ndar
         values: (..., S), the curves along the last axis.
         positions: (S,), strictly ascending, at least two.
     """
+    _check_plain(values)
     values = np.asarray(values, np.float64)
     steps = np.diff(np.asarray(positions, np.float64))
     if steps.ndim != 1 or not len(steps) or values.shape[-1:] != (len(steps) + 1,) or not (steps > 0).all():
@@ -183,6 +181,7 @@ def pixel_order(importance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             "importance must be floating point of shape (B, H, W), "
             f"got {importance.dtype} of shape {importance.shape}"
         )
+    _check_plain(importance)
     flat = importance.reshape(len(importance), -1)
     order = np.empty(flat.shape, np.int32)
     for index, frame in enumerate(flat):
@@ -274,6 +273,8 @@ def _frames(heat: np.ndarray, mask: np.ndarray) -> Iterator[tuple[np.ndarray, np
         )
     if mask.dtype not in (np.uint8, np.bool_):
         raise ValueError(f"mask must be uint8 or bool, got {mask.dtype}")
+    _check_plain(heat, mask)
+    _check_range(heat)
     for small, target in zip(heat, mask.view(np.uint8), strict=True):
         pixels = _upsample(small, target.shape)
         x, y, width, height = cv2.boundingRect(target)
@@ -285,6 +286,11 @@ def _frames(heat: np.ndarray, mask: np.ndarray) -> Iterator[tuple[np.ndarray, np
                 "pass mask != 0, or compare a label image with the labels that are targets"
             )
         yield pixels, pixels[box][target.view(np.bool_)]
+
+
+def _check_plain(*arrays: np.ndarray) -> None:
+    if any(map(np.ma.is_masked, arrays)):
+        raise ValueError("values of a masked array that are hidden would count: fill them, or leave them out")
 
 
 def _check_range(heat: np.ndarray) -> None:

@@ -29,15 +29,15 @@ class Args:
 
     # run
     env: Annotated[str, NAME] = "Basic"
-    """an environment that python -m camal_rl.environments lists, or the path of your own .toml file"""
+    """environment or .toml; python -m camal_rl.environments lists"""
     method: Annotated[Literal["camal", "vanilla", "suppress"], NAME] = "camal"
-    """camal (Eq. 2), vanilla (plain PPO), suppress (only against attention off the targets, Table 4)"""
+    """camal (Eq. 2), vanilla (plain PPO), suppress (beta, Table 4)"""
     seed: Count = 1
     """seed of weights, episodes and actions"""
     total_timesteps: Positive = 10_000_000
-    """agent steps over all games (Table 8); with more than before, a finished run goes on"""
+    """agent steps over all games (Table 8)"""
     runs_dir: Path = Path("runs")
-    """folder of all runs; this one goes to <env>/<method>/seed<k> in it"""
+    """folder of all runs; this one is <env>/<method>/seed<k> in it"""
     checkpoint_every: Positive = 50_000
     """agent steps between checkpoints"""
     measure_every: Count = 4
@@ -49,17 +49,19 @@ class Args:
     frame_size: Annotated[tuple[int, int], command_line.option("H W")] = (84, 84)
     """height and width of what the agent sees, in pixels (CleanRL)"""
     render_resolution: Annotated[Literal["160x120", "200x150", "256x192", "320x240"], NAME] = "320x240"
-    """size of what the game draws: 160x120, 200x150, 256x192, 320x240"""
+    """what is drawn: 160x120, 200x150, 256x192, 320x240"""
     reward: Annotated[Literal["clip", "scale", "raw"], NAME] = "clip"
     """clip to [-1, 1] (Table 8), scale by the TOML's factor, or raw"""
+    max_episode_steps: Count = 0
+    """agent steps after which an episode is truncated, 0 for none"""
     bootstrap_truncated: Switch = False
-    """where a time limit ends an episode, add the discounted value of its last frame to the reward"""
+    """at a time limit, add the discounted value of the last frame"""
 
     # PPO
     learning_rate: Number = 2.5e-4
     """Adam's learning rate (Table 8)"""
     anneal_lr: Switch = True
-    """lower the learning rate linearly to 0 over the whole run (CleanRL)"""
+    """lower the learning rate linearly to 0 (CleanRL)"""
     num_envs: Positive = 8
     """games played in parallel (Table 8)"""
     num_steps: Positive = 128
@@ -67,7 +69,7 @@ class Args:
     update_epochs: Positive = 4
     """passes over a rollout (Table 8)"""
     num_minibatches: Positive = 4
-    """minibatches that a pass divides the rollout into (Table 8)"""
+    """minibatches in a pass (Table 8)"""
     gamma: Fraction = 0.99
     """discount of an agent step (Table 8)"""
     gae_lambda: Fraction = 0.95
@@ -75,7 +77,7 @@ class Args:
     clip_coef: Factor = 0.1
     """clip range of the probability ratio (Table 8)"""
     clip_vloss: Switch = True
-    """clip the value loss (CleanRL); values far outside [-1, 1] are learned slowly then"""
+    """clip the value loss (CleanRL); slow for values beyond 1"""
     ent_coef: Number = 0.01
     """coefficient of the entropy bonus (Table 8)"""
     vf_coef: Number = 0.5
@@ -443,9 +445,10 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
         run = stack.enter_context(RunFolder(args, definition, chosen))
         if run.is_done():  # and says so
             return run.path
-        games = (definition, args.num_envs, args.frame_size, args.render_resolution)
         map_size = None if args.method == "vanilla" else feature_map_size(args.frame_size)
-        envs = stack.enter_context(closing(DoomVectorEnv(*games, map_size=map_size)))
+        games = (definition, args.num_envs, args.frame_size, args.render_resolution)
+        envs = DoomVectorEnv(*games, max_episode_steps=args.max_episode_steps, map_size=map_size)
+        stack.enter_context(closing(envs))
         torch.manual_seed(args.seed)
         agent = Agent(envs.num_actions, envs.images.shape[1:]).to(device)
         fused = device.type in ("cpu", "cuda")

@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Annotated
 
@@ -21,19 +21,8 @@ import tyro
 from tqdm import tqdm
 
 from camal_rl import __version__, stats
-from camal_rl.results import figures
-from camal_rl.results.comparison import (
-    METRICS,
-    TAGS,
-    WINDOWS,
-    Comparison,
-    Lines,
-    Pair,
-    Results,
-    compute,
-    jobs,
-    name,
-)
+from camal_rl.results import comparison, figures
+from camal_rl.results.comparison import METRICS, TAGS, Comparison, Lines, Pair, Results, name
 from camal_rl.results.figures import BarPanel, LinePanel, Table, fixed, percent, shown
 from camal_rl.results.page import Drawing, Listing, Media, Page, Part, publish
 from camal_rl.results.study import Study, comparability, read_study, some, training
@@ -45,9 +34,16 @@ MEDIA_LIMIT = 3 * 2**20
 """Bytes of pictures and videos in the page."""
 CHANCE_LIMIT = 0.12
 """Verdicts that chance makes more often than this are warned of; with 5 runs of each it does in 10 %."""
+DEAD_LIMIT = 0.5
+"""Shares of dead maps that are at least this high are warned of."""
 STATISTIC_NAMES = {"mean": "Mean", "median": "Median", "iqm": "IQM", "optimality_gap": "Gap"}
 LABELS = {"iou": "IoU", "return": "Normalized return"}
 SHORT = {"iou": "IoU", "return": "return"}
+LEVELS = (
+    "The line called mask is the IoU of the mask itself, shown at the resolution of attention. The one "
+    "called constant, where it was measured, is that of the first method's mean map, which never moves: "
+    "what IoU is above it has followed the targets."
+)
 
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32), option("N")]
 
@@ -62,7 +58,7 @@ class Args:
     """folder to write to, RUNS/report if none is given"""
     repetitions: Positive = stats.REPETITIONS
     """how often the bootstrap resamples the runs"""
-    seed: Seed = 0
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**32), tyro.conf.arg(metavar="N")] = 0
     """seed of the bootstrap"""
 
 
@@ -81,9 +77,9 @@ WORDS = {
 """Measure -> its name in a verdict, and how the first method's is called where it is better or worse."""
 
 
-def verdicts(methods: Sequence[str], results: Mapping[str, Results]) -> list[str]:
+def verdicts(study: Study, results: Mapping[str, Results]) -> list[str]:
     """Say what was found: a sentence on the first method and each other method."""
-    first, *others = methods
+    first, *others = study.methods
     if not others:
         iou, mean_return = (shown(results[metric].joint.sbci[first]["mean"], 2) for metric in METRICS)
         return [
@@ -91,13 +87,13 @@ def verdicts(methods: Sequence[str], results: Mapping[str, Results]) -> list[str
             f"normalized return {mean_return}."
         ]
     return [
-        f"{name(first)}'s {_clause('iou', results, (first, other))}; its "
-        f"{_clause('return', results, (first, other))}."
+        f"{name(first)}'s {_clause(study, 'iou', results, (first, other))}; its "
+        f"{_clause(study, 'return', results, (first, other))}."
         for other in others
     ]
 
 
-def _clause(metric: str, results: Mapping[str, Results], methods: Pair) -> str:
+def _clause(study: Study, metric: str, results: Mapping[str, Results], methods: Pair) -> str:
     subject, better, worse = WORDS[metric]
     whose, joint = f"{name(methods[1])}'s", results[metric].joint
     improvement, verdict = joint.poi[methods], joint.verdicts[methods]
@@ -106,10 +102,25 @@ def _clause(metric: str, results: Mapping[str, Results], methods: Pair) -> str:
         reason = known + (improvement.reason or "").rstrip(".")
         return f"{subject} can't be compared with {whose} ({reason})"
     poi = f"POI {shown(improvement, 2)}".replace(" [", ", 95 % interval [")
+    if doubts := _doubts(study, metric, joint, methods):
+        return f"{subject} has no verdict beside {whose} ({poi}, but {' and '.join(doubts)})"
     if verdict == "significant":
         return f"{subject} is {better} {whose} ({poi}, significant)"
-    phrase = f"significantly {worse}" if verdict == "significantly worse" else f"not significantly {better}"
+    phrase = {"significantly worse": f"significantly {worse}"}.get(verdict, f"not significantly {better}")
     return f"{subject} is {phrase} {whose} ({poi})"
+
+
+def _doubts(study: Study, metric: str, joint: Comparison, methods: Pair) -> list[str]:
+    """Return the warnings, in short, that take a verdict over all environments back."""
+    doubts = []
+    if (chance := joint.false_positive_rate.get(methods, 0)) > CHANCE_LIMIT:
+        doubts.append(f"with so few runs chance finds equal methods different in {100 * chance:.0f} %")
+    for method in methods if metric == "iou" else ():
+        if (dead := study.mean("dead_map_fraction", method=method)) >= DEAD_LIMIT:
+            doubts.append(f"{100 * dead:.0f} % of {name(method)}'s maps are dead")
+    if any(sentence.startswith("Not comparable") for sentence in comparability(study)):
+        doubts.append("the runs are not comparable")
+    return doubts
 
 
 def warnings(study: Study, results: Mapping[str, Results]) -> list[str]:
@@ -138,7 +149,7 @@ def warnings(study: Study, results: Mapping[str, Results]) -> list[str]:
             )
     for env, method in cells:
         dead = study.mean("dead_map_fraction", environment=env, method=method)
-        if dead >= 0.5:
+        if dead >= DEAD_LIMIT:
             sentences.append(dead_maps(f"{name(method)} in {env}", dead))
     without = list(dict.fromkeys(title for found in results.values() for title in found.without_curve))
     if without:
@@ -180,11 +191,18 @@ def pair(methods: Pair) -> str:
     return " > ".join(map(name, methods))
 
 
+def _statistics(study: Study, metric: str) -> dict[str, str]:
+    """Return names of the statistics that add something: no gap that is 1 - mean, no median of one mean."""
+    vain = {"optimality_gap"} if metric == "iou" else set()
+    vain |= {"median"} if len(study.envs) == 1 else set()
+    return {key: label for key, label in STATISTIC_NAMES.items() if key not in vain}
+
+
 def tables(study: Study, results: Mapping[str, Results]) -> list[Table]:
     """Return tables of all environments: statistics of each method, then improvement of each pair."""
     rows, used = [], []
     for metric, found in results.items():
-        for statistic, label in STATISTIC_NAMES.items():
+        for statistic, label in _statistics(study, metric).items():
             intervals = [found.joint.sbci[method][statistic] for method in study.methods]
             used += intervals
             rows.append([f"{LABELS[metric]}: {label}", *(shown(interval, 3) for interval in intervals)])
@@ -193,13 +211,14 @@ def tables(study: Study, results: Mapping[str, Results]) -> list[Table]:
         "(optimality gap, low is good) how far scores stay below 1 on average."
     )
     columns = ["", *map(name, study.methods)]
-    overall = Table("Over all environments", columns, rows, " ".join([note, *_reasons(used)]))
+    title = "Over all environments" if len(study.envs) > 1 else f"In {study.envs[0]}"
+    overall = Table(title, columns, rows, " ".join([note, *_reasons(used)]))
     return [overall, *(_improvement(study, results, methods) for methods in combinations(study.methods, 2))]
 
 
 def _improvement(study: Study, results: Mapping[str, Results], methods: Pair) -> Table:
     rows, used = [], []
-    for where in ("", *study.envs):
+    for where in ("", *study.envs) if len(study.envs) > 1 else study.envs:
         row = [where or "All environments"]
         for found in results.values():
             compared = found.environments.get(where, found.joint)
@@ -208,7 +227,7 @@ def _improvement(study: Study, results: Mapping[str, Results], methods: Pair) ->
         rows.append([*row, percent(_chance(results, methods, where) or math.nan, " %")])
     note = (
         "Point estimate, 95 % interval and verdict. Chance: how often equal methods would be found "
-        "significantly better or worse, in a simulation of so many runs. Rows are not corrected for there "
+        "significantly better or worse, with so many runs. Rows are not corrected for there "
         "being several."
     )
     columns = ["", "IoU", "Verdict", "Return", "Verdict", "Chance"]
@@ -234,28 +253,29 @@ def by_environment(study: Study, results: Mapping[str, Results]) -> Table:
         for method in study.methods:
             iou, scaled = (results[metric].environments[env].sbci[method]["mean"] for metric in METRICS)
             used += [iou, scaled]
-            ceiling = study.mean("iou_ceiling", environment=env, method=method)
-            dead = study.mean("dead_map_fraction", environment=env, method=method)
+            columns = ("iou_mask", "iou_constant", "dead_map_fraction")
+            mask, constant, dead = (study.mean(c, environment=env, method=method) for c in columns)
             ends = (scaled.estimate, scaled.low, scaled.high)  # the scale is linear
             middle, bottom, top = (None if end is None else low + end * (high - low) for end in ends)
             raw = Interval(middle or 0, bottom, top)
-            row = [env, name(method), str(len(study.of(env, method))), shown(iou, 3), fixed(ceiling, 3)]
-            rows.append([*row, percent(dead, " %"), shown(scaled, 2), shown(raw, 1)])
+            row = [env, name(method), str(len(study.of(env, method))), shown(iou, 3), fixed(constant, 3)]
+            rows.append([*row, fixed(mask, 3), percent(dead, " %"), shown(scaled, 2), shown(raw, 1)])
     note = (
-        "Means over runs. A normalized return is 0 for a random policy and 1 for the reference. The ceiling "
-        "is the IoU that the target's mask itself has when it is shown at the resolution of attention; "
-        "attention can have more. A dead map is all zero and counts as IoU 0."
+        "Means over runs. A normalized return is 0 for a random policy and 1 for the reference. Constant is "
+        "the IoU of each run's mean map, which never moves: what IoU is above it has followed the targets. "
+        "Mask is that of the mask itself when it is shown at the resolution of attention; attention can have "
+        "more. A dead map is all zero and counts as IoU 0."
     )
-    columns = ["Environment", "Method", "Runs", "IoU", "Ceiling", "Dead maps", "Normalized", "Return"]
-    return Table("By environment", columns, rows, " ".join([note, *_reasons(used)]), labels=2)
+    titles = ["Environment", "Method", "Runs", "IoU", "Constant", "Mask", "Dead maps", "Normalized", "Return"]
+    return Table("By environment", titles, rows, " ".join([note, *_reasons(used)]), labels=2)
 
 
 def every_run(study: Study) -> Table:
     """Return a row a run."""
     table = study.table()
     rows = [[fixed(v, 3) if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(False)]
-    columns = ["Environment", "Method", "Seed", "Return", "Normalized", "IoU", "Ceiling", "Dead maps"]
-    return Table("Every run", [*columns, "Steps", "Episodes"], rows, labels=2)
+    columns = ["Environment", "Method", "Seed", "Return", "Normalized", "IoU", "Mask", "Constant"]
+    return Table("Every run", [*columns, "Dead maps", "Steps", "Episodes"], rows, labels=2)
 
 
 def data_files(study: Study) -> dict[str, bytes]:
@@ -275,10 +295,11 @@ def drawings(study: Study, results: Mapping[str, Results]) -> dict[str, Drawing]
     """Return all figures by name."""
     methods = {method: name(method) for method in study.methods}
     grids = {
-        "figure4": _joint_panels("iou", results["iou"].joint),
-        "figure6": _joint_panels("return", results["return"].joint),
-        "environments": [_environment_panels(study, metric, found) for metric, found in results.items()],
+        "figure4": _joint_panels(study, "iou", results["iou"].joint),
+        "figure6": _joint_panels(study, "return", results["return"].joint),
     }
+    if len(study.envs) > 1:
+        grids["environments"] = [_environment_panels(study, *found) for found in results.items()]
     files = {key: figures.bars_figure(key, methods, grid) for key, grid in grids.items()}
     profiles = [
         LinePanel(LABELS[metric], found.profile.x, found.profile.bands, share=True)
@@ -295,68 +316,80 @@ def drawings(study: Study, results: Mapping[str, Results]) -> dict[str, Drawing]
     return {key: Drawing(key, text, files[key]) for key, text in captions(study).items() if key in files}
 
 
-def _joint_panels(metric: str, joint: Comparison) -> list[list[BarPanel]]:
-    rows = {
-        label: {method: intervals[statistic] for method, intervals in joint.sbci.items()}
-        for statistic, label in STATISTIC_NAMES.items()
-    }
-    gap = BarPanel("", "Optimality gap (low is good)", {"Gap": rows.pop("Gap")})
-    panels = [BarPanel("SBCI, 95 %", LABELS[metric], rows)]
+def _joint_panels(study: Study, metric: str, joint: Comparison) -> list[list[BarPanel]]:
+    rows = [
+        (label, {method: found[statistic] for method, found in joint.sbci.items()})
+        for statistic, label in _statistics(study, metric).items()
+    ]
+    grid = [[BarPanel("SBCI, 95 %", LABELS[metric], [row for row in rows if row[0] != "Gap"])]]
     if joint.poi:
-        rows = {f"{pair(both)}\n{shown(poi, 2)}": {both[1]: poi} for both, poi in joint.poi.items()}
-        panels.append(BarPanel("POI, 95 %", "P(X > Y)", rows, probability=True))
-    return [panels, [gap]]
+        left, right = zip(*(map(name, both) for both in joint.poi), strict=True)
+        rows_of_pairs = [(x, {both[1]: poi}) for x, (both, poi) in zip(left, joint.poi.items(), strict=True)]
+        grid[0].append(BarPanel("POI, 95 %", "P(X > Y)", rows_of_pairs, probability=True, right=right))
+    gaps = [[BarPanel("", "Optimality gap (low is good)", [row])] for row in rows if row[0] == "Gap"]
+    return grid + gaps
 
 
 def _environment_panels(study: Study, metric: str, found: Results) -> list[BarPanel]:
     first, *others = study.methods
     single = found.environments
-    rows = {env: {m: single[env].sbci[m]["mean"] for m in study.methods} for env in study.envs}
-    ceilings = {env: study.mean("iou_ceiling", environment=env) for env in study.envs if metric == "iou"}
-    panels = [BarPanel(f"Mean {SHORT[metric]}", LABELS[metric], rows, ceilings=ceilings)]
+    rows = [(env, {m: single[env].sbci[m]["mean"] for m in study.methods}) for env in study.envs]
+    known = [_iou_levels(study, env) for env in study.envs if metric == "iou"]
+    levels = {label: [found[label] for found in known] for label in (known[0] if known else ())}
+    panels = [BarPanel(f"Mean {SHORT[metric]}", LABELS[metric], rows, levels=levels)]
     if others:
-        rows = {env: {other: single[env].poi[first, other] for other in others} for env in study.envs}
-        over = name(others[0]) if len(others) == 1 else "method of the colour"
+        rows = [(env, {other: single[env].poi[first, other] for other in others}) for env in study.envs]
+        over = name(others[0]) if len(others) == 1 else "other"
         panels.append(BarPanel("POI", f"P({name(first)} > {over})", rows, probability=True))
     return panels
 
 
 def _curve_panel(study: Study, env: str, metric: str, lines: Lines) -> LinePanel:
-    levels = {"ceiling": study.mean("iou_ceiling", environment=env)}
-    if metric == "return":
-        levels = dict(zip(("random", "reference"), study.scales.get(env, ()), strict=False))
-    title, from_zero = f"{env}: {SHORT[metric]}", metric == "iou"
-    return LinePanel(title, lines.x, lines.bands, levels=levels, from_zero=from_zero)
+    iou = metric == "iou"
+    scale = dict(zip(("random", "reference"), study.scales.get(env, ()), strict=False))
+    levels = _iou_levels(study, env) if iou else scale
+    return LinePanel(f"{env}: {SHORT[metric]}", lines.x, lines.bands, levels=levels, from_zero=iou)
+
+
+def _iou_levels(study: Study, env: str) -> dict[str, float]:
+    constant = study.mean("iou_constant", environment=env, method=study.methods[0])
+    measured = study.table()["iou_constant"].notna().any()
+    return {"mask": study.mean("iou_mask", environment=env), **({"constant": constant} if measured else {})}
 
 
 def captions(study: Study) -> dict[str, str]:
     """Say what each figure shows."""
     bars = (
-        "Bars are 95 % stratified bootstrap intervals, dots are point estimates; a hollow diamond is an "
-        "estimate that has no interval."
+        "Bars are 95 % stratified bootstrap intervals, the lines in them estimates; a line alone has an "
+        "interval no wider than itself, a hollow diamond none."
     )
     improvement = (
-        " POI, P(X > Y), is the probability that a run of X beats one of Y, averaged over environments; "
-        "at 0.5, the dashed line, neither is better."
+        " POI, P(X > Y), is the probability that a run of X, named on the left, beats one of Y, named on the "
+        "right, averaged over environments; at 0.5, the dashed line, neither is better."
         if len(study.methods) > 1
         else ""
     )
-    median = "The median is that of the environments' means."
+    median = (
+        " The median is that of the environments' means; it equals the IQM where the middle half of all runs "
+        "are those of the middle environments."
+        if len(study.envs) > 1
+        else ""
+    )
     scale = "A normalized return is 0 for a random policy and 1 for the environment's reference policy."
     return {
         "figure4": "Attention alignment over all environments, as in the paper's Figure 4. "
         f"{bars}{improvement} For comparison: the mask itself, shown at the resolution of attention, has "
-        f"a mean IoU of {fixed(study.mean('iou_ceiling'), 2)}. {median}",
+        f"a mean IoU of {fixed(study.mean('iou_mask'), 2)}.{median}",
         "figure6": "Return over all environments, as in the paper's Figure 6. "
-        f"{bars}{improvement} {scale} {median}",
-        "environments": f"Each environment by itself. {bars} Dotted lines are the ceilings of IoU.",
+        f"{bars}{improvement} {scale}{median}",
+        "environments": f"Each environment by itself. {bars} {LEVELS}",
         "profiles": "Performance profiles: the share of all runs in all environments that score above a "
         f"threshold, with pointwise 95 % bands. The higher line is better. {scale}",
         "curves": "Learning curves: IoU and raw return against agent steps, mean over seeds with pointwise "
-        f"95 % bootstrap bands of whole curves. Training is cut into {WINDOWS} windows; a point is the mean "
-        "of all measurements, or of all episodes that ended, in its window and the two beside it. Dotted: "
-        "the ceiling of IoU, and the returns of the random and of the reference policy. IoU is measured on "
-        "training frames here, and on evaluation episodes everywhere else.",
+        "95 % bootstrap bands of whole curves. Training is cut into "
+        f"{comparison.WINDOWS} windows; a point is the mean of all measurements, or of all episodes that "
+        f"ended, in its window and the two beside it; a dot is a single one. {LEVELS} IoU is measured on "
+        "training frames here, on evaluation episodes everywhere else.",
     }
 
 
@@ -370,26 +403,25 @@ def media(study: Study) -> list[Part]:
     runs = [run for env in study.envs for run in study.of(env, first)[:1]]
     found: list[Media] = []
     left_out: list[str] = []
-    for suffix, text in (
-        ("png", f"the frames of highest, median and lowest IoU of {name(first)}"),
-        ("mp4", "episodes with the same starts"),
-    ):
-        for run in runs:
-            folder = run.folder / "media"
-            beside = sorted(folder.glob(f"evaluation-versus-*.{suffix}"))
-            for file in beside or folder.glob(f"evaluation.{suffix}"):
-                words = ["beside", *map(name, file.stem.split("-")[2:])] if beside else []
-                of = " ".join([f"{run.env}: {name(first)} seed {run.seed}", *words])
-                label = "/".join(file.parts[-5:])
-                try:
-                    shrunk = Media.of(file, f"{of}: {text}.")
-                except (OSError, ValueError):
-                    left_out.append(f"{label} (can't be read)")
-                    continue
-                if sum(len(medium.content) for medium in (*found, shrunk)) <= MEDIA_LIMIT:
-                    found.append(shrunk)
-                else:
-                    left_out.append(f"{label} ({len(shrunk.content) / 2**20:.1f} MB)")
+    texts = {
+        "png": f"frames of high, middle and low IoU of {name(first)}",
+        "mp4": "episodes with the same starts",
+    }
+    for (suffix, text), run in product(texts.items(), runs):
+        beside = sorted((run.folder / "media").glob(f"evaluation-versus-*.{suffix}"))
+        for file in beside or (run.folder / "media").glob(f"evaluation.{suffix}"):
+            words = ["beside", *map(name, file.stem.split("-")[2:])] if beside else []
+            of = " ".join([f"{run.env}: {name(first)} seed {run.seed}", *words])
+            label = "/".join(file.parts[-5:])
+            try:
+                shrunk = Media.of(file, f"{of}: {text}.")
+            except (OSError, ValueError):
+                left_out.append(f"{label} (can't be read)")
+                continue
+            if sum(len(medium.content) for medium in (*found, shrunk)) <= MEDIA_LIMIT:
+                found.append(shrunk)
+            else:
+                left_out.append(f"{label} ({len(shrunk.content) / 2**20:.1f} MB)")
     limit = f"Left out, to keep this page's media below {MEDIA_LIMIT / 2**20:.0f} MB: {', '.join(left_out)}."
     return [*found, *([limit] if left_out else [])]
 
@@ -402,6 +434,7 @@ def report_page(study: Study, results: Mapping[str, Results], args: Args) -> Pag
         return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
     figure = drawings(study, results)
+    environments, curves = ([figure[key]] if key in figure else [] for key in ("environments", "curves"))
     rests = {
         "Environments": ", ".join(study.envs),
         "Methods": ", ".join(map(name, study.methods)),
@@ -418,23 +451,23 @@ def report_page(study: Study, results: Mapping[str, Results], args: Args) -> Pag
     return Page(
         f"{' and '.join(map(name, study.methods))}: attention and return",
         f"{len(study.runs)} runs on ViZDoom, compared by camal_rl {__version__}",
-        verdicts(study.methods, results),
+        verdicts(study, results),
         warnings(study, results),
         {
             "What this rests on": [rests, LIMITS],
             "Attention alignment": [figure["figure4"]],
             "Return": [figure["figure6"]],
             "In numbers": tables(study, results),
-            "Environment by environment": [figure["environments"], by_environment(study, results)],
+            "Environment by environment": [*environments, by_environment(study, results)],
             "How scores are distributed": [figure["profiles"]],
-            "How they were learned": [figure["curves"]] if "curves" in figure else [],
+            "How they were learned": curves,
             "What the agents look at": media(study),
             "All runs": [every_run(study)],
             "How it was made": [
                 Listing([shlex.join(["python", "-m", "camal_rl.report", *map(str, own)])]),
                 Listing(record, f"Options and versions of {first.title}{others}"),
                 "The same numbers are in statistics.json, scores.csv, iou.csv, return.csv, tables.md and "
-                "tables.tex beside this page, the figures in PNG and SVG files.",
+                "tables.tex beside this page, the figures in PNG, SVG and PDF files.",
             ],
         },
     )
@@ -453,8 +486,10 @@ def make(args: Args) -> list[str]:
     study = read_study(args.runs)
     folder = args.output or args.runs / "report"
     make_folder(folder)
-    with tqdm(total=jobs(study) + 1, desc="report", mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
-        results = compute(study, args.repetitions, args.seed, bar.update)
+    with tqdm(
+        total=comparison.jobs(study) + 1, desc="report", mininterval=0.5 if sys.stderr.isatty() else 30
+    ) as bar:
+        results = comparison.compute(study, args.repetitions, args.seed, bar.update)
         page = report_page(study, results, args)
         bar.update()
     statistics = {

@@ -9,8 +9,10 @@ same interval, whatever else is computed; NumPy's global generator, from which r
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations, combinations_with_replacement
 from typing import Literal
 
 import numpy as np
@@ -58,7 +60,7 @@ def normalize(returns: np.ndarray, random: float | np.ndarray, reference: float 
         raise ValueError(
             f"the reference return ({reference}) has to be above the random one ({random}), and both finite"
         )
-    return (np.asarray(returns, np.float64) - random) / (np.asarray(reference, np.float64) - random)
+    return (_floats(returns) - random) / (np.asarray(reference, np.float64) - random)
 
 
 def complete(
@@ -69,14 +71,14 @@ def complete(
     The bootstrap needs a full matrix, and no gap can be filled honestly: an incomplete run goes as a whole.
 
     Args:
-        scores_RE: NaN where a score is missing.
+        scores_RE: NaN, or masked, where a score is missing.
         runs: what the sentences call the rows, such as "seed 3".
         environments: what they call the columns.
 
     Returns:
         The remaining rows, maybe none at all, and the sentences; no sentence if nothing was left out.
     """
-    scores_RE = np.asarray(scores_RE, np.float64)
+    scores_RE = _floats(scores_RE)
     runs = runs or [f"row {index}" for index in range(scores_RE.shape[0])]
     environments = environments or [f"column {index}" for index in range(scores_RE.shape[1])]
     missing_RE = np.isnan(scores_RE)
@@ -147,15 +149,51 @@ def verdict(improvement: Interval) -> Verdict:
 
 @functools.cache
 def false_positive_rate(runs_x: int, runs_y: int, environments: int) -> float:
-    """Simulated rate at which X is "significant" over an equal Y; as often it is "significantly worse".
+    """Rate at which X is "significant" over an equal Y; as often it is "significantly worse".
 
-    POI depends on the order of scores only, so the rate is the same for all continuous scores. An exact 95 %
-    interval would have 0.025.
+    POI depends on the order of scores only, so the rate is the same for all continuous scores. It is counted
+    over all orders and resamples where these are few, else simulated. Exact 95 % intervals would have 0.025.
 
     Args:
         runs_x: runs of X in each environment, at least 2.
         runs_y: runs of Y.
+        environments: at least 1.
+
+    Raises:
+        ValueError: fewer than that.
     """
+    if min(runs_x, runs_y) < 2 or environments < 1:
+        raise ValueError("chance is known for 2 runs of each or more, and an environment or more")
+    orders = math.comb(runs_x + runs_y, runs_x)
+    exact = orders <= 252 and orders**environments <= 200_000  # less than a second
+    return (_counted if exact else _simulated)(runs_x, runs_y, environments)
+
+
+def _counted(runs_x: int, runs_y: int, environments: int) -> float:
+    ranks_OX = np.array(list(combinations(range(runs_x + runs_y), runs_x)))
+    wins_OXY = (ranks_OX - np.arange(runs_x))[..., None] > np.arange(runs_y)
+    (drawn_x, chance_x), (drawn_y, chance_y) = map(_resamples, (runs_x, runs_y))
+    chances = np.outer(chance_x, chance_y).ravel()
+    size = runs_x * runs_y * environments + 1
+    # By order, the chance of each number of wins in a resample. Environments add up, so these are convolved.
+    wins = (np.bincount((drawn_x @ w @ drawn_y.T).ravel(), chances, size) for w in wins_OXY)
+    spectra = np.fft.rfft(np.array(list(wins)))
+    together = spectra
+    for _ in range(environments - 1):
+        together = (together[:, None] * spectra).reshape(-1, spectra.shape[1])
+    at_most_half = np.fft.irfft(together, size)[:, : (size + 1) // 2].sum(axis=1)
+    return float((at_most_half < 0.025).mean())
+
+
+def _resamples(runs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return all ways to draw runs with replacement, how often each run is drawn, and their chances."""
+    drawn = combinations_with_replacement(range(runs), runs)
+    counts = np.array([np.bincount(runs_drawn, minlength=runs) for runs_drawn in drawn])
+    ways = np.array([math.factorial(runs) / math.prod(map(math.factorial, row)) for row in counts.tolist()])
+    return counts, ways / runs**runs
+
+
+def _simulated(runs_x: int, runs_y: int, environments: int) -> float:
     repetitions, blocks, block = 10_000, 20, 500  # so many experiments at a time, for memory's sake
     rng = np.random.default_rng(0)
     drawn_x, drawn_y = (
@@ -232,7 +270,7 @@ def wilcoxon(x: np.ndarray, y: np.ndarray) -> float:
     Raises:
         ValueError: x and y are not vectors of one length, are empty, or hold a value that is not finite.
     """
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    x, y = _floats(x), _floats(y)
     if x.ndim != 1 or x.shape != y.shape or not x.size:
         raise ValueError(f"paired trials are two vectors of one length, not {x.shape} and {y.shape}")
     if not (np.isfinite(x) & np.isfinite(y)).all():
@@ -253,8 +291,13 @@ def paired_differences(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return found
 
 
+def _floats(values: np.ndarray) -> np.ndarray:
+    """Return float64, NaN where a masked array hides its value."""
+    return np.ma.filled(np.ma.asarray(values, np.float64), np.nan)
+
+
 def _as_matrix(scores: np.ndarray, name: str) -> np.ndarray:
-    scores = np.asarray(scores, np.float64)
+    scores = _floats(scores)
     if scores.ndim != 2 or not scores.size:
         raise ValueError(f"scores of {name} are a matrix with runs as rows, but the shape is {scores.shape}")
     return scores
@@ -280,6 +323,8 @@ def _bootstrap(
     statistics: Callable[..., np.ndarray], *scores_RE: np.ndarray, repetitions: int, seed: int
 ) -> Band:
     """Band (T,) of `statistics` of one matrix, or of several, each resampled by itself."""
+    if repetitions < 1:
+        raise ValueError(f"{repetitions} repetitions of the bootstrap: give 1 or more")
     if reason := _no_interval(*scores_RE):
         return Band(statistics(*scores_RE), None, None, reason)
     from rliable.library import get_interval_estimates  # takes seconds to import

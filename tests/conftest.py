@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from written_runs import write_study
 
 from camal_rl import doom, ppo
 from camal_rl.game import engine
+from camal_rl.results import figures
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = "160x120"  # the render resolution that is drawn fastest
@@ -252,6 +254,38 @@ def wait_until(condition: Callable[[], bool]) -> bool:
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
     return condition()
+
+
+@pytest.fixture
+def drawn() -> None:
+    """For tests that need the figures of `quick_figures`."""
+
+
+def blank_figure(name: str, *_: object) -> dict[str, bytes]:
+    """The files of a figure that nothing is drawn in."""
+    return {f"{name}.{kind}": b"<svg/>" for kind in ("png", "svg", "pdf")}
+
+
+@pytest.fixture
+def quick_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take a second; tests do without."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(figures, "draw", blank_figure)
+
+
+@pytest.fixture
+def small_clips_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small CLIPs have names, as open_clip's own have; nothing is fetched."""
+    import open_clip
+    from small_clips import CONFIGS
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a connection to the network")
+
+    for name, config in CONFIGS.items():
+        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, config)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    torch.set_num_threads(1)  # more of them only get into each other's way, in networks so small
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,9 @@
 """Small CLIPs of both kinds with random weights: trained ones can't be fetched where the tests run."""
 
-import socket
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import open_clip
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -74,30 +71,6 @@ def clip(kind: str, seed: int = 0) -> Clip:
 def noise(count: int, size: int | tuple[int, int] = 64, seed: int = 0) -> np.ndarray:
     height, width = (size, size) if isinstance(size, int) else size
     return np.random.default_rng(seed).integers(256, size=(count, 3, height, width), dtype=np.uint8)
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The small models have names, as open_clip's own have."""
-    for name, config in CONFIGS.items():
-        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, config)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """More of them only get into each other's way, in networks so small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("a connection to the network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
 def hooked(small: Clip, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -254,7 +254,7 @@ def test_without_a_name_all_parts_are_measured_but_the_classifiers(
 ) -> None:
     benchmark.run(args_of(tmp_path))
     assert fake_parts == [part for part in benchmark.PARTS if part != "vision"]
-    figures = {f"{name}.{kind}" for name in ("extraction", "scaling") for kind in ("png", "svg")}
+    figures = {f"{name}.{kind}" for name in ("extraction", "scaling") for kind in ("png", "svg", "pdf")}
     files = {path.name for path in (tmp_path / "benchmark").iterdir()}
     assert files == {"benchmark.json", "benchmark.md", *figures}
 

@@ -3,7 +3,9 @@
 import dataclasses
 import pickle
 import shutil
+import struct
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import vizdoom
 
 from camal_rl.errors import UserError
-from camal_rl.game.definition import available, load_definition, object_names
+from camal_rl.game.definition import available, bare_definition, load_definition, object_names
 
 SCENARIOS = Path(vizdoom.scenarios_path)
 
@@ -70,6 +72,13 @@ def test_a_users_own_file_loads_with_names_in_any_case_and_categories(tmp_path: 
     assert definition.is_target("Cacodemon", "Monster")
     assert definition.is_target("Stimpack", "Health")
     assert not definition.is_target("DeadCacodemon", "Gore")
+    for missing in ("categories = []\n", 'names = ["Cacodemon"]\n'):
+        text = VALID.replace(
+            "categories = []", 'categories = ["Monster"]' if "names" in missing else "categories = []"
+        )
+        assert load_definition(write_toml(tmp_path, text.replace(missing, ""))).is_target(
+            "Cacodemon", "Monster"
+        )
 
 
 @pytest.mark.parametrize(
@@ -84,10 +93,15 @@ def test_a_users_own_file_loads_with_names_in_any_case_and_categories(tmp_path: 
         ('["Cacodemon"]', '"Cacodemon"', ["line 6: targets.names", "a valid list, not 'Cacodemon'"]),
         ('["Cacodemon"]', "[1]", ["line 6: targets.names", "a valid string, not 1"]),
         ('["Cacodemon"]', "[]", ["line 6: targets.names", "at least one"]),
+        ('names = ["Cacodemon"]\n', "", ["line 5: targets.names", "at least one"]),
         ('"Cacodemon"', '"Cacodemno"', ["line 6: targets.names", "'Cacodemno'", "did you mean Cacodemon"]),
-        ('"Cacodemon"', '"xyzzyxyz"', ["line 6: targets.names", "'xyzzyxyz'", "Monster"]),
+        (
+            '"Cacodemon"',
+            '"xyzzyxyz"',
+            ["line 6: targets.names", "'xyzzyxyz'", "environments /", "basic.cfg`"],
+        ),
         ("categories = []", 'categories = ["Foe"]', ["line 7: targets.categories", "'Monster'", "not 'Foe'"]),
-        ("basic.cfg", "basics.cfg", ["line 1: scenario", "'basics.cfg'", "basic.cfg", "take_cover.cfg"]),
+        ("basic.cfg", "basics.cfg", ["line 1: scenario", "basics.cfg'", "basic.cfg, ", "take_cover.cfg"]),
         ("reference = 80", "reference = 1e9", ["line 13: returns.reference", "less than 1000000000"]),
         ("reference = 80", "reference = -150", ["line 13: returns.reference", "greater than returns.random"]),
     ],
@@ -116,7 +130,7 @@ def test_an_unknown_environment_gets_a_hint_and_the_list(name: str, hint: str) -
 
 def test_a_missing_or_broken_wad_is_named(tmp_path: Path) -> None:
     path = write_cfg(tmp_path, "doom_scenario_path = mine.wad")
-    with pytest.raises(UserError, match=r"mine\.wad: No such file .*doom_scenario_path"):
+    with pytest.raises(UserError, match=r"mine\.wad: No such file .*relative to the \.cfg"):
         load_definition(path)
     object_names.cache_clear()
     for content in (b"", b"no WAD is like this", b"PWAD\x01\0\0\0\xff\0\0\0"):
@@ -139,8 +153,73 @@ def test_a_cfg_without_a_wad_plays_the_games_own(tmp_path: Path) -> None:
 
 def test_a_map_that_is_nowhere_is_refused_with_those_that_are_there(tmp_path: Path) -> None:
     (tmp_path / "mine.wad").write_bytes((SCENARIOS / "basic.wad").read_bytes())
-    with pytest.raises(UserError, match=r"doom_map MAP77 is not in mine\.wad, which has MAP01\."):
+    message = r"doom_map MAP77 is not in mine\.wad or freedoom2\.wad, which has MAP01, MAP02, "
+    with pytest.raises(UserError, match=message):
         load_definition(write_cfg(tmp_path, "doom_scenario_path = mine.wad", "doom_map = map77"))
+
+
+def test_the_map_is_looked_for_in_the_game_that_is_played(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"doom_map MAP01 is not in freedoom1\.wad, which has E1M1, E1M2, "):
+        load_definition(write_toml(tmp_path, VALID.replace("basic.cfg", "freedoom1.cfg")))
+    game = Path(vizdoom.__file__).with_name("freedoom1.wad")
+    load_definition(write_cfg(tmp_path, f"doom_game_path = {game}", "doom_map = e1m1"))
+
+
+@pytest.mark.parametrize("scenario", ["cig.cfg", "multi_duel.cfg"])
+def test_a_stock_scenario_for_several_players_is_refused(tmp_path: Path, scenario: str) -> None:
+    with pytest.raises(UserError, match=f"{scenario}: doom_map MAP01 is for several players"):
+        load_definition(write_toml(tmp_path, VALID.replace("basic.cfg", scenario)))
+
+
+@pytest.mark.parametrize("option", ["-host 2", "-JOIN 127.0.0.1", "+map map01 -Host 1"])
+def test_a_game_that_waits_for_other_players_is_refused(tmp_path: Path, option: str) -> None:
+    with pytest.raises(UserError, match=r"(?i)remove -(host|join) from game_args"):
+        load_definition(write_cfg(tmp_path, f"game_args = {option}"))
+
+
+def wad(*lumps: tuple[bytes, bytes]) -> bytes:
+    contents = b"".join(content for _, content in lumps)
+    directory, place = b"", 12
+    for name, content in lumps:
+        directory += struct.pack("<ii8s", place, len(content), name)
+        place += len(content)
+    return struct.pack("<4sii", b"PWAD", len(lumps), 12 + len(contents)) + contents + directory
+
+
+@pytest.mark.parametrize("first", [1, 11])
+@pytest.mark.parametrize("layout", ["text", "doom", "hexen"])
+def test_the_start_of_player_1_is_found_in_every_format_of_maps(
+    tmp_path: Path, layout: str, first: int
+) -> None:
+    types = (first, 3004)
+    things, after = {
+        "text": ("".join(f"thing {{ x = 1.0; type = {kind}; }}" for kind in types).encode(), b"ENDMAP"),
+        "doom": (b"".join(struct.pack("<5h", 1, 1, 1, kind, 1) for kind in types), b"LINEDEFS"),
+        "hexen": (b"".join(struct.pack("<7h6x", 1, 1, 1, 1, 1, kind, 1) for kind in types), b"BEHAVIOR"),
+    }[layout]
+    name = b"TEXTMAP" if layout == "text" else b"THINGS"
+    (tmp_path / "mine.wad").write_bytes(wad((b"MAP01", b""), (name, things), (after, b"")))
+    path = write_cfg(tmp_path, "doom_scenario_path = mine.wad", "doom_map = map01")
+    with pytest.raises(UserError, match="is for several players") if first == 11 else nullcontext():
+        load_definition(path)
+
+
+def test_an_absolute_path_in_a_cfg_is_the_file_of_that_path(tmp_path: Path) -> None:
+    shutil.copy(SCENARIOS / "basic.wad", tmp_path / "other.wad")
+    (tmp_path / "folder").mkdir()
+    path = write_cfg(tmp_path / "folder", f"doom_scenario_path = {tmp_path / 'other.wad'}")
+    assert load_definition(path).scenario == tmp_path / "folder/mine.cfg"
+
+
+def test_a_cfg_without_a_toml_file_has_no_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cfg(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.cfg", "basic.cfg"):
+        definition = bare_definition(Path(name))
+        assert definition.scenario.name == name
+        assert not definition.is_target("Cacodemon", "Monster")
+    with pytest.raises(UserError, match=r"no file 'none\.cfg', nor in ViZDoom, which has basic\.cfg, "):
+        bare_definition(Path("none.cfg"))
 
 
 def test_objects_that_the_scenario_defines_are_known(tmp_path: Path) -> None:

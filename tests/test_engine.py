@@ -5,6 +5,7 @@ import dataclasses
 import mmap
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,44 @@ def test_an_engine_that_did_not_start_ends_no_other_that_started_meanwhile(
     assert env.restarts == 0
 
 
+@pytest.mark.engine
+def test_a_first_start_that_would_crash_or_hang_is_refused_with_the_engines_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = Path(vizdoom.scenarios_path) / "cig.cfg"
+    for file in (scenario, scenario.with_suffix(".wad")):
+        shutil.copy(file, tmp_path)
+    message = (
+        r"engine crashes when it starts with /.*cig\.cfg\. The last it said: map01 - Hydroelectric Plant\."
+    )
+    with pytest.raises(UserError, match=message):
+        engine.start_engine(tmp_path / "cig.cfg", 120, 160)
+    (tmp_path / "cig.cfg").write_text("available_buttons = { ATTACK }\ngame_args = -host 2\n")
+    monkeypatch.setattr(engine, "TRIAL_LIMIT", 1)
+    with pytest.raises(UserError, match=r"engine hangs \(for 1 s\) when it starts with /.*cig\.cfg\."):
+        engine.start_engine(tmp_path / "cig.cfg", 120, 160)
+
+
+@pytest.mark.engine
+def test_a_scenario_of_ones_own_is_tried_once_and_its_absolute_paths_are_played(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = Path(vizdoom.scenarios_path).resolve() / "basic.cfg"
+    own = tmp_path / "own.cfg"
+    own.write_text(stock.read_text().replace("basic.wad", str(stock.with_suffix(".wad"))))
+    frames = []
+    for config in (own, stock):
+        game = engine.start_engine(config, 120, 160)
+        game.set_seed(1)
+        game.new_episode()
+        frames.append(game.get_state().screen_buffer.tobytes())
+        game.close()
+    assert frames[0] == frames[1]
+    monkeypatch.setattr(engine, "_try_scenario", pytest.fail)
+    monkeypatch.setattr(engine.Engine, "init", lambda game: None)
+    engine.start_engine(own, 120, 160).close()
+
+
 LOCKED = """
 import ctypes, mmap, os, sys
 libc = ctypes.CDLL(None)
@@ -183,13 +222,13 @@ def test_too_little_shared_memory_is_one_clear_line(tmp_path: Path) -> None:
         "import sys\n"
         "from camal_rl import doom\n"
         "from camal_rl.errors import UserError, print_mistake\n"
+        "doom.DoomVectorEnv('Basic', 2).close()\n"
         "try:\n"
-        "    doom.DoomVectorEnv('Basic', int(sys.argv[1])).close()\n"
+        "    doom.DoomVectorEnv('Basic', 3)\n"
         "except UserError as mistake:\n"
         "    sys.exit(print_mistake(mistake))\n"
     )
-    assert run("-c", program, "2", folder=tmp_path, prefix=small).returncode == 0
-    result = run("-c", program, "3", folder=tmp_path, prefix=small)
+    result = run("-c", program, folder=tmp_path, prefix=small)
     assert result.returncode == 2
     assert "2.0 MiB free, and 3 game engines need 3 MiB" in result.stderr
     assert result.stderr.count("\n") == 1
@@ -220,8 +259,11 @@ def test_an_engine_that_ends_is_one_line_to_the_user() -> None:
         ("available_buttons = { ATTACK }\ndoom_game_path = none.wad", r"none\.wad.* does not exist"),
     ],
 )
-def test_a_cfg_with_which_no_game_can_start_is_refused(tmp_path: Path, line: str, words: str) -> None:
+def test_a_cfg_with_which_no_game_can_start_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, words: str
+) -> None:
     (tmp_path / "mine.cfg").write_text(line)
+    monkeypatch.setattr(engine, "_tried", {tmp_path / "mine.cfg"})
     definition = dataclasses.replace(load_definition("Basic"), scenario=tmp_path / "mine.cfg")
     with pytest.raises(UserError, match=words) as caught:
         doom.DoomEnv(definition, render_resolution=SMALL)

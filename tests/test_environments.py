@@ -38,6 +38,7 @@ def test_the_list_names_every_environment(command: Command) -> None:
     ("arguments", "words"),
     [
         (["Basics"], r"did you mean Basic\?"),
+        (["none.cfg"], r"no file 'none\.cfg', nor in ViZDoom, which has basic\.cfg, "),
         (["Basic", "--output", "no/folder/b.png"], "there is no folder no/folder"),
         (["Basic", "--steps", "1", "--output", "/proc/b.png"], r"can't write /proc/b\.png: "),
     ],
@@ -47,6 +48,15 @@ def test_a_mistake_is_named(tmp_path: Path, command: Command, arguments: list[st
     with pytest.raises(UserError, match=words):
         command(*arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_a_cfg_that_no_toml_file_describes_shows_its_labels(tmp_path: Path, command: Command) -> None:
+    printed = command("basic.cfg", "--steps", "8").splitlines()
+    assert [line.split()[0] for line in printed[:3]] == ["scenario", "frame", "actions"]
+    assert any(line.split()[:2] == ["Cacodemon", "Monster"] for line in printed)
+    assert "target" not in "".join(printed[4:])
+    assert (tmp_path / "basic.png").is_file()
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import get_args
 
@@ -86,7 +87,7 @@ def test_an_evaluation_writes_scores_pictures_video_and_events(folder) -> None:
     assert scores["iou_by_episode"]["standard_error"] == pytest.approx(np.std(means, ddof=1) / np.sqrt(6))
     digest = hashlib.sha256((folder / "checkpoint.pt").read_bytes()).hexdigest()
     assert scores["settings"]["checkpoint_sha256"] == digest
-    for name in (*evaluate.AGREEMENT, "dead_map_fraction", "target_visible_fraction"):
+    for name in (*evaluate.AGREEMENT, "target_visible_fraction"):
         assert 0 <= scores[name] <= 1
     assert scores["settings"]["episodes"] == 6
     assert scores["training"]["args"]["method"] == "camal"
@@ -153,7 +154,7 @@ def test_two_runs_are_shown_side_by_side_on_the_same_episodes(fake_engine, tmp_p
     assert both == alone
     name = "evaluation-versus-vanilla-seed-1"
     narrow, wide = (cv2.imread(str(camal / f"media/{stem}.png")) for stem in ("evaluation", name))
-    assert wide.shape[0] == narrow.shape[0]
+    assert wide.shape[0] >= narrow.shape[0]
     assert wide.shape[1] > narrow.shape[1] * 1.4  # two panels more
     with av.open(str(camal / f"media/{name}.mp4")) as film:
         assert film.streams.video[0].width > 640
@@ -212,12 +213,43 @@ def test_without_a_target_in_view_scores_are_null_with_the_reason(folder, monkey
     assert (folder / "media/evaluation.mp4").exists()
 
 
+@pytest.mark.parametrize(
+    ("ious", "shown"),
+    [
+        # The first episode has the highest, the median and the lowest.
+        (([0.9, 0.5, 0.4, 0.0], [0.6], [0.1]), [(0.9, 0, 0, 1), (0.6, 1, 0, 2), (0.1, 2, 0, 5)]),
+        (([0.1, 0.9, 0.4], []), [(0.9, 0, 1, 1), (0.4, 0, 2, 2), (0.1, 0, 0, 3)]),
+    ],
+)
+def test_pictures_show_high_middle_and_low_iou_of_as_many_episodes(ious, shown, monkeypatch) -> None:
+    episodes = [
+        Episode(seed, actions=[0] * 4, agreement=[{"step": step, "iou": iou} for step, iou in enumerate(of)])
+        for seed, of in enumerate(ious)
+    ]
+    captions: list[str] = []
+    monkeypatch.setattr(evaluate, "replay", lambda *_: ((step, None, None) for step in range(4)))
+    monkeypatch.setattr(evaluate, "heat", lambda *_: None)
+    monkeypatch.setattr(media, "attention_strip", lambda *given: captions.append(given[3]))
+    monkeypatch.setattr(media, "stack_strips", len)
+    run = types.SimpleNamespace(title="Basic, camal seed 1", label="camal seed 1", definition=None)
+    assert evaluate.pictures([run], episodes, args(Path())) == 3
+    frames = sum(map(len, ious))
+    assert captions == [
+        f"Basic, camal seed 1: IoU {iou:.2f} (rank {rank} of {frames}, episode {index}, step {step})"
+        for iou, index, step, rank in shown
+    ]
+
+
+def test_the_iou_of_a_frame_without_a_target_is_not_a_number() -> None:
+    episode = Episode(1, actions=[0] * 3, agreement=[{"step": 1, "iou": 0.5}])
+    np.testing.assert_array_equal(episode.ious, [np.nan, 0.5, np.nan])
+
+
 def test_a_single_episode_has_no_standard_error() -> None:
-    episode = Episode(1, "terminated", [0], [5.0], [0.0], [True])
+    episode = Episode(1, "terminated", [0], [5.0], [0.0])
     summary = evaluate.summarise([episode], load_definition("Basic"))
     assert summary["return"]["standard_error"] == Undefined("one episode has no spread")
-    assert summary["return"]["normalised_mean"] == pytest.approx((5 + 152) / (81.5 + 152))
-    assert summary["dead_map_fraction"] == 1
+    assert summary["return"]["normalized_mean"] == pytest.approx((5 + 152) / (81.5 + 152))
     assert summary["iou_sweep"]["iou"] == [Undefined("no frame had a target in view")] * len(metrics.TAUS)
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from camal_rl.errors import UserError
 from camal_rl.results import media
 
+font = media._font
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("nothing", "ATTACK", "MOVE_RIGHT", "MOVE_LEFT")
 SCREEN = (240, 320)
@@ -50,6 +51,7 @@ def make_trace(steps: int = 5, tics_a_step: int = 4, **changes: Any) -> media.Tr
         "values": np.linspace(-1.0, 1.0, steps),
         "actions": np.arange(steps) % len(NAMES),
         "rewards": np.ones(steps),
+        "ious": np.full(steps, np.nan),
         "action_names": NAMES,
         "tics": tics,
     }
@@ -155,6 +157,30 @@ def test_a_strip_has_two_panels_and_two_for_each_heat_map(size: tuple[int, int],
     assert pixels_of(bars, media.BAR).mean() > 0.5
     for index in range(panels):
         assert (bars[:, 4 + index * (width + 4) :][:, :width].min(axis=2) > 150).any(), "no title"
+
+
+def test_a_caption_ends_in_a_bar_of_the_heat_maps_colours() -> None:
+    mask, heat = np.zeros((240, 320), np.uint8), np.eye(7)
+    for names in (["camal"], ["camal", "vanilla"]):
+        strip = media.attention_strip(noise(84, 84), mask, dict.fromkeys(names, heat), "caption " * 30)
+        row = strip[4 + round(0.8 * round(strip.shape[1] / 80))].astype(int)
+        colours = media.heat_colours(np.linspace(0, 1, 50)[None])[0]
+        places = [abs(row - colour).sum(axis=1).argmin() for colour in colours]
+        assert (np.diff(places) > 0).all()
+        assert places[0] > 0.8 * len(row)
+        assert places[-1] < len(row) - 4
+
+
+@pytest.mark.parametrize("names", [["camal seed 1"], ["camal seed 1", "vanilla seed 1"]])
+def test_titles_of_strips_are_legible_where_a_report_s_page_shows_them(
+    names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    monkeypatch.setattr(media, "_font", lambda size: sizes.append(size) or font(size))  # type: ignore[func-returns-value]
+    strip = media.attention_strip(
+        noise(84, 84), np.zeros((240, 320), np.uint8), dict.fromkeys(names, np.eye(7))
+    )
+    assert min(sizes) * 880 / strip.shape[1] > 10  # pixels, in the column of a page at 1280
 
 
 def test_a_caption_is_one_more_bar_and_a_frame_larger_than_the_mask_keeps_its_size() -> None:
@@ -314,6 +340,18 @@ def test_an_episode_of_one_step_can_be_shown(values: np.ndarray) -> None:
     assert len(list(media.video_frames([trace, make_trace(2)]))) == 8
 
 
+def test_a_video_tells_the_iou_of_each_frame_and_that_there_is_none_without_a_target(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(media, "_write", lambda image, text, *_, **__: written.append(text))
+    list(media.video_frames([make_trace(3, 1, ious=np.array([0.256, np.nan, 0.0]))]))
+    values = written[written.index("1 / 3") :]
+    told = [values[values.index(f"{step} / 3") + 3] for step in (1, 2, 3)]
+    assert "IoU" in written
+    assert told == ["0.26", "\N{EN DASH}", "0.00"]
+
+
 def test_constant_values_are_a_straight_line() -> None:
     *_, frame = media.video_frames([make_trace(6, values=np.full(6, 2.5, np.float32))])
     plot = frame[-130:-48, 120:480]
@@ -323,7 +361,7 @@ def test_constant_values_are_a_straight_line() -> None:
 
 
 def test_more_steps_than_pixels_can_be_shown() -> None:
-    steps = 2000
+    steps = 700
     values = np.sin(np.arange(steps) / 50)
     trace = make_trace(steps, 1, values=values, tics=make_trace(3, 1).tics)
     last = make_trace(steps, 1, values=values, tics=[(steps - 1, *tic[1:]) for tic in make_trace(1, 1).tics])
@@ -393,13 +431,12 @@ def test_the_index_of_a_video_comes_before_its_pictures() -> None:
     assert 0 < content.index(b"moov") < content.index(b"mdat")
 
 
-@pytest.mark.parametrize("filler", ["1", "170"])
-def test_the_same_frames_are_the_same_bytes_whatever_was_in_memory(filler: str) -> None:
+def test_the_same_frames_are_the_same_bytes_whatever_was_in_memory() -> None:
     script = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_media;"
         "sys.stdout.buffer.write(test_media.media.encode_video(test_media.moving_square(40), 35))"
     )
-    environment = os.environ | {"MALLOC_PERTURB_": filler}  # what glibc fills new memory with
+    environment = os.environ | {"MALLOC_PERTURB_": "170"}  # what glibc fills new memory with
     finished = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, timeout=60, cwd=ROOT
     )

@@ -22,7 +22,7 @@ from camal_rl.metrics import (
     area,
     blur,
     iou,
-    iou_ceiling,
+    iou_mask,
     iou_sweep,
     perturbation_curves,
     pixel_order,
@@ -74,12 +74,12 @@ def mann_whitney(heat: np.ndarray, mask: np.ndarray) -> float:
     return float(won / (2 * len(inside) * len(outside)))
 
 
-def ceiling(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return iou_ceiling(mask_weights(masks, size), masks)
+def iou_of_mask(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return iou_mask(mask_weights(masks, size), masks)
 
 
-def test_no_frames_have_no_ceilings() -> None:
-    assert ceiling(np.zeros((0, 12, 16), np.uint8), (3, 4)).shape == (0,)
+def test_no_frames_have_no_iou_of_masks() -> None:
+    assert iou_of_mask(np.zeros((0, 12, 16), np.uint8), (3, 4)).shape == (0,)
 
 
 def test_threshold_is_the_papers() -> None:
@@ -127,24 +127,24 @@ def test_iou_is_that_of_torchs_bilinear_upsampling() -> None:
         np.testing.assert_array_less(abs(scores - both / either), (near + 1e-9) / either)
 
 
-def test_a_mask_at_the_maps_own_resolution_has_ceiling_one() -> None:
+def test_a_mask_at_the_maps_own_resolution_has_iou_one() -> None:
     masks = (np.random.default_rng(0).random((4, 7, 9)) < 0.3).astype(np.uint8)
-    np.testing.assert_array_equal(ceiling(masks, (7, 9)), 1)
+    np.testing.assert_array_equal(iou_of_mask(masks, (7, 9)), 1)
 
 
-def test_ceiling_grows_with_the_maps_resolution() -> None:
+def test_iou_of_the_mask_grows_with_the_maps_resolution() -> None:
     masks = boxes((100, 150, 20, 16), (0, 0, 60, 80), (130, 20, 50, 30))
-    scores = np.array([ceiling(masks, size) for size in ((7, 7), (26, 36), (60, 80), (240, 320))])
+    scores = np.array([iou_of_mask(masks, size) for size in ((7, 7), (26, 36), (60, 80), (240, 320))])
     assert (np.diff(scores, axis=0) > 0).all()
     np.testing.assert_array_equal(scores[-1], 1)
 
 
 def test_a_coarse_map_cannot_outline_a_small_target() -> None:
-    (score,) = ceiling(boxes((100, 150, 20, 16)), (7, 7))
+    (score,) = iou_of_mask(boxes((100, 150, 20, 16)), (7, 7))
     assert 0 < score < 0.5
 
 
-def test_ceiling_is_the_iou_of_the_share_of_target_in_each_cell() -> None:
+def test_iou_of_the_mask_is_that_of_the_share_of_target_in_each_cell() -> None:
     masks = boxes((60, 80, 60, 80))  # cells (2, 2) to (3, 3) of 8 x 8
     share = torch.from_numpy(masks).double()[None]
     ones = torch.zeros(1, 1, 8, 8, dtype=torch.float64, requires_grad=True)
@@ -153,11 +153,11 @@ def test_ceiling_is_the_iou_of_the_share_of_target_in_each_cell() -> None:
     (whole,) = torch.autograd.grad(upsampled.sum(), ones)
     shown = (inside / whole)[0].numpy()
     shown = ((shown - shown.min()) / (shown.max() - shown.min())).astype(np.float32)
-    np.testing.assert_allclose(ceiling(masks, (8, 8)), iou(shown, masks), rtol=1e-3)
+    np.testing.assert_allclose(iou_of_mask(masks, (8, 8)), iou(shown, masks), rtol=1e-3)
 
 
-def test_a_full_mask_has_no_ceiling_that_a_normalised_map_could_reach() -> None:
-    assert ceiling(np.ones((1, 240, 320), np.uint8), (7, 7)).tolist() == [0]
+def test_a_full_mask_has_iou_zero_because_no_normalized_map_shows_it() -> None:
+    assert iou_of_mask(np.ones((1, 240, 320), np.uint8), (7, 7)).tolist() == [0]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -415,15 +415,29 @@ def test_measures_refuse_what_does_not_fit(function: Any) -> None:
         function(heat, mask)
 
 
-@pytest.mark.parametrize("function", [alignment, pointing_game, relevance_mass, roc_auc])
+@pytest.mark.parametrize("function", [alignment, *ALIGNMENT.values()])
 @pytest.mark.parametrize("value", [-0.1, 1.5, np.nan, np.inf])
-def test_measures_of_more_than_a_threshold_refuse_maps_that_are_not_normalised(
-    function: Any, value: float
-) -> None:
+def test_measures_refuse_maps_that_are_not_normalized(function: Any, value: float) -> None:
     heat = np.zeros((1, 7, 7), np.float32)
     heat[0, 3, 3] = value
     with pytest.raises(ValueError, match=r"heat must lie in \[0, 1\]"):
         function(heat, np.ones((1, 60, 80), np.uint8))
+
+
+def test_what_a_masked_array_hides_is_not_counted_in_silence() -> None:
+    heat, mask = np.zeros((1, 2, 2), np.float32), np.ones((1, 2, 2), np.uint8)
+    hidden = np.ma.masked_equal(np.array([[[0, 1], [0, 0]]]), 1)
+    rows = np.arange(4.0)[None]
+    for call in (
+        *(lambda f=f: f(hidden.astype(np.float32), mask) for f in (alignment, *ALIGNMENT.values())),
+        *(lambda f=f: f(heat, hidden.astype(np.uint8)) for f in (alignment, *ALIGNMENT.values())),
+        lambda: area(hidden[0, :1], (0, 1)),
+        lambda: rank_correlation(hidden.reshape(1, 4), rows),
+        lambda: rank_correlation(rows, hidden.reshape(1, 4)),
+        lambda: pixel_order(hidden.astype(float), np.random.default_rng(0)),
+    ):
+        with pytest.raises(ValueError, match="values of a masked array that are hidden would count"):
+            call()
 
 
 # ------------------------------------------------------------------------------------------------------------

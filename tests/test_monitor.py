@@ -58,7 +58,7 @@ def test_what_is_logged_is_what_the_functions_on_full_masks_say(
         "alpha": alpha[seen].mean().item(),
         "beta": beta[seen].mean().item(),
         "iou": metrics.iou(heat[seen].numpy(), masks[seen]).mean(),
-        "dead_map_fraction": attention.is_dead(cam).float().mean().item(),
+        "dead_map_fraction": attention.is_dead(cam)[seen].float().mean().item(),
         "target_visible_fraction": seen.mean(),
     }
     for name, value in expected.items():
@@ -84,6 +84,21 @@ def test_a_run_whose_maps_stay_dead_is_told_so_once(
     assert capsys.readouterr().err.count("nothing pulls on a dead map") == warnings
     events = EventAccumulator(str(folder)).Reload()
     assert [event.value for event in events.Scalars("camal/dead_map_fraction")] == [1.0] * 4
+
+
+def test_dead_maps_are_counted_on_the_frames_whose_iou_is_measured(fake_engine, tmp_path, monkeypatch):
+    run = Logged()
+    run.iteration = 2  # at the first one attention is drawn
+    monitor = Monitor(small_args(tmp_path, image_every=10**6), run, np.zeros((4, 120, 160), np.uint8))
+    cams, weights, scores = torch.zeros(64, 3, 4), torch.zeros(64, 2, 3, 4), np.full((64, 2), np.nan)
+    weights[:8, 0], scores[:8] = 1, 0.5  # eight frames with a target,
+    cams[:6, 0, 0] = 1  # six of them with a map that isn't dead
+    monkeypatch.setattr(monitor, "_maps", lambda *_: (cams, weights, scores))
+    with Workers(1) as workers:
+        monitor.measure(
+            ppo.Agent(4, (4, 52, 60)), torch.zeros((16, 4, 4, 52, 60), dtype=torch.uint8), workers
+        )
+    assert run.scalars["camal/dead_map_fraction"] == 0.25
 
 
 def test_frames_are_measured_where_the_agent_is(fake_engine, tmp_path, monkeypatch):

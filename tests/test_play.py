@@ -73,12 +73,11 @@ def test_what_is_recorded_of_a_frame_is_what_the_agent_made_of_it(run: play.Trai
     episode = play.play(run, seeds, settings(), keep=2)[1]
     env = run.env()
     env.begin_episode(seeds[1])
-    frames = iter(episode.agreement)
+    frames, masks, heats = iter(episode.agreement), [], []
     for step, action in enumerate(episode.actions):
         output, cam = run.attend(env.image[None], torch.Generator())
         heat = attention.normalize(cam)
         assert episode.values[step] == pytest.approx(output.value.item(), rel=1e-4)
-        assert episode.dead[step] == attention.is_dead(cam).item()
         np.testing.assert_allclose(episode.heats[step], heat[0].detach(), atol=1e-3)
         if env.mask.any():
             frame = next(frames)
@@ -87,8 +86,17 @@ def test_what_is_recorded_of_a_frame_is_what_the_agent_made_of_it(run: play.Trai
             alpha, beta = camal.alpha_beta(pixels, torch.from_numpy(env.mask[None]))
             assert (frame["alpha"], frame["beta"]) == pytest.approx((alpha.item(), beta.item()), abs=1e-5)
             assert frame["iou"] == metrics.iou(kept, env.mask[None])[0]
+            assert frame["dead_map_fraction"] == attention.is_dead(cam).item()
+            masks.append(env.mask.copy())
+            heats.append(kept[0])
         env.advance(action)
     assert next(frames, None) is None
+    play.add_constant_iou([episode])
+    mean = np.mean(heats, axis=0)
+    constant = (mean - mean.min()) / (mean.max() - mean.min())
+    expected = metrics.iou(np.broadcast_to(constant, (len(masks), *mean.shape)), np.array(masks))
+    assert episode.column("iou_constant").tolist() == pytest.approx(expected.tolist(), abs=0.01)
+    assert expected.any()
 
 
 @pytest.mark.slow
@@ -96,7 +104,7 @@ def test_actions_are_sampled_from_the_policy_and_greedy_takes_the_likeliest(run:
     with torch.no_grad():
         run.agent.actor.weight.zero_()
         run.agent.actor.bias.copy_(torch.tensor([0.1, 0.2, 0.3, 0.4]).log())
-    seeds = play.episode_seeds(0, 150)
+    seeds = play.episode_seeds(0, 60)
     actions = [action for episode in play.play(run, seeds, settings()) for action in episode.actions]
     shares = np.bincount(actions, minlength=4) / len(actions)
     assert abs(shares - [0.1, 0.2, 0.3, 0.4]).max() < 4 * np.sqrt(0.25 / len(actions))
@@ -279,14 +287,25 @@ def test_another_vizdoom_is_said(fake_engine, tmp_path, capsys) -> None:
 
 
 @pytest.mark.engine
-def test_evaluation_on_the_engine_is_the_same_twice(tmp_path: Path) -> None:
-    folder = ppo.train(small_args(tmp_path, num_envs=2))
-    run = play.load_run(folder, None, CPU)
-    seeds = play.episode_seeds(0, 5)
+def test_evaluation_on_the_engine_is_the_same_twice(trained_folder: Path) -> None:
+    run = play.load_run(trained_folder, None, CPU)
+    seeds = play.episode_seeds(0, 3)
+    few = settings(num_envs=2, max_steps=20)
     for shift in (None, SHIFTS["noise"], SHIFTS["hud"]):
-        first, second = (play.play(run, seeds, settings(num_envs=3), shift=shift) for _ in range(2))
+        first, second = (play.play(run, seeds, few, shift=shift) for _ in range(2))
         assert [episode.actions for episode in first] == [episode.actions for episode in second]
         assert [episode.values for episode in first] == [episode.values for episode in second]
         assert [episode.column("iou").tolist() for episode in first] == [
             episode.column("iou").tolist() for episode in second
         ]
+
+
+def test_the_time_limit_of_training_holds_in_evaluation(fake_engine, tmp_path) -> None:
+    folder = ppo.train(small_args(tmp_path, total_timesteps=64, max_episode_steps=5))
+    episodes = play.play(play.load_run(folder, None, CPU), play.episode_seeds(0, 5), settings())
+    lengths = [int(np.random.default_rng(episode.seed).integers(5, 13)) for episode in episodes]
+    assert [len(episode.actions) for episode in episodes] == [5] * 5
+    assert [episode.ending for episode in episodes] == [
+        "terminated" if length == 5 else "truncated" for length in lengths
+    ]
+    assert json.loads((folder / "args.json").read_text())["args"]["max_episode_steps"] == 5

@@ -505,7 +505,7 @@ def test_a_run_logs_cleanrls_tags_and_attention_for_every_method(fake_engine, tm
     losses = {f"losses/{name}" for name in (*names, "explained_variance", "grad_norm")}
     if method != "vanilla":
         losses.add("losses/camal_loss")
-    names = ("loss", "alpha", "beta", "iou", "iou_ceiling", "dead_map_fraction", "target_visible_fraction")
+    names = ("loss", "alpha", "beta", "iou", "iou_mask", "dead_map_fraction", "target_visible_fraction")
     assert set(events.Tags()["scalars"]) == charts | losses | {f"camal/{name}" for name in names}
     assert [event.step for event in events.Scalars("camal/iou")] == [64, 128, 192, 256]
     assert [event.step for event in events.Images("camal/attention")] == [64, 128, 256]

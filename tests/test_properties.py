@@ -142,6 +142,7 @@ def test_a_mask_may_have_more_pixels_than_half_precision_can_count() -> None:
 # Attention
 
 
+@pytest.mark.filterwarnings("ignore:maps of 1 x 1")
 @many
 @given(feature_maps())
 def test_normalized_maps_are_in_zero_to_one_with_finite_gradients(
@@ -157,6 +158,7 @@ def test_a_map_whose_span_is_beyond_float32_shows_it() -> None:
     assert attention.normalize(torch.tensor([[[3e38, -3e38]]])).isnan().any()
 
 
+@pytest.mark.filterwarnings("ignore:maps of 1 x 1")
 @many
 @given(feature_maps(), st.sampled_from(attention.METHODS), st.integers(1, 5))
 def test_maps_of_every_method_are_finite_and_so_are_their_gradients(
@@ -179,6 +181,7 @@ def test_maps_of_every_method_are_finite_and_so_are_their_gradients(
     assert finite_gradients(heat.sum(), given_maps, weight)
 
 
+@pytest.mark.filterwarnings("ignore:maps of 1 x 1")
 @some
 @given(feature_maps(), st.integers(1, 5), st.sampled_from([(), (1,), None]))
 def test_the_map_in_closed_form_is_finite_and_so_are_its_gradients(
@@ -224,11 +227,13 @@ def test_scores_are_those_of_their_definitions_pixel_by_pixel(batch: tuple[np.nd
 
 @many
 @given(BATCHES.flatmap(lambda batch: MASK_SIZES.flatmap(lambda size: masks(batch, size))), SIZES)
-def test_a_ceiling_is_in_zero_to_one_or_nan_of_an_empty_mask(mask: np.ndarray, size: tuple[int, int]) -> None:
-    ceilings = metrics.iou_ceiling(mask_weights(mask, size), mask)
+def test_the_iou_of_a_mask_is_in_zero_to_one_or_nan_of_an_empty_mask(
+    mask: np.ndarray, size: tuple[int, int]
+) -> None:
+    scores = metrics.iou_mask(mask_weights(mask, size), mask)
     seen = mask.any(axis=(1, 2))
-    assert np.isnan(ceilings[~seen]).all()
-    assert_in_unit_interval(ceilings[seen])
+    assert np.isnan(scores[~seen]).all()
+    assert_in_unit_interval(scores[seen])
 
 
 @some

@@ -19,7 +19,7 @@ import vizdoom
 from conftest import ROOT, run, small_args
 from torch import nn
 
-from camal_rl import attention, ppo
+from camal_rl import attention, ppo, stats
 from camal_rl.game.definition import available, load_definition
 from camal_rl.run.command_line import parse, split_arguments
 
@@ -183,6 +183,9 @@ def test_environments_are_made_as_the_readme_says() -> None:
             "image": (4, 84, 84),
             "mask": (240, 320),
         }
+        seen, _ = names["unmasked"].reset(seed=0)
+        assert seen in names["unmasked"].observation_space
+        np.testing.assert_array_equal(seen, observation["image"])
     assert names["envs"].num_envs == 8
     names["envs"].close()
 
@@ -197,11 +200,16 @@ def test_the_environment_file_of_ones_own_is_one(tmp_path: Path) -> None:
 
 
 def test_verdicts_by_chance_are_counted_as_shown(tmp_path: Path) -> None:
-    (block,) = (
-        block for block in blocks(REFERENCE / "reproduction/README.md", "bash") if "python -c" in block.code
-    )
+    file = REFERENCE / "reproduction/README.md"
+    text = file.read_text()
+    (block,) = (block for block in blocks(file, "bash") if "python -c" in block.code)
     printed = run(*shlex.split(block.code)[1:], folder=tmp_path).stdout
-    assert f"{100 * float(printed):.0f} %" == "6 %"
+    rows = re.findall(r"\| (?:runs of each|one env\w+|four env\w+) \| (.+) \|", text)
+    numbers, *shown = (re.findall(r"\d+", row) for row in rows)
+    for environments, chances in zip((1, 4), shown, strict=True):
+        rates = [stats.false_positive_rate(int(runs), int(runs), environments) for runs in numbers]
+        assert chances == [f"{200 * rate:.0f}" for rate in rates]
+    assert f"{100 * float(printed):.0f}" == dict(zip(numbers, shown[1], strict=True))["5"]
 
 
 def test_every_tag_that_training_logs_is_defined(trained_folder: Path) -> None:

@@ -8,36 +8,42 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT, blank_figure, run
+from matplotlib.figure import Figure
+from written_reports import statistics_of, warnings_of
 from written_runs import write_scores
 
 from camal_rl import report, stats
 from camal_rl.errors import UserError
 from camal_rl.report import Args
-from camal_rl.results import figures, media
+from camal_rl.results import comparison, figures, media
 from camal_rl.results.comparison import Comparison, Lines, Results
 from camal_rl.results.page import Media
+from camal_rl.results.study import read_study
 from camal_rl.stats import Interval
 
 NAN = float("nan")
+KINDS = ("png", "svg", "pdf")
 
 
 @pytest.fixture
-def drawn() -> None:
-    """For tests that need the figures."""
+def painted(monkeypatch: pytest.MonkeyPatch, quick_figures: None) -> None:
+    """For tests in which figures have to be made, but are not looked at."""
+
+    def paint_only(name: str, height: float, paint: Callable[[Figure], None]) -> dict[str, bytes]:
+        paint(Figure(layout="constrained"))
+        return blank_figure(name)
+
+    monkeypatch.setattr(figures, "draw", paint_only)
 
 
-@pytest.fixture(autouse=True)
-def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take a second; other tests do without."""
-    if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(figures, "draw", lambda name, *_: {f"{name}.png": b"", f"{name}.svg": b"<svg/>"})
+pytestmark = pytest.mark.usefixtures("quick_figures")
 
 
 def make(runs: Path, *options: str) -> tuple[list[str], dict[str, bytes]]:
@@ -48,17 +54,9 @@ def make(runs: Path, *options: str) -> tuple[list[str], dict[str, bytes]]:
     return printed, {path.name: path.read_bytes() for path in output.iterdir()}
 
 
-def statistics_of(files: dict[str, bytes]) -> dict[str, Any]:
-    def refuse(name: str) -> None:
-        raise AssertionError(f"{name} in statistics.json")
-
-    content: dict[str, Any] = json.loads(files["statistics.json"], parse_constant=refuse)
-    return content
-
-
 FILES = {
-    *(f"{figure}.{kind}" for kind in ("png", "svg") for figure in ("figure4", "figure6", "curves")),
-    *(f"{figure}.{kind}" for kind in ("png", "svg") for figure in ("profiles", "environments")),
+    *(f"{figure}.{kind}" for kind in KINDS for figure in ("figure4", "figure6", "curves")),
+    *(f"{figure}.{kind}" for kind in KINDS for figure in ("profiles", "environments")),
     *(
         *("scores.csv", "iou.csv", "return.csv", "statistics.json"),
         *("tables.md", "tables.tex", "report.md", "report.html"),
@@ -107,7 +105,8 @@ def test_scores_in_csv(runs: Path) -> None:
         "return": "40.0",
         "normalized_return": "0.4",
         "iou": "0.4",
-        "iou_ceiling": "0.75",
+        "iou_mask": "0.75",
+        "iou_constant": "0.05",
         "dead_map_fraction": "0.25",
         "steps": "1000",
         "episodes": "2",
@@ -128,8 +127,8 @@ def test_tables_say_the_same_in_markdown_latex_and_html(runs: Path) -> None:
     assert f"IoU: Mean & {mean} &" in latex
     assert f'<th scope="row">IoU: Mean</th><td class="number">{mean}</td>' in html
     assert "| A | CAMAL | 2 | 0.300 [" in markdown
-    assert "| A | camal | 1 | 20.000 | 0.200 | 0.200 | 0.750 | 0.250 | 1000 | 2 |" in markdown
-    assert r"A & camal & 1 & 20.000 & 0.200 & 0.200 & 0.750 & 0.250 & 1000 & 2 \\" in latex
+    assert "| A | camal | 1 | 20.000 | 0.200 | 0.200 | 0.750 | 0.050 | 0.250 | 1000 | 2 |" in markdown
+    assert r"A & camal & 1 & 20.000 & 0.200 & 0.200 & 0.750 & 0.050 & 0.250 & 1000 & 2 \\" in latex
     scaled = statistics_of(files)["metrics"]["return"]["environments"]["A"]["sbci"]["camal"]["mean"]
     low, high = scaled["low"], scaled["high"]
     assert f"| 0.30 [{low:.2f}, {high:.2f}] | 30.0 [{100 * low:.1f}, {100 * high:.1f}] |" in markdown
@@ -186,9 +185,53 @@ EQUAL, UNKNOWN = Interval(0.5, None, None, "Identical."), Interval(NAN, None, No
         ),
     ],
 )
-def test_the_verdict_in_one_sentence(iou: Interval, returns: Interval, sentence: str) -> None:
+def test_the_verdict_in_one_sentence(template: Path, iou: Interval, returns: Interval, sentence: str) -> None:
     results = {"iou": results_of(iou), "return": results_of(returns)}
-    assert report.verdicts(["camal", "vanilla"], results) == [sentence]
+    assert report.verdicts(read_study(template), results) == [sentence]
+
+
+def test_the_headline_gives_no_verdict_that_a_warning_takes_back(runs: Path) -> None:
+    for folder in runs.glob("*/*/seed*"):
+        seed, camal = int(folder.name[-1]), folder.parent.name == "camal"
+        total, iou, dead = (99, 0.9, 0.0) if camal else (seed, 0.01 * seed, 1.0)
+        write_scores(runs, "/".join(folder.parts[-3:]), total, iou, dead_map_fraction=dead)
+    assert make(runs)[0][0] == (
+        "CAMAL's attention has no verdict beside Vanilla's (POI 1.00, 95 % interval [1.00, 1.00], but 100 % "
+        "of Vanilla's maps are dead); its return is better than Vanilla's (POI 1.00, 95 % interval "
+        "[1.00, 1.00], significant)."
+    )
+    write_scores(runs, "A/vanilla/seed1", 1, 0.1, settings__tau=0.5)
+    headline = make(runs)[0][0]
+    assert "its return has no verdict beside Vanilla's (" in headline
+    assert "but the runs are not comparable)" in headline
+    shutil.rmtree(runs / "A")
+    headline = make(runs)[0][0]
+    chance = f"but with so few runs chance finds equal methods different in {one_in_two_seeds():.0f} %"
+    assert headline.count(chance) == 2
+    assert "significant" not in headline
+
+
+def one_in_two_seeds() -> float:
+    """Percentage of verdicts that chance makes in one environment, with two runs of each method."""
+    return 200 * stats.false_positive_rate(2, 2, 1)
+
+
+def test_with_one_environment_nothing_is_said_twice(runs: Path) -> None:
+    shutil.rmtree(runs / "A")
+    _, files = make(runs)
+    assert not [name for name in files if name.startswith("environments.")]
+    tables = files["tables.md"].decode()
+    assert "### In B" in tables
+    assert "All environments" not in tables
+    assert "Median" not in tables
+    assert "environments' means" not in files["report.md"].decode()
+
+
+def test_the_gap_of_an_iou_is_left_out_because_it_is_one_less_its_mean(runs: Path) -> None:
+    tables = make(runs)[1]["tables.md"].decode()
+    assert "| IoU: Mean |" in tables
+    assert "| IoU: Gap |" not in tables
+    assert "| Normalized return: Gap |" in tables
 
 
 def test_the_verdict_is_the_same_wherever_it_is_said(runs: Path) -> None:
@@ -204,7 +247,7 @@ def test_the_verdict_is_the_same_wherever_it_is_said(runs: Path) -> None:
 @pytest.mark.slow
 def test_how_often_chance_makes_a_verdict_is_said_beside_it_and_warned_of(runs: Path) -> None:
     sentences = warned(runs)
-    one = 200 * stats.false_positive_rate(2, 2, 1)
+    one = one_in_two_seeds()
     joint = 200 * stats.false_positive_rate(2, 2, 2)
     assert one > 28
     assert (
@@ -224,8 +267,13 @@ def test_how_often_chance_makes_a_verdict_is_said_beside_it_and_warned_of(runs: 
     assert "Too few runs" not in warned(runs)
 
 
-@pytest.mark.slow
-def test_the_first_method_is_compared_with_each_other_one(runs: Path, drawn: None) -> None:
+def test_the_first_method_is_compared_with_each_other_one(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grids = {}
+    monkeypatch.setattr(
+        figures, "bars_figure", lambda name, _, grid: grids.update({name: grid}) or blank_figure(name)
+    )
     for env in "AB":
         for seed in (1, 2):
             write_scores(runs, f"{env}/suppress/seed{seed}", 50 + seed, 0.9 + 0.01 * seed)
@@ -236,8 +284,10 @@ def test_the_first_method_is_compared_with_each_other_one(runs: Path, drawn: Non
         *("camal > suppress", "camal > vanilla", "suppress > vanilla")
     ]
     assert "### Probability of improvement: Suppress > Vanilla" in files["tables.md"].decode()
-    assert b">Suppress &gt; Vanilla<" in files["figure4.svg"]
-    assert b"P(CAMAL &gt; method of the colour)" in files["environments.svg"]
+    poi = grids["figure4"][0][1]
+    assert [label for label, _ in poi.rows] == ["CAMAL", "CAMAL", "Suppress"]
+    assert poi.right == ("Suppress", "Vanilla", "Vanilla")
+    assert grids["environments"][0][1].label == "P(CAMAL > other)"
 
 
 def test_experiment_json_gives_the_order(runs: Path) -> None:
@@ -257,15 +307,7 @@ def test_experiment_json_gives_the_order(runs: Path) -> None:
 
 
 def warned(runs: Path) -> str:
-    """The warnings, which have to be the same on the command line, in the file and on the page."""
-    printed, files = make(runs)
-    sentences = statistics_of(files)["warnings"]
-    assert [line.removeprefix("Warning: ") for line in printed if line.startswith("Warning: ")] == sentences
-    for sentence in sentences:
-        told = sentence.replace("'", "&#39;").replace(">", "&gt;").replace(" %", "\N{NO-BREAK SPACE}%")
-        assert f"<li>{told}</li>" in files["report.html"].decode()
-        assert f"- {sentence}\n" in files["report.md"].decode()
-    return "\n".join(sentences)
+    return warnings_of(*make(runs))
 
 
 def test_a_missing_cell_is_named_and_its_seed_left_out_of_what_is_joint(runs: Path) -> None:
@@ -289,7 +331,7 @@ def test_a_missing_cell_is_named_and_its_seed_left_out_of_what_is_joint(runs: Pa
 
 
 @pytest.mark.slow
-def test_planned_runs_that_are_not_there_are_missing(runs: Path, drawn: None) -> None:
+def test_planned_runs_that_are_not_there_are_missing(runs: Path, painted: None) -> None:
     matrix = {"envs": ["A", "B", "C"], "methods": ["camal", "vanilla"], "seeds": [1]}
     (runs / "experiment.json").write_text(json.dumps(matrix))
     printed, files = make(runs)
@@ -319,7 +361,7 @@ def test_a_method_without_live_maps_has_its_dead_maps_beside_its_iou(runs: Path)
         write_scores(runs, "/".join(folder.parts[-3:]), 50, 0.0, dead_map_fraction=1.0)
     assert "100 % of the maps of Vanilla in A are dead" in warned(runs)
     table = make(runs)[1]["tables.md"].decode()
-    assert "| A | Vanilla | 2 | 0.000 (no interval) | 0.750 | 100.0 % |" in table
+    assert "| A | Vanilla | 2 | 0.000 (no interval) | 0.050 | 0.750 | 100.0 % |" in table
 
 
 def test_an_iou_that_is_null_is_left_out_with_its_reason(runs: Path) -> None:
@@ -336,7 +378,7 @@ def test_an_iou_that_is_null_is_left_out_with_its_reason(runs: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_method_is_described_and_not_compared(runs: Path, drawn: None) -> None:
+def test_one_method_is_described_and_not_compared(runs: Path, painted: None) -> None:
     for folder in runs.glob("*/vanilla"):
         shutil.rmtree(folder)
     printed, files = make(runs)
@@ -378,7 +420,8 @@ def test_an_output_that_is_no_folder_is_refused(runs: Path, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_the_command_prints_findings_and_files_and_needs_no_torch(runs: Path) -> None:
     code = (
-        "import sys; import camal_rl.report as report; "
+        "import sys; import camal_rl.report as report; from camal_rl.results import figures; "
+        "figures.draw = lambda name, *_: {f'{name}.svg': b'<svg/>'}; "
         f"code = report.main(report.parse_args([{str(runs)!r}, '--repetitions', '50'])); "
         "print({'torch', 'vizdoom'} & {*sys.modules}); sys.exit(code)"
     )
@@ -390,12 +433,11 @@ def test_the_command_prints_findings_and_files_and_needs_no_torch(runs: Path) ->
     assert "100%" in done.stderr
 
 
-@pytest.mark.slow
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
-    done = run("-m", "camal_rl.report", str(tmp_path), folder=ROOT)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("camal_rl: ")
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main(Args(tmp_path)) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert told.startswith("camal_rl: ")
 
 
 def test_ctrl_c_leaves_an_earlier_report(
@@ -406,7 +448,7 @@ def test_ctrl_c_leaves_an_earlier_report(
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "compute", interrupted)
+    monkeypatch.setattr(comparison, "compute", interrupted)
     assert report.main(Args(runs)) == 130
     assert "Nothing was written" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in (runs / "report").iterdir()} == before
@@ -424,8 +466,7 @@ def write_media(runs: Path, title: str, names: list[str]) -> None:
         (folder / file).write_bytes(content)
 
 
-@pytest.mark.slow
-def test_the_same_runs_give_the_same_bytes(runs: Path, tmp_path: Path, drawn: None) -> None:
+def test_the_same_runs_give_the_same_bytes(runs: Path, tmp_path: Path) -> None:
     write_media(runs, "A/camal/seed1", ["evaluation.png", "evaluation.mp4"])
     once, twice = (make(runs, "--output", str(tmp_path / name))[1] for name in ("one", "two"))
     assert once == twice
@@ -441,8 +482,8 @@ def test_the_page_shows_the_first_seed_beside_another_run_where_it_can(
     html = make(runs)[1]["report.html"].decode()
     captions = re.findall(r"</?(?:img|video) [^>]*>(?:</video>)?\s*<figcaption>(.*?)</figcaption>", html)
     assert captions == [
-        "A: CAMAL seed 1 beside Vanilla seed 1: the frames of highest, median and lowest IoU of CAMAL.",
-        "B: CAMAL seed 1: the frames of highest, median and lowest IoU of CAMAL.",
+        "A: CAMAL seed 1 beside Vanilla seed 1: frames of high, middle and low IoU of CAMAL.",
+        "B: CAMAL seed 1: frames of high, middle and low IoU of CAMAL.",
         "A: CAMAL seed 1 beside Vanilla seed 1: episodes with the same starts.",
     ]
     # What is beyond the limit, or damaged, is left out and named.
@@ -460,7 +501,7 @@ def test_a_study_without_curves_has_no_figure_of_them(runs: Path) -> None:
         file.unlink()
     assert "Learning curves are incomplete, there is no curves.csv with camal/iou and" in warned(runs)
     files = make(runs, "--output", str(runs / "again"))[1]
-    assert set(files) == FILES - {"curves.png", "curves.svg"}
+    assert set(files) == FILES - {f"curves.{kind}" for kind in KINDS}
     assert b"How they were learned" not in files["report.html"]
 
 

@@ -93,6 +93,17 @@ def test_options_of_earlier_versions_are_in_groups(runs: Path) -> None:
     assert study.comparability(found) == []
 
 
+def test_scores_of_earlier_versions_are_read(runs: Path) -> None:
+    path = write_scores(runs, "A/camal/seed1", 20, 0.2) / "scores.json"
+    scores = json.loads(path.read_text())
+    scores["iou_ceiling"] = scores.pop("iou_mask")
+    del scores["iou_constant"]
+    path.write_text(json.dumps(scores))
+    row = read_study(runs).table().set_index(["environment", "method", "seed"]).loc["A", "camal", 1]
+    assert row["iou_mask"] == 0.75
+    assert np.isnan(row["iou_constant"])
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
@@ -187,12 +198,12 @@ def test_every_wrong_type_anywhere_is_one_clear_error_or_none(runs: Path) -> Non
 # Learning curves
 
 
-def test_a_curve_is_the_mean_of_a_window_and_its_neighbours_by_hand() -> None:
+def test_a_curve_is_the_mean_of_a_window_and_its_neighbours_where_something_was_logged() -> None:
     edges = np.array([0.0, 10, 20, 30, 40, 50, 60])
     points = np.array([[5.0, 1], [10, 2], [11, 6], [12, NAN], [60, 9], [70, 100]])
     found = study.curve(points, edges, end=60)
-    np.testing.assert_array_equal(found, [3, 3, 6, NAN, 9, 9])
-    np.testing.assert_array_equal(study.curve(points, edges, end=50), [3, 3, 6, NAN, 9, NAN])
+    np.testing.assert_array_equal(found, [3, 3, NAN, NAN, NAN, 9])
+    np.testing.assert_array_equal(study.curve(points, edges, end=50), [3, 3, NAN, NAN, NAN, NAN])
     assert np.isnan(study.curve(np.zeros((0, 2)), edges, end=60)).all()
 
 

@@ -29,7 +29,7 @@ class Country(Table):
 
 def read(folder: Path, text: str) -> Country:
     path = folder / "country.toml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return read_toml(path, Country)
 
 
@@ -37,6 +37,12 @@ def test_a_file_that_fits_is_read(tmp_path: Path) -> None:
     country = read(tmp_path, 'year = [1, 2]\n[farm]\nanimals = ["cow"]\nmilk = 3  # litres\n')
     assert country == Country(year=[1, 2], farm=Farm(animals=["cow"], milk=3.0))
     assert type(country.farm.milk) is float
+
+
+def test_a_byte_order_mark_in_front_is_skipped(tmp_path: Path) -> None:
+    assert read(tmp_path, "\ufeffyear = 2\n[farm]\nanimals = []\nmilk = 3").year == 2
+    with pytest.raises(UserError, match="line 1: year: input should be a valid integer"):
+        read(tmp_path, "\ufeffyear = ''\n[farm]\nanimals = []\nmilk = 3")
 
 
 @pytest.mark.parametrize(

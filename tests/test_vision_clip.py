@@ -26,24 +26,11 @@ from camal_rl.vision.clip import (
 pytest.importorskip("open_clip")
 
 import open_clip
-from small_clips import (  # noqa: F401 - fixtures
-    CLASSES,
-    CONFIGS,
-    KINDS,
-    TOKENIZER,
-    Dangerous,
-    clip,
-    hooked,
-    network,
-    noise,
-    offline,
-    one_thread,
-    registered,
-)
+from small_clips import CLASSES, CONFIGS, KINDS, TOKENIZER, Dangerous, clip, hooked, network, noise
 
 from camal_rl.vision import priors
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_clips_only")]
 
 
 @pytest.mark.parametrize("kind", KINDS)

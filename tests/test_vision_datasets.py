@@ -208,6 +208,136 @@ def test_a_segmentation_without_a_blossom_is_an_empty_mask() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------
+# Files that another program saved again
+
+
+def lesion(mode: str) -> Image.Image:
+    """The left upper quarter of 60 x 40 pixels, as the fixture draws it, in another mode."""
+    quarter = drawn("L", (60, 40), (0, 0, 30, 20), 255)
+    if mode == "16 bits":
+        return Image.fromarray(np.asarray(quarter).astype(np.uint16) * 257)
+    if mode == "0 and 1":
+        return quarter.point(lambda level: level // 255)
+    if mode == "0 and 1 in 16 bits":
+        return Image.fromarray((np.asarray(quarter) // 255).astype(np.uint16))
+    if mode == "on transparent white":
+        made = Image.new("RGBA", (60, 40), (255, 255, 255, 0))
+        made.paste((255, 255, 255, 255), mask=quarter)
+        return made
+    return quarter.convert(mode)
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "P", "LA", "RGBA", "16 bits", "0 and 1", "0 and 1 in 16 bits", "on transparent white"]
+)
+def test_a_lesion_is_read_whatever_the_mode_of_its_mask(mode: str, busi: Path) -> None:
+    save(busi / "Dataset_BUSI_with_GT" / "malignant" / "malignant (1)_mask.png", lesion(mode))
+    samples = load("busi", busi, 56)
+    np.testing.assert_array_equal(samples.masks[10], samples.masks[11])
+
+
+def test_what_jpeg_leaves_around_a_lesion_is_none_of_it(busi: Path) -> None:
+    path = busi / "Dataset_BUSI_with_GT" / "malignant" / "malignant (1)_mask.png"
+    save(path, lesion("RGB"), "JPEG")
+    assert (np.asarray(Image.open(path))[:, 31:] > 0).any()
+    samples = load("busi", busi, 56)
+    np.testing.assert_array_equal(samples.masks[10], samples.masks[11])
+
+
+@pytest.mark.parametrize("data", ["busi", "pet"])
+def test_an_image_of_16_bits_is_that_of_8(data: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(data)
+    name = {
+        "busi": "Dataset_BUSI_with_GT/benign/benign (1).png",
+        "pet": "oxford-iiit-pet/images/Abyssinian_1.jpg",
+    }
+    save(folder / name[data], Image.fromarray(np.full((40, 60), 90 * 257, np.uint16)), "PNG")
+    assert (load(data, folder, 32).images[0] == 90).all()
+
+
+TRIMAP = np.repeat(np.array([[2, 3, 1, 3]], np.uint8), 15).reshape(1, 60).repeat(40, axis=0)
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        Image.fromarray(TRIMAP).convert("RGB"),
+        Image.fromarray(TRIMAP).convert("RGBA"),
+        Image.fromarray(TRIMAP.astype(np.uint16)),
+        Image.fromarray(TRIMAP, "P"),
+    ],
+    ids=["RGB", "RGBA", "16 bits", "palette"],
+)
+def test_a_trimap_is_read_in_any_mode_that_keeps_its_numbers(saved: Image.Image, pet: Path) -> None:
+    folder = pet / "oxford-iiit-pet" / "annotations" / "trimaps"
+    if saved.mode == "P":
+        saved.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
+    for name in ("Abyssinian_1", "Abyssinian_100"):
+        save(folder / f"{name}.png", Image.fromarray(TRIMAP) if name == "Abyssinian_100" else saved)
+    masks = load("pet", pet, 56).masks
+    np.testing.assert_array_equal(masks[0], masks[1])
+    assert 0.6 < masks[0].mean() < 0.9
+
+
+@pytest.mark.parametrize(
+    ("saved", "reason"),
+    [
+        (Image.fromarray((TRIMAP - 1) * 127), "it holds 0, 127, 254"),
+        (Image.fromarray(TRIMAP - 1), "it holds 0, 1, 2, not 1, 2 and 3"),
+        (Image.fromarray(np.stack([TRIMAP, TRIMAP, 4 - TRIMAP], axis=2)), "its channels differ"),
+        (
+            Image.fromarray(np.stack([TRIMAP] * 3 + [255 * (TRIMAP != 2)], axis=2).astype(np.uint8)),
+            "it holds 0, 1, 3",
+        ),
+    ],
+)
+def test_a_trimap_with_other_numbers_is_named(saved: Image.Image, reason: str, pet: Path) -> None:
+    path = save(pet / "oxford-iiit-pet" / "annotations" / "trimaps" / "Abyssinian_1.png", saved)
+    assert f"{path} can't be read ({reason}" in refusal("pet", pet)
+
+
+def test_a_segmentation_is_read_on_transparent_ground_and_refused_without_colour(flower: Path) -> None:
+    path = flower / "flowers-102" / "segmim" / "segmim_00001.jpg"
+    cut_out = Image.new("RGBA", (600, 400), (255, 255, 255, 0))
+    cut_out.paste((230, 200, 40, 255), (150, 100, 450, 300))
+    save(path, cut_out, "PNG")
+    masks = load("flower", flower, 56).masks
+    assert (masks[0] != masks[1]).mean() < 0.01
+    save(path, drawn("L", (600, 400), (150, 100, 450, 300), 255))
+    assert f"{path} can't be read (it has no colour" in refusal("flower", flower)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("busi", "Dataset_BUSI_with_GT/malignant/malignant (1)_mask.png"),
+        ("pet", "oxford-iiit-pet/annotations/trimaps/Abyssinian_1.png"),
+        ("flower", "flowers-102/segmim/segmim_00001.jpg"),
+    ],
+)
+def test_a_mask_of_other_proportions_than_its_image_is_named(
+    data: str, name: str, request: pytest.FixtureRequest
+) -> None:
+    path = request.getfixturevalue(data) / name
+    with Image.open(path) as mask:
+        save(path, mask.transpose(Image.Transpose.ROTATE_90))
+    message = refusal(data, path.parents[len(Path(name).parts) - 1])
+    assert str(path) in message
+    assert re.search(r"40.* x .*60.*60.* x .*40", message)
+
+
+def test_a_mask_may_be_smaller_than_its_image_or_lack_a_row(busi: Path) -> None:
+    path = busi / "Dataset_BUSI_with_GT" / "malignant" / "malignant (1)_mask.png"
+    for size in ((30, 20), (60, 39)):
+        save(path, lesion("L").resize(size, Image.Resampling.NEAREST))
+        samples = load("busi", busi, 56)
+        assert (samples.masks[10] != samples.masks[11]).mean() < 0.05
+    save(path.with_name("malignant (1).png"), plain((41, 40)))
+    save(path, lesion("L").resize((40, 41), Image.Resampling.NEAREST))
+    assert "40 x 41 pixels" in refusal("busi", busi)
+
+
+# ------------------------------------------------------------------------------------------------------------
 # Size
 
 

@@ -42,10 +42,11 @@ them. MaxViT's last layer has none."""
 
 
 def made(name: str, num_classes: int, image_size: int = 224) -> Classifier:
-    """In evaluation mode; the last layer of torchvision's ViT is zero at first, and nothing would pass it."""
+    """In evaluation mode; a ViT with two of its twelve blocks, and a last layer that is not zero."""
     torch.manual_seed(0)
     model = Classifier(name, num_classes, image_size).eval()
     if name == "vit_b_16":
+        model.network.encoder.layers = model.network.encoder.layers[:2]  # type: ignore[union-attr, index]
         nn.init.normal_(model.network.heads.head.weight, std=0.1)  # type: ignore[union-attr, arg-type]
     return model
 
@@ -121,7 +122,7 @@ def test_one_training_step_with_camal_and_its_gradient_checked(name: str) -> Non
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_camals_gradient_passes_through_maps_and_their_weights(name: str) -> None:
     """The loss on attention alone, by float64 differences along a random direction of all parameters."""
-    size = 224 if name == "maxvit_t" else 64
+    size, count = (224, 1) if name == "maxvit_t" else (64, 2)
     model = made(name, 3, size)
     map_size = models.map_size(model, size)
     model.double()
@@ -131,9 +132,9 @@ def test_camals_gradient_passes_through_maps_and_their_weights(name: str) -> Non
             parameter += 0.01 * torch.randn_like(parameter)
     for norm in models.batch_norms(model):
         norm.train()
-    images = torch.randn(2, 3, size, size, dtype=torch.float64)
-    labels = torch.tensor([0, 2])
-    costs = torch.randn(2, *map_size, dtype=torch.float64)
+    images = torch.randn(count, 3, size, size, dtype=torch.float64)
+    labels = torch.tensor([2, 0])[:count]
+    costs = torch.randn(count, *map_size, dtype=torch.float64)
 
     def loss() -> torch.Tensor:
         return (class_cam(model(images), labels) * costs).sum()
@@ -153,9 +154,15 @@ def test_camals_gradient_passes_through_maps_and_their_weights(name: str) -> Non
     assert (ends[0] - ends[1]) / 2e-7 == pytest.approx(expected, rel=1e-4)
 
 
-def test_vits_grid_has_no_class_token_and_patches_where_they_were() -> None:
+@pytest.fixture(scope="module")
+def vit() -> Classifier:
+    """For images of 64 pixels; not to be changed, and made once because that takes long."""
     torch.manual_seed(0)
-    model = Classifier("vit_b_16", 3, image_size=64).eval()
+    return Classifier("vit_b_16", 3, image_size=64).eval()
+
+
+def test_vits_grid_has_no_class_token_and_patches_where_they_were(vit: Classifier) -> None:
+    model = vit
     images = torch.randn(1, 3, 64, 64)
     seen = []
     layer = model.network.encoder.layers[-1].ln_1  # type: ignore[union-attr, index]
@@ -243,10 +250,11 @@ def test_weights_of_a_file_are_loaded_but_for_a_last_layer_of_other_classes(tmp_
     assert torch.equal(model.network.fc.weight, last)  # type: ignore[union-attr, arg-type]
 
 
-def test_weights_may_have_the_names_and_entries_that_torchvision_once_gave_them(tmp_path: Path) -> None:
+def test_weights_may_have_the_names_and_entries_that_torchvision_once_gave_them(
+    vit: Classifier, tmp_path: Path
+) -> None:
     """torchvision renames ViT's entries by a number that newer files hold and older ones lack."""
-    torch.manual_seed(0)
-    source = Classifier("vit_b_16", 3, image_size=64)
+    source = vit
     old = OrderedDict(
         (key.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."), one)
         for key, one in source.network.state_dict().items()
@@ -268,12 +276,10 @@ def test_weights_may_have_the_names_and_entries_that_torchvision_once_gave_them(
     assert torch.equal(model.network.conv1.weight, source.network.conv1.weight)  # type: ignore[union-attr, arg-type]
 
 
-def test_a_vits_positions_are_interpolated_to_the_size_of_images(tmp_path: Path) -> None:
-    source = Classifier("vit_b_16", 3, image_size=64)
-    with torch.no_grad():  # 4 x 4 positions that rise evenly from left to right
-        rising = torch.arange(4.0).repeat(4)[None, :, None].expand(-1, -1, 768)
-        source.network.encoder.pos_embedding[:, 1:] = rising  # type: ignore[union-attr, index]
-    torch.save(source.network.state_dict(), tmp_path / "weights.pth")
+def test_a_vits_positions_are_interpolated_to_the_size_of_images(vit: Classifier, tmp_path: Path) -> None:
+    # 4 x 4 positions that rise evenly from left to right, after the class token's.
+    rising = torch.tensor([0.0, *[0, 1, 2, 3] * 4])[None, :, None].expand(-1, -1, 768)
+    torch.save(vit.network.state_dict() | {"encoder.pos_embedding": rising}, tmp_path / "weights.pth")
     model = Classifier("vit_b_16", 3, image_size=112)
     models.load_weights(model, str(tmp_path / "weights.pth"))
     grid = model.network.encoder.pos_embedding[0, 1:, 0].unflatten(0, (7, 7)).detach()  # type: ignore[union-attr, index]

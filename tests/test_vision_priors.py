@@ -20,24 +20,12 @@ from camal_rl.vision.samples import SHAPES, Samples
 
 pytest.importorskip("open_clip")
 
-from small_clips import (  # noqa: F401 - fixtures
-    CLASSES,
-    KINDS,
-    TOKENIZER,
-    Dangerous,
-    clip,
-    hooked,
-    network,
-    noise,
-    offline,
-    one_thread,
-    registered,
-)
+from small_clips import CLASSES, KINDS, TOKENIZER, Dangerous, clip, hooked, network, noise
 
 from camal_rl.vision import datasets, priors, shapes
 from camal_rl.vision.priors import Args
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_clips_only")]
 
 
 # Regions
@@ -196,13 +184,36 @@ def test_pictures_of_another_kind_are_refused(tmp_path: Path) -> None:
     write_png(tmp_path / "b.png", np.zeros((2, 3), np.uint8))
     with pytest.raises(UserError, match="of one size: b's is not that of a"):
         priors.load_regions(tmp_path, names)
-    write_png(tmp_path / "b.png", np.zeros((2, 2, 3), np.uint8))
-    with pytest.raises(UserError, match=r"b\.png is .* no grey PNG file"):
+    write_png(tmp_path / "b.png", np.zeros((2, 2, 3), np.uint8) + np.arange(3, dtype=np.uint8))
+    with pytest.raises(UserError, match=r"b\.png can't be read \(its channels differ\): .* grey PNG file"):
         priors.load_regions(tmp_path, names)
     for content in (b"", b"no picture"):
         (tmp_path / "b.png").write_bytes(content)
-        with pytest.raises(UserError, match=r"b\.png is damaged"):
+        with pytest.raises(UserError, match=r"b\.png can't be read"):
             priors.load_regions(tmp_path, names)
+
+
+def test_a_grey_picture_may_have_several_channels_that_are_equal(tmp_path: Path) -> None:
+    grey = np.array([[0, 51], [102, 255]], np.uint8)
+    write_png(tmp_path / "a.png", np.stack([grey] * 3, axis=2))
+    write_png(
+        tmp_path / "b.png",
+        np.stack([grey | 1, grey | 1, grey | 1, 255 * (grey > 51)], axis=2).astype(np.uint8),
+    )
+    found = priors.load_regions(tmp_path, ["a", "b"])
+    np.testing.assert_allclose(found[0], grey / 255, atol=1e-7)
+    np.testing.assert_allclose(found[1], [[0, 0], [103 / 255, 1]], atol=1e-7)  # transparent is black
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_pictures_of_0_and_1_in_place_of_black_and_white_are_refused(kind: type, tmp_path: Path) -> None:
+    """As maps they would be all but black; 16 bits that hold the levels of 8 are the same mistake."""
+    write_png(tmp_path / "a.png", np.zeros((2, 2), kind))
+    write_png(tmp_path / "b.png", np.eye(2, dtype=kind) * (1 if kind == np.uint8 else 255))
+    with pytest.raises(
+        UserError, match=r"the brightest pixel of all maps is 0\.0039: .* white, 255 or 65535"
+    ):
+        priors.load_regions(tmp_path, ["a", "b"])
 
 
 # The study
@@ -222,7 +233,7 @@ def test_overlap_by_hand() -> None:
     found = [priors.overlap(heat, mask) for heat in (two_parts, corners, nothing)]
     expected = {
         "iou": [4 / 18, 2 / 17, 0],
-        "iou_ceiling": [1, 1, 1],
+        "iou_mask": [1, 1, 1],
         "covered": [4 / 16, 2 / 16, 0],
         "spurious": [2 / 6, 1 / 3, math.nan],
         "parts": [2, 1, 0],
@@ -240,7 +251,7 @@ def test_overlap_takes_maps_of_a_lower_resolution() -> None:
     assert found["iou"] == metrics.iou(heat[None], mask[None])[0]
     region = metrics.upsample(heat[None], (32, 32))[0] > 0.7
     assert found["covered"] == pytest.approx((region & (mask > 0)).sum() / mask.sum())
-    assert found["iou_ceiling"] < 1
+    assert found["iou_mask"] < 1
 
 
 def samples(count: int = 8, size: int = 32) -> Samples:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from conftest import ROOT, run
 from PIL import Image
 from written_folds import ACCURACY, SHARES, scores_of, shift, write, write_cell
+from written_reports import statistics_of, warnings_of
 
 from camal_rl.errors import UserError
 from camal_rl.results import figures, media
@@ -20,19 +20,7 @@ from camal_rl.stats import Interval
 from camal_rl.vision import report
 from camal_rl.vision.scores import Curves, read_folds
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def drawn() -> None:
-    """For tests that need the figures."""
-
-
-@pytest.fixture(autouse=True)
-def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take a second; other tests do without."""
-    if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(figures, "draw", lambda name, *_: {f"{name}.png": b"", f"{name}.svg": b"<svg/>"})
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_figures")]
 
 
 @pytest.fixture
@@ -51,14 +39,6 @@ def make(runs: Path, *options: str) -> tuple[list[str], dict[str, bytes]]:
     return printed, {path.name: path.read_bytes() for path in output.iterdir()}
 
 
-def statistics_of(files: dict[str, bytes]) -> dict[str, Any]:
-    def refuse(name: str) -> None:
-        raise AssertionError(f"{name} in statistics.json")
-
-    content: dict[str, Any] = json.loads(files["statistics.json"], parse_constant=refuse)
-    return content
-
-
 def paired_with(
     files: dict[str, bytes], other: str, measure: str, test_set: str = "unshifted"
 ) -> dict[str, Any]:
@@ -71,15 +51,7 @@ def paired_with(
 
 
 def warned(runs: Path) -> str:
-    """The warnings, which have to be the same on the command line, in the file and on both pages."""
-    printed, files = make(runs)
-    sentences = statistics_of(files)["warnings"]
-    assert [line.removeprefix("Warning: ") for line in printed if line.startswith("Warning: ")] == sentences
-    for sentence in sentences:
-        told = sentence.replace("'", "&#39;").replace("<", "&lt;").replace(" %", "\N{NO-BREAK SPACE}%")
-        assert f"<li>{told}</li>" in files["report.html"].decode()
-        assert f"- {sentence}\n" in files["report.md"].decode()
-    return "\n".join(sentences)
+    return warnings_of(*make(runs))
 
 
 # Numbers by hand
@@ -153,7 +125,7 @@ def test_only_pairs_that_were_run_have_tables(tmp_path: Path) -> None:
     _, files = make(tmp_path)
     assert {name for name in files if name.startswith(("table", "figure"))} == {
         *("table1.csv", "table3.csv", "tables.md", "tables.tex"),
-        *("figure3.png", "figure3.svg", "figure5.png", "figure5.svg"),
+        *(f"{figure}.{kind}" for figure in ("figure3", "figure5") for kind in ("png", "svg", "pdf")),
     }
 
 
@@ -206,7 +178,7 @@ def test_every_fold_is_a_row_of_scores_csv(runs: Path) -> None:
         "test_set": "unshifted",
         "accuracy": "0.9",
         "iou": "0.5",
-        "iou_ceiling": "0.75",
+        "iou_mask": "0.75",
         "dead_map_fraction": "0.0",
         "pointing_game": "0.8",
         "relevance_mass": "0.5",
@@ -412,7 +384,7 @@ def test_nothing_at_all_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_fold_without_iou_counts_for_accuracy_only(runs: Path) -> None:
-    write_cell(runs, "busi", "resnet18", "camal", [2], iou=None, iou_ceiling=None)
+    write_cell(runs, "busi", "resnet18", "camal", [2], iou=None, iou_mask=None)
     _, files = make(runs)
     assert paired_with(files, "vanilla", "iou")["folds"]["fold"] == [1, 3, 4, 5]
     assert paired_with(files, "vanilla", "accuracy")["folds"]["fold"] == [1, 2, 3, 4, 5]

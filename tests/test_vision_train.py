@@ -6,8 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -22,12 +20,18 @@ from camal_rl.run import folder as run_folder
 
 pytest.importorskip("torchvision")
 
-from vision_processes import checkpoint_of, scores_of, small_args
+from vision_processes import checkpoint_of, scores_of, small_args, small_network
 
-from camal_rl.vision import datasets, evaluate, priors, train
+from camal_rl.vision import datasets, evaluate, models, priors, train
 from camal_rl.vision.models import ARCHITECTURES, CAM_METHODS, Classifier
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tested here doesn't depend on the network; test_vision_models has the real ones."""
+    monkeypatch.setattr(models.models, "get_model", small_network)
 
 
 @pytest.mark.parametrize("method", ["camal", "vanilla", "suppress"])
@@ -56,7 +60,7 @@ def test_a_fold_is_trained_logged_and_scored(method: str, tmp_path: Path) -> Non
 
 def test_camal_pulls_attention_into_the_mask(tmp_path: Path) -> None:
     """So few training images don't carry over to others, so it is theirs that is looked at."""
-    args = small_args(tmp_path, epochs=8, test_every=0)
+    args = small_args(tmp_path, epochs=8, test_every=0, learning_rate=0.01)
     train.train(args)
     events = EventAccumulator(str(train.folder_of(args, 1)))
     events.Reload()
@@ -314,84 +318,54 @@ def test_the_command_names_what_there_is() -> None:
     assert get_args(types["attention"]) == CAM_METHODS
 
 
-def command(
-    folder: Path, *options: object, without: Collection[str] = (), **more: Any
-) -> subprocess.Popen[str]:
-    """Training as a user starts it, on few small images, without these environment variables."""
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "camal_rl.vision.train", "--runs-dir", str(folder), "--folds", "3"),
-            *(
-                "--fold",
-                "1",
-                "--samples",
-                "36",
-                "--image-size",
-                "64",
-                "--weights",
-                "none",
-                "--torch-threads",
-                "1",
-            ),
-            *map(str, options),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={name: one for name, one in os.environ.items() if name not in without}
-        | {"PYTHONPATH": str(ROOT)},
-        **more,
-    )
+def test_a_signal_ends_after_the_epoch_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    args = small_args(tmp_path, epochs=4, checkpoint_every=3)
+    update, steps = train.update, iter(range(1000))
 
+    def interrupted(*given: Any) -> dict[str, torch.Tensor]:
+        if next(steps) == 4:  # of three steps an epoch
+            signal.raise_signal(signal.SIGINT)
+        return update(*given)
 
-def test_a_signal_ends_after_the_epoch_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    folder = tmp_path / "shapes" / "resnet18" / "camal" / "fold1"
-    options = ("--epochs", 40, "--checkpoint-every", 1)
-    running = command(tmp_path, *options)
-    while not (folder / "checkpoint.pt").exists():
-        assert running.poll() is None
-        time.sleep(0.05)
-    running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=120)
-    assert running.returncode == 130
+    monkeypatch.setattr(train, "update", interrupted)
+    assert train.main(args) == 130
+    said = capfd.readouterr().err
     assert "Stopping after this epoch" in said
     assert "The same command goes on" in said
-    assert "Traceback" not in said
-    stopped = run_folder.load_checkpoint(folder / "checkpoint.pt")
-    assert stopped is not None
-    assert 1 <= stopped["epoch"] < 40
-    again = command(tmp_path, *options)
-    out, said = again.communicate(timeout=300)
-    assert again.returncode == 0, said
-    assert "Done." in out
-    events = EventAccumulator(str(folder))
+    assert checkpoint_of(args)["epoch"] == 2
+    assert train.main(args) == 0
+    assert "Done." in capfd.readouterr().out
+    events = EventAccumulator(str(train.folder_of(args, 1)))
     events.Reload()
-    assert [one.step for one in events.Scalars("train/accuracy")] == list(range(1, 41))
+    assert [event.step for event in events.Scalars("train/accuracy")] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
-    ("limit", "amount", "words"),
+    ("limit", "words"),
     [
-        (resource.RLIMIT_FSIZE, 2000, "File too large"),
-        (resource.RLIMIT_AS, 10 * 2**30, "out of memory: choose a smaller --batch-size"),
+        (resource.RLIMIT_FSIZE, "File too large"),
+        (resource.RLIMIT_AS, "out of memory: choose a smaller --batch-size"),
     ],
 )
 def test_a_full_disk_and_full_memory_are_one_line(
-    limit: int, amount: int, words: str, tmp_path: Path
+    limit: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("--epochs", 4, "--samples", 1000000) if limit == resource.RLIMIT_AS else ("--epochs", 4)
-
-    def limited() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(limit, (amount, amount))
-
-    # The measurement of coverage has files of its own, which it could not write either.
-    coverage = [name for name in os.environ if name.startswith("COV")]
-    running = command(tmp_path, *options, without=coverage, preexec_fn=limited)
-    _, said = running.communicate(timeout=120)
-    assert running.returncode == 2, said
+    amount, samples = 2000, 36
+    if limit == resource.RLIMIT_AS:  # what is in use, and a gibibyte; a million images need twelve
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        amount, samples = pages * resource.getpagesize() + 2**30, 1_000_000
+    before = resource.getrlimit(limit)
+    resource.setrlimit(limit, (amount, before[1]))
+    try:
+        code = train.main(small_args(tmp_path, samples=samples))
+    finally:
+        resource.setrlimit(limit, before)
+    assert code == 2
+    said = capsys.readouterr().err
     assert words in said
-    assert "Traceback" not in said
+    assert said.count("camal_rl: ") == 1
 
 
 @pytest.mark.parametrize("module", ["train", "evaluate", "batch_norm"])

@@ -31,7 +31,7 @@ def scores_of(
 ) -> dict[str, Any]:
     """What a fold's scores.json holds."""
     alignment = {
-        "iou_ceiling": None if iou is None else 0.75,
+        "iou_mask": None if iou is None else 0.75,
         "pointing_game": 0.8,
         "relevance_mass": 0.5,
         "roc_auc": 0.9,
@@ -100,4 +100,4 @@ def write_cell(
 
 
 def shift(accuracy: float, iou: float) -> dict[str, float]:
-    return {"accuracy": accuracy, "iou": iou, "iou_ceiling": 0.75, "dead_map_fraction": 0.25}
+    return {"accuracy": accuracy, "iou": iou, "iou_mask": 0.75, "dead_map_fraction": 0.25}

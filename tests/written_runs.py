@@ -17,7 +17,8 @@ def scores_of(env: str, method: str, seed: int, total: float, iou: float | None)
         "steps": STEPS,
         "return": {"mean": total},
         "iou": iou,
-        "iou_ceiling": None if iou is None else 0.75,
+        "iou_mask": None if iou is None else 0.75,
+        "iou_constant": None if iou is None else 0.05,
         "dead_map_fraction": 0.25,
         "episodes": [{"return": total}, {"return": total}],
         "settings": {

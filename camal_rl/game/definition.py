@@ -20,6 +20,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from camal_rl import ENVS_DIR
 from camal_rl.errors import UserError
+from camal_rl.game.engine import load_config
 from camal_rl.run.files import make_folder, write_together
 from camal_rl.run.toml import Table, mistake_in, read_toml
 
@@ -117,8 +118,8 @@ _Return = Annotated[float, Field(gt=-1e9, lt=1e9)]
 
 
 class _Targets(Table):
-    categories: list[_Category]
-    names: list[str]
+    categories: list[_Category] = Field(default=[])
+    names: list[str] = Field(default=[], validate_default=True)
     reason: str
 
     @field_validator("names")
@@ -175,15 +176,11 @@ def load_definition(env: str | Path) -> Definition:
                 f"Choose one of {', '.join(available())}, or give the path of a .toml file of your own."
             )
     file = read_toml(path, _File)
-    folders = (path.resolve().parent, Path(vizdoom.scenarios_path))
-    scenario = next(
-        (folder / file.scenario for folder in folders if (folder / file.scenario).is_file()), None
-    )
-    if scenario is None:
-        stock = ", ".join(sorted(file.name for file in folders[1].glob("*.cfg")))
-        problem = f"no file {file.scenario!r} beside the TOML or in ViZDoom. Stock scenarios: {stock}."
-        raise mistake_in(path, "scenario", problem)
-    known = object_names(scenario.resolve())
+    try:
+        scenario = _find(path.parent, file.scenario)
+    except UserError as error:
+        raise mistake_in(path, "scenario", str(error)) from error
+    known = object_names(scenario)
     folded = {name.casefold() for name in known}
     for name in file.targets.names:
         if name.casefold() not in folded:
@@ -192,13 +189,12 @@ def load_definition(env: str | Path) -> Definition:
             raise mistake_in(
                 path,
                 "targets.names",
-                f"unknown object {name!r}; {hint} To see what occurs, write names = [] and "
-                'categories = ["Monster"] for now, and run `python -m camal_rl.environments` with this file.',
+                f"unknown object {name!r}; {hint} `python -m camal_rl.environments {scenario}` names all.",
             )
     return Definition(
         name=path.stem,
         path=path,
-        scenario=scenario.resolve(),
+        scenario=scenario,
         frame_skip=file.frame_skip,
         reward_scale=file.reward_scale,
         target_names=tuple(file.targets.names),
@@ -209,6 +205,27 @@ def load_definition(env: str | Path) -> Definition:
         reference_return=file.returns.reference,
         reference_source=file.returns.reference_source,
     )
+
+
+def bare_definition(scenario: Path) -> Definition:
+    """Return a definition without targets for a .cfg that no TOML file describes yet.
+
+    Raises:
+        UserError: no such .cfg, or a mistake in it.
+    """
+    found = _find(Path(), str(scenario))
+    object_names(found)
+    return Definition(scenario.stem, scenario, found, 4, 1.0, (), (), "", 0.0, "", 0.0, "")
+
+
+def _find(folder: Path, scenario: str) -> Path:
+    """The .cfg of this name in a folder, or else in ViZDoom's own."""
+    stock = Path(vizdoom.scenarios_path)
+    for path in (folder / scenario, stock / scenario):
+        if path.is_file():
+            return path.resolve()
+    names = ", ".join(sorted(file.name for file in stock.glob("*.cfg")))
+    raise UserError(f"no file {str(folder / scenario)!r}, nor in ViZDoom, which has {names}.")
 
 
 def _similar(word: str, names: Iterable[str], most: int) -> list[str]:
@@ -225,33 +242,54 @@ def object_names(scenario: Path) -> frozenset[str]:
     """Names of all objects that a scenario can hold: the engine's own, and those its WAD defines.
 
     Raises:
-        UserError: the .cfg has lines that ViZDoom does not understand, its WAD is missing or is none, or its
-            map is nowhere, for which the engine would wait for ever.
+        UserError: the .cfg has lines that ViZDoom does not understand, a WAD is missing or is none, its map
+            is nowhere, or its game is for several players: the engine would wait for ever, or crash.
     """
     game = vizdoom.DoomGame()
-    if not game.load_config(str(scenario)):
+    if not load_config(game, scenario):
         raise UserError(f"{scenario}: mend or remove the lines that ViZDoom's warnings name.")
-    texts = [content for _, content in _lumps(Path(vizdoom.__file__).with_name("vizdoom.pk3"))]
-    if game.get_doom_scenario_path():  # else it plays a map of the game's own WAD
-        wad = Path(game.get_doom_scenario_path())
+    if found := re.search(r"[-+](host|join)\b", game.get_game_args(), re.IGNORECASE):
+        raise UserError(f"{scenario}: remove {found[0]} from game_args: it waits for other players.")
+    own = Path(vizdoom.__file__).parent
+    texts = [content for _, content in _lumps(own / "vizdoom.pk3")]
+    paths = (game.get_doom_scenario_path(), game.get_doom_game_path() or own / "freedoom2.wad")
+    wads = [Path(path) for path in paths if path]
+    chosen = game.get_doom_map().upper()
+    maps: dict[str, bool] = {}
+    for wad in wads:
         try:
             lumps = _lumps(wad)
         except (OSError, struct.error, zipfile.BadZipFile) as error:
             problem = getattr(error, "strerror", None) or "not a WAD file"
             raise UserError(
                 f"{scenario}: can't read its WAD {wad}: {problem}. "
-                "Put the file there, or correct doom_scenario_path, which is relative to the .cfg."
+                "Put the file there, or correct its path, which is relative to the .cfg."
             ) from error
-        names = [name for name, _ in lumps]
-        chosen = game.get_doom_map().upper()
         zipped = zipfile.is_zipfile(wad)
-        if not (zipped or chosen in names or re.fullmatch(r"MAP(0[1-9]|[12]\d|3[0-2])", chosen)):
-            maps = ", ".join(
-                name for name, following in pairwise(names) if following in ("THINGS", "TEXTMAP")
-            )
-            raise UserError(f"{scenario}: doom_map {chosen} is not in {wad.name}, which has {maps}.")
         texts += [content for name, content in lumps if zipped or name == "DECORATE"]
+        maps = ({chosen: True} if zipped else _maps(lumps)) | maps
+        if chosen in maps:
+            break
+    else:
+        names = " or ".join(wad.name for wad in wads)
+        raise UserError(f"{scenario}: doom_map {chosen} is not in {names}, which has {', '.join(maps)}.")
+    if not maps[chosen]:
+        raise UserError(f"{scenario}: doom_map {chosen} is for several players: none starts as player 1.")
     return frozenset(name.decode() for text in texts for name in _ACTOR.findall(text))
+
+
+def _maps(lumps: list[tuple[str, bytes]]) -> dict[str, bool]:
+    """The maps of a WAD by name, True for those where player 1 can start (an object of type 1)."""
+    maps = {}
+    for place, ((name, _), (following, things)) in enumerate(pairwise(lumps)):
+        if following == "TEXTMAP":
+            maps[name] = re.search(rb"\btype\s*=\s*1\s*;", things) is not None
+        elif following == "THINGS":
+            hexen = "BEHAVIOR" in (name for name, _ in lumps[place : place + 12])
+            first, size = (10, 20) if hexen else (6, 10)
+            types = (things[at : at + 2] for at in range(first, len(things), size))
+            maps[name] = b"\x01\0" in types
+    return maps
 
 
 def _lumps(archive: Path) -> list[tuple[str, bytes]]:

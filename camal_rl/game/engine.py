@@ -11,6 +11,7 @@ import platform
 import shlex
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -256,6 +257,56 @@ def unlock(shared_memory: Path) -> int:
     return unlocked
 
 
+def load_config(game: vizdoom.DoomGame, config: Path) -> bool:
+    """Read a .cfg into a game; False where it has lines that ViZDoom does not understand."""
+    understood = bool(game.load_config(str(config)))
+    for path, set_path in (
+        (game.get_doom_scenario_path(), game.set_doom_scenario_path),
+        (game.get_doom_game_path(), game.set_doom_game_path),
+    ):
+        # ViZDoom puts the .cfg's folder before absolute paths as well, and has games in a folder of its own.
+        others = (path.removeprefix(str(config.parent)), Path(vizdoom.__file__).parent / Path(path).name)
+        set_path(next((str(file) for file in (path, *others) if Path(file).is_file()), path))
+    return understood
+
+
+_TRIAL = """
+import signal, sys
+from pathlib import Path
+from camal_rl.game import engine
+config = Path(sys.argv[1])
+engine._tried.add(config)
+signal.alarm(int(sys.argv[2]))
+game = engine.start_engine(config, 120, 160, lambda game: game.set_console_enabled(True))
+game.new_episode()
+game.close()
+"""
+TRIAL_LIMIT = 10
+"""Seconds after which the first start of an unknown scenario counts as hung."""
+_tried: set[Path] = set()  # scenarios with which an engine has started
+
+
+def _try_scenario(config: Path) -> None:
+    """Start an engine in another process: one that ends or hangs in its start takes its caller along."""
+    trial = subprocess.run(
+        [sys.executable, "-c", _TRIAL, config, str(TRIAL_LIMIT)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # Ctrl-C in the terminal is not for it
+    )
+    if trial.returncode < 0:  # else it started, or fails here as well, and says why
+        hung = f"hangs (for {TRIAL_LIMIT} s)" if trial.returncode == -signal.SIGALRM else "crashes"
+        words = (trial.stdout.strip().splitlines() or ["nothing"])[-1].strip()
+        raise UserError(
+            f"the ViZDoom engine {hung} when it starts with {config}. The last it said: {words[:100]}. "
+            "Check that file's doom_map and game_args."
+        )
+    _tried.add(config)
+
+
 def start_engine(
     config: Path,
     height: int,
@@ -272,8 +323,10 @@ def start_engine(
     Raises:
         UserError: it can't be started with this .cfg, or on this machine.
     """
+    if config not in _tried and config.parent != Path(vizdoom.scenarios_path).resolve():
+        _try_scenario(config)
     game = Engine(time_limit)
-    game.load_config(str(config))
+    load_config(game, config)
     game.set_window_visible(False)
     game.set_mode(vizdoom.Mode.PLAYER)
     game.set_screen_format(vizdoom.ScreenFormat.GRAY8)

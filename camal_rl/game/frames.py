@@ -20,6 +20,12 @@ def zero_pixels(shape: tuple[int, ...]) -> np.ndarray:
     return np.zeros(shape, np.uint8)
 
 
+def grey(screen: np.ndarray) -> np.ndarray:
+    """Return a frame in colour, uint8 (H, W, 3) RGB, in the engine's own grey, uint8 (H, W)."""
+    red, green, blue = np.moveaxis(screen * np.array([0.21, 0.72, 0.07]), -1, 0)
+    return np.asarray(red + green + blue).astype(np.uint8)  # in this order, as rounding depends on it
+
+
 class Stack:
     """The newest frames, the newest last.
 

@@ -1,4 +1,4 @@
-"""Intervals, bands and rows of text -> figures (PNG, SVG) and tables (Markdown, LaTeX, CSV) of all reports.
+"""Intervals, bands and rows of text -> figures (PNG, SVG, PDF) and tables (Markdown, LaTeX, CSV) of reports.
 
 Figures are narrow, so that a phone shows their text at about 9 pixels. Their colours are Okabe and Ito's,
 which the colour-blind can tell apart; in the page they follow its light and dark scheme.
@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from camal_rl.stats import Band, Interval
 
@@ -26,9 +26,13 @@ INK, MUTED, GRID, PAPER = "#1b1f24", "#5b6570", "#dde1e6", "#fefefe"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Colours of methods, in their order; they start again after the sixth."""
 DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
+LEVELS: tuple[Any, ...] = (":", (0, (5, 1.5, 1, 1.5)))
+"""Lines of levels in their order; a panel has two at most."""
 BAR_OPACITY = 0.55
 WIDTH = 4.4
 """Inches of every figure."""
+BAR, FRAME = 0.12, 0.75
+"""Inches of a bar's thickness, and of the title and labels of its panel."""
 NOTHING = "\N{EN DASH}"
 """Stands in tables where there is no number."""
 
@@ -41,6 +45,7 @@ _STYLE: dict[str, Any] = {
     "axes.labelcolor": MUTED,
     "grid.linewidth": 0.7,
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,  # TrueType, as publishers ask for
     "axes.labelsize": 8.5,
     **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 8),
     **dict.fromkeys(("axes.titlecolor", "text.color", "xtick.labelcolor", "ytick.labelcolor"), INK),
@@ -55,39 +60,42 @@ _STYLE: dict[str, Any] = {
 # Figures
 
 
-Bars = Mapping[str, Mapping[str, Interval]]
-"""Label of a row -> method -> interval; an estimate of NaN is not drawn."""
-
-
 def draw(name: str, height: float, paint: Callable[[Figure], None]) -> dict[str, bytes]:
-    """Return a figure's files, `<name>.png` and `<name>.svg`; the same figure has the same bytes.
+    """Return a figure's files, `<name>.png`, `.svg` and `.pdf`; the same figure has the same bytes.
 
     Args:
         name: of the files, and what their ids are derived from.
         height: inches.
         paint: puts everything onto the empty figure.
     """
+    undated = {
+        "png": {"Software": None},
+        "svg": {"Date": None, "Creator": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    }
     files = {}
     with mpl.rc_context():
         mpl.rcdefaults()  # whatever a matplotlibrc says
         mpl.rcParams.update(cast(Any, _STYLE | {"svg.hashsalt": name}))
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         paint(figure)
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+        for kind, metadata in undated.items():
             content = io.BytesIO()
             figure.savefig(content, format=kind, dpi=220, metadata=metadata)
             files[f"{name}.{kind}"] = content.getvalue()
+            figure.set_layout_engine("none")  # the first kind's layout holds for all, and it takes long
     return files
 
 
 class BarPanel(NamedTuple):
-    """Intervals of methods in rows."""
+    """Intervals of methods in rows; an estimate of NaN is not drawn."""
 
     title: str
     label: str  # of the axis
-    rows: Bars
+    rows: Sequence[tuple[str, Mapping[str, Interval]]]  # label and, by method, interval
     probability: bool = False  # from 0 to 1, with a dashed line where neither method is better
-    ceilings: Mapping[str, float] = {}  # dotted lines by row
+    right: Sequence[str] = ()  # labels of the rows on the other side; then the intervals are written as well
+    levels: Mapping[str, Sequence[float]] = {}  # name -> a line's place in each row
 
 
 def bars_figure(
@@ -101,21 +109,22 @@ def bars_figure(
         grid: one panel or two in each row; the second panel reaches down over rows that have only one.
     """
     colours = {method: colour(place) for place, method in enumerate(methods)}
-    heights = [0.75 + (0.16 + 0.15 * len(methods)) * len(panels[0].rows) for panels in grid]  # inches
+    inner = [(0.16 + 0.15 * len(methods)) * len(panels[0].rows) for panels in grid]  # inches
+    frames = [FRAME if panels[0].title else FRAME - 0.2 for panels in grid]
 
     def paint(figure: Figure) -> None:
         size = max(map(len, grid))
-        places = figure.add_gridspec(len(grid), size, width_ratios=[1.5, 1][:size], height_ratios=heights)
+        places = figure.add_gridspec(len(grid), size, width_ratios=[1.5, 1][:size], height_ratios=inner)
         for row, panels in enumerate(grid):
             for column, panel in enumerate(panels):
-                down = slice(row, None) if column and len(grid[-1]) == 1 else row
+                down = slice(row, None if column and len(grid[-1]) == 1 else row + 1)
                 axes = figure.add_subplot(places[down, column])
-                _bars(axes, panel, colours)
-                if column and panel.rows.keys() == panels[0].rows.keys():
-                    axes.set_yticklabels([])
-        _legend(figure, methods)
+                _bars(axes, panel, colours, sum(inner[down]) + sum(frames[down][1:]))
+                if column and not panel.right:
+                    axes.set_yticklabels([])  # those of the first panel
+        _legend(figure, methods, levels=list(dict.fromkeys(n for ps in grid for p in ps for n in p.levels)))
 
-    return draw(name, 0.4 + sum(heights), paint)
+    return draw(name, 0.4 + sum(inner) + sum(frames), paint)
 
 
 class LinePanel(NamedTuple):
@@ -125,7 +134,7 @@ class LinePanel(NamedTuple):
     x: np.ndarray
     bands: Mapping[str, Band]
     share: bool = False  # whether values are shares, from 0 to 1
-    levels: Mapping[str, float] = {}  # dotted lines that have a name
+    levels: Mapping[str, float] = {}  # level lines that have a name
     from_zero: bool = False
     labels: Sequence[str] = ()  # of the bands, in a legend of the panel's own
 
@@ -150,29 +159,9 @@ def lines_figure(
     """
 
     def paint(figure: Figure) -> None:
-        place = {method: place for place, method in enumerate(methods)}
         grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
         for panel, axes in zip((panel for row in rows for panel in row), grid.flat, strict=True):
-            drawn = lines(axes, panel.x, {place[method]: band for method, band in panel.bands.items()})
-            for label, value in panel.levels.items():
-                if math.isnan(value):
-                    continue
-                axes.axhline(value, color=MUTED, linestyle=":", linewidth=1, zorder=0.5)
-                at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-                style = {"ha": "right", "va": "bottom", "fontsize": 7.5, "color": MUTED}
-                axes.annotate(label, (1, value), xytext=(0, 1.5), **at, **style)
-            low, high = axes.get_ylim()
-            axes.set_ylim(0 if panel.from_zero else low, high + 0.13 * (high - low))
-            if panel.share:
-                axes.set_ylim(-0.03, 1.42 if panel.labels else 1.03)  # a legend has what is above
-                axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
-            else:
-                axes.xaxis.set_major_locator(MaxNLocator(3))
-                axes.yaxis.set_major_locator(MaxNLocator(4))
-                axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 50k and 2M
-            axes.set_title(panel.title)
-            if panel.labels:
-                axes.legend(drawn, panel.labels, loc="upper left", borderaxespad=0.2, handlelength=1.8)
+            _lines(axes, panel, list(methods))
         for axes in grid[-1]:
             axes.set_xlabel(xlabel)
         for axes in grid[:, 0]:
@@ -188,45 +177,61 @@ def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def _legend(figure: Figure, methods: Mapping[str, str], lines: bool = False) -> None:
+def _legend(
+    figure: Figure, methods: Mapping[str, str], lines: bool = False, levels: Sequence[str] = ()
+) -> None:
     marks = [
         Line2D([], [], color=colour(place), linestyle=DASHES[place % len(DASHES)], linewidth=1.6)
         if lines
         else Line2D([], [], color=colour(place), linewidth=6, alpha=BAR_OPACITY, solid_capstyle="butt")
         for place in range(len(methods))
     ]
-    names, columns = list(methods.values()), min(3, len(methods))
-    figure.legend(marks, names, loc="outside upper center", ncols=columns, handlelength=2.2)
+    marks += [Line2D([], [], color=MUTED, linestyle=style) for _, style in zip(levels, LEVELS, strict=False)]
+    names = [*methods.values(), *levels]
+    figure.legend(marks, names, loc="outside upper center", ncols=min(3, len(names)), handlelength=2.2)
 
 
-def _bars(axes: Axes, panel: BarPanel, colours: Mapping[str, str]) -> None:
-    """Draw bars from low to high with a dot at the estimate; a hollow diamond where there is no interval."""
+def _bars(axes: Axes, panel: BarPanel, colours: Mapping[str, str], inches: float) -> None:
+    """Draw bars from low to high with a line at the estimate; a hollow diamond where there is no interval."""
     axes.use_sticky_edges = False
-    for row, (label, intervals) in enumerate(panel.rows.items()):
-        height = 0.8 / len(intervals)
+    inch = len(panel.rows) / inches  # in rows
+    thick = BAR * inch
+    for row, (_, intervals) in enumerate(panel.rows):
+        step = min(0.8 / len(intervals), 1.6 * thick)
         for place, (method, found) in enumerate(intervals.items()):
-            y = row + (place - (len(intervals) - 1) / 2) * height
+            y = row + (place - (len(intervals) - 1) / 2) * step
             tint = colours[method] if len(intervals) > 1 or not panel.probability else MUTED
             if np.isnan(found.estimate):
                 continue
             if found.low is None or found.high is None:
                 axes.plot(found.estimate, y, "D", color=tint, fillstyle="none", markersize=4.5)
                 continue
-            span, thick = found.high - found.low, min(0.62 * height, 0.3)
-            axes.barh(y, span, thick, found.low, color=tint, alpha=BAR_OPACITY, linewidth=0)
-            axes.plot(found.estimate, y, "o", color=tint, markersize=5.5, markeredgecolor=PAPER)
-        x, ends = [panel.ceilings.get(label, np.nan)] * 2, [row - 0.4, row + 0.4]
-        axes.plot(x, ends, color=MUTED, linestyle=":", linewidth=1.3)
+            axes.barh(y, found.high - found.low, thick, found.low, color=tint, alpha=BAR_OPACITY, linewidth=0)
+            ends = [y - thick / 2, y + thick / 2]
+            axes.plot([found.estimate] * 2, ends, color=tint, linewidth=1.5, solid_capstyle="butt")
+        if panel.right:
+            (found,) = intervals.values()
+            axes.text(0.5, row - 0.18 * inch, shown(found, 2), ha="center", va="center", fontsize=7.5)
+        for style, values in zip(LEVELS, panel.levels.values(), strict=False):
+            axes.plot([values[row]] * 2, [row - 0.4, row + 0.4], color=MUTED, linestyle=style, linewidth=1.3)
     axes.margins(x=0.05)
-    axes.set_yticks(range(len(panel.rows)), list(panel.rows))
+    axes.set_yticks(range(len(panel.rows)), [label for label, _ in panel.rows])
     axes.set_ylim(len(panel.rows) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_locator(MaxNLocator(4))
     if panel.probability:
-        axes.axvline(0.5, color=MUTED, linestyle="--", linewidth=1.2, zorder=0.5)
+        axes.grid(visible=False)  # a line there would run into the dashed one
+        texts = [(row - 0.27 * inch, row - 0.09 * inch) for row in range(len(panel.right))]
+        ends = [-0.5, *(end for text in texts for end in text), len(panel.rows) - 0.5]
+        for low, high in zip(ends[::2], ends[1::2], strict=True):
+            axes.plot([0.5, 0.5], [low, high], color=MUTED, linestyle="--", linewidth=1.1, zorder=0.5)
         axes.set_xlim(-0.05, 1.05)
-        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+        axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    if panel.right:
+        other = axes.secondary_yaxis("right")
+        other.set_yticks(range(len(panel.rows)), panel.right)
+        other.tick_params(length=0)
+    axes.tick_params(axis="y", length=0)
     axes.set_title(panel.title)
     axes.set_xlabel(panel.label)
 
@@ -237,12 +242,44 @@ def lines(
     """Draw a line for each band's estimate and, where there is one, its interval as a shade."""
     drawn = []
     for place, band in bands.items():
+        there = np.isfinite(band.estimate)
         if band.low is not None and band.high is not None:
-            axes.fill_between(x, band.low, band.high, color=tint(place), alpha=0.22, linewidth=0)
-        dashes = DASHES[place % len(DASHES)]
-        drawn += axes.plot(x, band.estimate, color=tint(place), linestyle=dashes, linewidth=1.5)
+            axes.fill_between(
+                x[there], band.low[there], band.high[there], color=tint(place), alpha=0.22, linewidth=0
+            )
+        look: dict[str, Any] = {"color": tint(place), "linestyle": DASHES[place % len(DASHES)], "markersize": 4}
+        drawn += axes.plot(x[there], band.estimate[there], linewidth=1.5, **look)
+        drawn[-1].set_marker("o" if there.sum() == 1 else "")  # a line would have no length
     axes.margins(x=0.02)
     return drawn
+
+
+def _lines(axes: Axes, panel: LinePanel, methods: Sequence[str]) -> None:
+    """Draw a panel's lines, and its levels with their names at the right."""
+    drawn = lines(axes, panel.x, {methods.index(method): band for method, band in panel.bands.items()})
+    levels = {label: value for label, value in panel.levels.items() if not math.isnan(value)}
+    for style, value in zip(LEVELS, levels.values(), strict=False):
+        axes.axhline(value, color=MUTED, linestyle=style, linewidth=1, zorder=0.5)
+    low, high = axes.get_ylim()
+    axes.set_ylim(0 if panel.from_zero else low, high + 0.05 * (high - low))
+    end = -math.inf
+    for label, value in sorted(levels.items(), key=lambda level: level[1]):
+        end = max(value, end + 0.13 * (high - low))  # labels keep apart where levels are close
+        across = axes.get_yaxis_transform()  # across in parts of the axes, up in data
+        axes.text(1.02, end, label, transform=across, va="center", fontsize=7.5, color=MUTED)
+    if panel.share:
+        axes.set_ylim(-0.03, 1.42 if panel.labels else 1.03)  # a legend has what is above
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    else:
+        axes.set_xlim(0, 1.02 * panel.x[-1])
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        units = ((1e6, "M"), (1e3, "k"))
+        unit, sign = next((scale for scale in units if panel.x[-1] >= 2 * scale[0]), (1, ""))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / unit:g}{sign if value else ''}")
+    axes.set_title(panel.title)
+    if panel.labels:
+        axes.legend(drawn, panel.labels, loc="upper left", borderaxespad=0.2, handlelength=1.8)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -304,18 +341,10 @@ def markdown(table: Table) -> str:
 
 
 _LATEX = str.maketrans(
-    {
-        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        NOTHING: "--",
-        "\N{EM DASH}": "---",
-        "\N{PLUS-MINUS SIGN}": r"$\pm$",
-    }
+    {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+    | {NOTHING: "--", "\N{EM DASH}": "---", "\N{PLUS-MINUS SIGN}": r"$\pm$"}
 )
 
 

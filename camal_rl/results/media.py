@@ -41,6 +41,8 @@ ACTION_COLOURS: tuple[Colour, ...] = (
 # fmt: on
 HEAT_OPACITY = 0.7
 """Share of the game that the greatest heat hides, from 0 to 1."""
+PANEL_GAP = 4
+"""Pixels between the panels of a strip."""
 SMALLEST_PANEL = 160
 """Width in pixels below which a picture is enlarged by a whole factor, to make room for its title."""
 SMALLEST_TEXT = 9
@@ -119,7 +121,7 @@ def attention_strip(
         frame: uint8, grey (h', w') or RGB (h', w', 3); enlarged to the mask's resolution where it is smaller.
         mask: uint8 {0, 1} (H, W) of the targets.
         heats: name -> float (h, w) in [0, 1]; a single heat map needs no name ("").
-        caption: one line above all panels.
+        caption: one line above all panels; a bar of the heat maps' colours ends it.
         subject: word for the frame in the titles.
         smallest: least width of a panel, in pixels.
     """
@@ -140,12 +142,24 @@ def attention_strip(
             ((f"{name}: attention" if name else "attention") + state, heat_colours(smooth)),
             (f"{name}: over {subject}" if name else f"attention over {subject}", overlay(frame, heat, mask)),
         ]
-    text_size = min(max(round(height / 18), 10), 14)
-    bar, gap = 2 * round(0.8 * text_size), 4
+    gap = PANEL_GAP
+    whole = gap + (width + gap) * len(panels)
+    text_size = max(round(whole / 80), 10)  # 11 pixels where a report's page shows all of it
+    bar = 2 * round(0.8 * text_size)
     top = gap + bar * (2 if caption else 1)
-    strip = _canvas(top + height + gap, gap + (width + gap) * len(panels))
+    strip = _canvas(top + height + gap, whole)
     if caption:
-        _write(strip, caption, gap + 4, gap + bar // 2, text_size, width=strip.shape[1] - 2 * gap - 8)
+        end, middle = whole - gap - 4, gap + bar // 2
+        if heats:
+            right, half = end - text_size, text_size // 2
+            left = right - 6 * text_size
+            strip[middle - half : middle + half, left:right] = heat_colours(
+                np.linspace(0, 1, right - left)[None]
+            )
+            _write(strip, "1", end, middle, text_size, align="r")
+            _write(strip, "attention 0", left - half, middle, text_size, align="r")
+            end = left - 7 * text_size
+        _write(strip, caption, gap + 4, middle, text_size, width=end - gap - 4)
     for index, (title, panel) in enumerate(panels):
         left = gap + (width + gap) * index
         strip[top - bar : top, left : left + width] = BAR
@@ -197,9 +211,10 @@ def _write(
         size -= 1
     while len(text) > 1 and _font(size).getlength(text) > width:
         text = f"{text[:-2].rstrip()}…"
-    rows = slice(middle - size, middle + size)
+    top = max(middle - size, 0)
+    rows = slice(top, middle + size)
     band = Image.fromarray(image[rows])
-    ImageDraw.Draw(band).text((x, size), text, colour, _font(size), f"{align}m")
+    ImageDraw.Draw(band).text((x, middle - top), text, colour, _font(size), f"{align}m")
     image[rows] = band
 
 
@@ -215,22 +230,16 @@ class Trace(NamedTuple):
     values: np.ndarray  # float (T,), the critic's value of each frame
     actions: np.ndarray  # int (T,), indices into `action_names`
     rewards: np.ndarray  # float (T,), raw
+    ious: np.ndarray  # float (T,), NaN where no target is in view
     action_names: Sequence[str]  # "nothing" is shown in grey
     # What `doom.replay` gives for every tic: the index of its step, the screen, and the target mask.
     tics: Iterable[tuple[int, np.ndarray, np.ndarray]]
 
 
 # Rows and columns of a column of a video, in pixels. All sizes of whole frames are even, as yuv420p needs.
-GAP = 8
-SCREEN_WIDTH = 320
-HEADER = slice(0, 60)
-FIELDS = slice(40, 60)
-CAPTION = 75
-SCREENS = slice(86, 326)
-PLOT = slice(346, 431)
-STRIP = slice(434, 446)
-LEGEND = 452
-LEGEND_LINE = 16
+GAP, SCREEN_WIDTH = 8, 320
+HEADER, SCREENS, PLOT, STRIP = slice(0, 60), slice(86, 326), slice(346, 431), slice(434, 446)
+CAPTION, LEGEND, LEGEND_LINE = 75, 452, 16
 GUTTER = 52  # left of a plot, for the labels of its axis
 SUBPIXEL = 16  # OpenCV draws lines at sixteenths of a pixel
 
@@ -240,8 +249,9 @@ def video_frames(traces: Sequence[Trace]) -> Iterator[np.ndarray]:
 
     One agent: the game beside the game with attention and outlined targets. Two: a column each, with the
     latter only; when one episode is over, its last screen stays, dimmed, until the other is over too. A title
-    bar gives the step, the return up to and including that step, the critic's value and the action. The plots
-    below show values and actions so far, on axes that are fixed for the episode and the same for both agents.
+    bar gives the step, the return up to and including that step, the critic's value, the IoU and the action.
+    The plots below show values and actions so far, on axes that are fixed for the episode and the same for
+    both agents.
 
     Args:
         traces: one or two, of screens of 240 x 320 pixels; their `tics` are taken one at a time.
@@ -251,18 +261,15 @@ def video_frames(traces: Sequence[Trace]) -> Iterator[np.ndarray]:
     limits = (float(values.min()), float(values.max()))
     columns = [_Column(trace, 3 - len(traces), steps, limits) for trace in traces]
     for tics in itertools.zip_longest(*(trace.tics for trace in traces)):
-        pictures = [
-            column.ended() if tic is None else column.show(*tic)
-            for column, tic in zip(columns, tics, strict=True)
-        ]
-        row = np.concatenate([_padded(picture, left=GAP) for picture in pictures], axis=1)
+        shown = (c.show(*tic) if tic else c.ended() for c, tic in zip(columns, tics, strict=True))
+        row = np.concatenate([_padded(picture, left=GAP) for picture in shown], axis=1)
         yield _padded(row, GAP, GAP, right=GAP)
 
 
 class _Column:
     """The part of a video frame that shows one agent.
 
-    From top to bottom: title; step, return, value and action; screens; values and actions so far; legend.
+    From top to bottom: title; fields of the step; screens; values and actions so far; legend.
     """
 
     def __init__(self, trace: Trace, screens: int, steps: int, limits: tuple[float, float]) -> None:
@@ -270,7 +277,7 @@ class _Column:
         self.lefts = [(SCREEN_WIDTH + GAP) * index for index in range(screens)]  # of the screens
         width = self.lefts[-1] + SCREEN_WIDTH
         self.pixels_per_step = (width - GUTTER - 4) / steps
-        self.fields = [10 + round((width - 20) * part) for part in (0, 0.25, 0.43, 0.61, 1)]
+        self.fields = [10 + round((width - 20) * part) for part in (0, 0.24, 0.4, 0.56, 0.69, 1)]
         self.returns = np.cumsum(trace.rewards, dtype=np.float64)
         self.step = -1
         self.legend = []  # column and middle row of each action
@@ -286,7 +293,7 @@ class _Column:
         self.past = self.picture = _canvas(middle + LEGEND_LINE // 2, width)
         self.past[HEADER] = BAR
         _write(self.past, trace.title, 10, 15, 15, width=width - 20)
-        for label, x in zip(("step", "return", "value", "action"), self.fields, strict=False):
+        for label, x in zip(("step", "return", "value", "IoU", "action"), self.fields, strict=False):
             _write(self.past, label, x, 33, 10, MUTED)
         if screens > 1:
             _write(self.past, "game", 0, CAPTION, colour=MUTED)
@@ -299,16 +306,13 @@ class _Column:
         _write(self.past, "action", GUTTER - 10, 440, 10, MUTED, "r")
         self.past[STRIP, GUTTER - 4 :] = BAR
 
-    def _x(self, step: float) -> float:
-        """Column of a step's beginning in the plots."""
-        return GUTTER + step * self.pixels_per_step
-
     def _point(self, step: int, value: float) -> tuple[int, int]:
         """Column and row of a value in the plot, in sixteenths of a pixel."""
         low, high = self.limits
         share = (value - low) / (high - low) if high > low else 0.5
         row = PLOT.stop - 9 - share * (PLOT.stop - PLOT.start - 17)
-        return round(self._x(step + 0.5) * SUBPIXEL), round(row * SUBPIXEL)
+        column = GUTTER + (step + 0.5) * self.pixels_per_step
+        return round(column * SUBPIXEL), round(row * SUBPIXEL)
 
     def _colour(self, action: int) -> Colour:
         return NOTHING if action == 0 else ACTION_COLOURS[(action - 1) % len(ACTION_COLOURS)]
@@ -329,7 +333,7 @@ class _Column:
         point = self._point(step, value)
         previous = self._point(step - 1, float(trace.values[step - 1])) if step else point
         cv2.line(self.past, previous, point, TEXT, 1, cv2.LINE_AA, 4)
-        left, right = (round(self._x(end)) for end in (step, step + 1))
+        left, right = (round(GUTTER + end * self.pixels_per_step) for end in (step, step + 1))
         self.past[STRIP, left : max(right, left + 1)] = self._colour(action)  # steps can be below a pixel
         self.picture = self.past.copy()
         self.picture[PLOT, point[0] // SUBPIXEL] = MUTED
@@ -338,6 +342,7 @@ class _Column:
             f"{step + 1} / {len(trace.values)}",
             f"{self.returns[step]:.6g}",
             f"{value:.4g}",
+            "\N{EN DASH}" if np.isnan(trace.ious[step]) else f"{trace.ious[step]:.2f}",
             trace.action_names[action],
         )
         for text, (x, end) in zip(texts, itertools.pairwise(self.fields), strict=True):
@@ -384,16 +389,10 @@ def encode_video(frames: Iterable[np.ndarray], frames_per_second: int) -> bytes:
         )
     frames = iter(frames)
     first = next(frames)
-    options = {
-        "crf": "33",
-        "preset": "fast",
-        "threads": "1",
-        # With AVX-512, x264's macroblock tree reads memory that nobody wrote: files would differ.
-        "x264-params": "no-mbtree=1",
-        # What FFmpeg converts RGB to; where a file does not say so, players guess.
-        "colorspace": "smpte170m",
-        "color_range": "tv",
-    }
+    # With AVX-512, x264's macroblock tree reads memory that nobody wrote: files would differ.
+    options = {"crf": "33", "preset": "fast", "threads": "1", "x264-params": "no-mbtree=1"}
+    # What FFmpeg converts RGB to; where a file does not say so, players guess.
+    options |= {"colorspace": "smpte170m", "color_range": "tv"}
     try:
         # FFmpeg moves the index to the front by opening the file a second time, so it has to be a real one.
         with tempfile.TemporaryDirectory(prefix="camal_rl-") as folder:
@@ -427,9 +426,8 @@ def encode_gif(frames: Sequence[np.ndarray], frames_per_second: float) -> bytes:
     """
     sample = np.concatenate(frames[:: -(-len(frames) // 8)])
     palette = Image.fromarray(sample).quantize(128, Image.Quantize.FASTOCTREE)
-    first, *others = (
-        Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames
-    )
+    none = Image.Dither.NONE
+    first, *others = (Image.fromarray(frame).quantize(palette=palette, dither=none) for frame in frames)
     ends = [round(100 * index / frames_per_second) for index in range(len(frames) + 1)]
     durations = [10 * (end - start) for start, end in itertools.pairwise(ends)]  # milliseconds
     file = io.BytesIO()

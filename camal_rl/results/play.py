@@ -6,6 +6,7 @@ All episodes are played to their end, several games side by side, on engine seed
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -51,8 +52,13 @@ class TrainedRun(NamedTuple):
     def env(self, shift: Shift | None = None) -> DoomEnv:
         """Start a game as the agent was trained on, but for a visual change."""
         args = self.trained["args"]
-        prepare = shift.prepare if shift else None
-        return DoomEnv(self.definition, args["frame_size"], args["render_resolution"], prepare=prepare)
+        return DoomEnv(
+            self.definition,
+            args["frame_size"],
+            args["render_resolution"],
+            prepare=shift.prepare if shift else None,
+            max_episode_steps=args["max_episode_steps"],
+        )
 
     def attend(self, images: np.ndarray, noise: torch.Generator) -> tuple[ppo.Output, Tensor]:
         """Show the agent images, uint8 (B, stack, H, W).
@@ -160,25 +166,47 @@ class Episode:
     seed: int
     """The engine's seed."""
     ending: str = ""
-    """`terminated`, `truncated` by the scenario's time limit, or `cut` after `max_steps`."""
+    """`terminated`, `truncated` by a time limit, or `cut` after `max_steps`."""
     actions: list[int] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
-    dead: list[bool] = field(default_factory=list)
-    """Dead maps, T of them."""
     heats: list[np.ndarray] = field(default_factory=list)
     """Attention in [0, 1], (h, w) each; empty where it was not to be kept."""
     agreement: list[dict[str, Any]] = field(default_factory=list)
-    """Step, alpha, beta, IoU and so on of each frame with a target."""
+    """Step, alpha, beta, IoU, packed mask and so on of each frame with a target."""
+    attention: np.ndarray | float = 0.0
+    """Sum of the heat maps on these frames, (h, w)."""
 
     @property
     def total(self) -> float:
         """Raw return."""
         return float(sum(self.rewards))
 
+    @property
+    def ious(self) -> np.ndarray:
+        """IoU of each frame, (T,); NaN where no target is in view."""
+        found = {frame["step"]: frame["iou"] for frame in self.agreement}
+        return np.array([found.get(step, np.nan) for step in range(len(self.actions))])
+
     def column(self, name: str) -> np.ndarray:
         """Return a measure of all frames with a target."""
         return np.array([frame[name] for frame in self.agreement], float)
+
+
+def add_constant_iou(episodes: Sequence[Episode]) -> None:
+    """Score the mean of all heat maps on every frame with a target, as its "iou_constant".
+
+    It is the IoU of attention that never moves: what an IoU is above it has followed the target.
+    """
+    seen = [episode for episode in episodes if episode.agreement]
+    if seen:
+        mean = torch.from_numpy(sum(episode.attention for episode in seen))  # up to a factor
+        constant = attention.normalize(mean[None]).numpy()  # (1, h, w)
+    for episode in seen:
+        for frame in episode.agreement:
+            shape, packed = frame["mask"]
+            mask = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(1, *shape)
+            frame["iou_constant"] = metrics.iou(constant, mask)[0]
 
 
 class Frame(NamedTuple):
@@ -243,16 +271,18 @@ class _Game:
             weights = masks.mask_weights(mask[None], (heat.shape[0], heat.shape[1]))  # (1, 2, h, w)
             alpha, beta = (heat * weights[0]).sum(axis=(1, 2))
             measures = metrics.alignment(heat[None], mask[None])
-            measures["iou_ceiling"] = metrics.iou_ceiling(weights, mask[None])
+            measures["iou_mask"] = metrics.iou_mask(weights, mask[None])
+            packed = (mask.shape, zlib.compress(mask.tobytes(), 1))  # some 500 bytes
             episode.agreement.append(
                 {name: values[0] for name, values in measures.items()}
-                | {"step": len(episode.actions), "alpha": alpha, "beta": beta}
+                | {"alpha": alpha, "beta": beta, "dead_map_fraction": dead}
+                | {"step": len(episode.actions), "mask": packed}
             )
+            episode.attention += heat
         if self.keep:
             episode.heats.append(heat.copy())
         episode.actions.append(action)
         episode.values.append(value)
-        episode.dead.append(dead)
         reward, terminated, truncated = self.env.advance(action)
         episode.rewards.append(reward)
         if terminated or truncated:
@@ -278,7 +308,7 @@ def play(
     samples: Sequence[Sample] = (),
     done: Callable[[], object] = lambda: None,
 ) -> list[Episode]:
-    """Play an episode for every engine seed; the first `keep` keep their heat maps.
+    """Play an episode for every engine seed and measure attention; the first `keep` keep their heat maps.
 
     Games go on side by side, and whichever is free takes the next seed, so that all episodes are played to
     their end: the first hundred to finish would be the short ones. `done` is called after each.
@@ -299,6 +329,7 @@ def play(
                     episodes.append(game.begin(seeds[index], index, index < keep))
             running = [(row, game) for row, game in enumerate(games) if not game.episode.ending]
             if not running:
+                add_constant_iou(episodes)
                 return episodes
             output, cam = run.attend(images, noise)
             heats = attention.normalize(cam).cpu().numpy()  # (N, h, w)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
-from pydantic import AliasPath, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from camal_rl import stats
 from camal_rl.errors import UserError
@@ -69,8 +69,9 @@ class Scores(Content):
     steps: int = Field(gt=0, lt=2**63)
     mean_return: float = Field(validation_alias=AliasPath("return", "mean"))
     iou: Fraction | None
-    iou_ceiling: Fraction | None
-    dead_map_fraction: Fraction
+    iou_mask: Fraction | None = Field(validation_alias=AliasChoices("iou_mask", "iou_ceiling"))
+    iou_constant: Fraction | None = None
+    dead_map_fraction: Fraction | None
     episodes: list[Any]
     settings: dict[str, Any]
     training: Training
@@ -175,14 +176,16 @@ class Study(NamedTuple):
                 "return": run.scores.mean_return,
                 "normalized_return": float(stats.normalize(np.array(run.scores.mean_return), *run.scale)),
                 "iou": run.scores.iou,
-                "iou_ceiling": run.scores.iou_ceiling,
+                "iou_mask": run.scores.iou_mask,
+                "iou_constant": run.scores.iou_constant,
                 "dead_map_fraction": run.scores.dead_map_fraction,
                 "steps": run.scores.steps,
                 "episodes": len(run.scores.episodes),
             }
             for run in self.runs
         ]
-        return pd.DataFrame(rows).astype({"iou": float, "iou_ceiling": float})
+        measures = ("iou", "iou_mask", "iou_constant", "dead_map_fraction")
+        return pd.DataFrame(rows).astype(dict.fromkeys(measures, float))
 
     def matrix(self, method: str, column: str) -> pd.DataFrame:
         """Return seeds x environments of a number of every run of a method; NaN where a run is missing."""
@@ -352,7 +355,7 @@ def read_curve(folder: Path, tag: str) -> np.ndarray:
 
 
 def curve(points_N2: np.ndarray, edges: np.ndarray, end: float) -> np.ndarray:
-    """Mean of what was logged in each window and its two neighbours, float64 (S,); NaN where nothing was.
+    """Mean over each window in which something was logged and its two neighbours, float64 (S,); else NaN.
 
     Args:
         points_N2: agent step and value, those that are finite count.
@@ -362,10 +365,12 @@ def curve(points_N2: np.ndarray, edges: np.ndarray, end: float) -> np.ndarray:
     points_N2 = points_N2[np.isfinite(points_N2).all(axis=1)]
     window = np.searchsorted(edges, points_N2[:, 0], side="left") - 1
     inside = (window >= 0) & (window < len(edges) - 1)
-    window, values = window[inside], points_N2[inside, 1]
-    size = len(edges) - 1
-    counts = np.convolve(np.bincount(window, minlength=size), [1, 1, 1])[1:-1]
-    sums = np.convolve(np.bincount(window, values, minlength=size), [1, 1, 1])[1:-1]
-    means: np.ndarray = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    counts, sums = (
+        np.bincount(window[inside], weights, minlength=len(edges) - 1)
+        for weights in (None, points_N2[inside, 1])
+    )
+    beside = np.convolve(counts, [1, 1, 1])[1:-1]
+    means: np.ndarray = np.convolve(sums, [1, 1, 1])[1:-1] / np.maximum(beside, 1)
+    means[counts == 0] = np.nan
     means[edges[:-1] >= end] = np.nan
     return means

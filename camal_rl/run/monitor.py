@@ -72,17 +72,16 @@ class Monitor:
             method="suppress" if self.args.method == "suppress" else "camal",
         )
         seen = visible.cpu().numpy()
-        scalars = {
-            "dead_map_fraction": float(attention.is_dead(cam).float().mean()),
-            "target_visible_fraction": float(seen.mean()),
-        }
+        dead = attention.is_dead(cam)
+        scalars = {"target_visible_fraction": float(seen.mean())}
         if seen.any():
             scalars |= {
                 "loss": float(loss),
                 "alpha": float(alpha[visible].mean()),
                 "beta": float(beta[visible].mean()),
                 "iou": float(scores[seen, 0].mean()),
-                "iou_ceiling": float(scores[seen, 1].mean()),
+                "iou_mask": float(scores[seen, 1].mean()),
+                "dead_map_fraction": float(dead[visible].float().mean()),
             }
         self.run.log({f"camal/{name}": value for name, value in scalars.items()})
         for name in ("alpha", "beta", "iou"):
@@ -90,14 +89,14 @@ class Monitor:
                 self.run.status[name] = f"{scalars[name]:.2f}"
         if draw:
             self._draw(images, masks, heat, seen)
-        self._dead = self._dead + 1 if scalars["dead_map_fraction"] > 0.99 else 0
+        self._dead = self._dead + 1 if dead.float().mean() > 0.99 else 0
         if self._dead == DEAD_MEASUREMENTS and self.args.method != "vanilla":
             tqdm.write(DEAD_WARNING, file=sys.stderr)
 
     def _maps(
         self, agent: Any, images: Tensor, masks: np.ndarray, workers: Workers
     ) -> tuple[Tensor, Tensor, np.ndarray]:
-        """Return maps (B, h, w), projected masks (B, 2, h, w), and IoU and its ceiling (B, 2)."""
+        """Return maps (B, h, w), projected masks (B, 2, h, w), and the IoUs of map and mask (B, 2)."""
         replica = agent.replica(workers.dtype)
         method = self.args.attention
         whole = method in attention.RESAMPLING_METHODS or not workers.divide  # their noise has one generator
@@ -112,7 +111,7 @@ class Monitor:
             seen = weights[:, 0].any(axis=(1, 2))
             scores = np.full((len(maps), 2), np.nan)  # NaN where there is no target
             scores[seen, 0] = metrics.iou(maps[seen], masks[seen])
-            scores[seen, 1] = metrics.iou_ceiling(weights[seen], masks[seen])
+            scores[seen, 1] = metrics.iou_mask(weights[seen], masks[seen])
             return cam, torch.from_numpy(weights).to(cam.device), scores
 
         results = workers.run(agreement, images.tensor_split(parts), np.array_split(masks, parts))

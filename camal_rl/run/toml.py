@@ -23,6 +23,8 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
+UTF_8 = "utf-8-sig"
+"""UTF-8, also where an editor has put a byte order mark in front."""
 Model = TypeVar("Model", bound=Table)
 
 
@@ -33,7 +35,7 @@ def read_toml(path: Path, model: type[Model]) -> Model:
         UserError: the file can't be read, or does not fit the model.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding=UTF_8))
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}.") from error
     except (OSError, ValueError) as error:
@@ -60,7 +62,7 @@ def read_toml(path: Path, model: type[Model]) -> Model:
 
 def mistake_in(path: Path, key: str, problem: str) -> UserError:
     """The error that names a file, the line of a key in it, the key and what is wrong with its value."""
-    return UserError(f"{path}, line {_line_of(path.read_text(encoding='utf-8'), key)}: {key}: {problem}")
+    return UserError(f"{path}, line {_line_of(path.read_text(encoding=UTF_8), key)}: {key}: {problem}")
 
 
 def _keys(model: type[BaseModel]) -> list[str]:

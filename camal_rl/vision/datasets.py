@@ -50,6 +50,7 @@ ADVICE = {
     "there, so that it holds jpg/image_00001.jpg and segmim/segmim_00001.jpg beside the two .mat files.",
 }
 
+AGAIN = "unpack it again, or download its archive again"
 T = TypeVar("T")
 
 
@@ -80,8 +81,8 @@ def load(
         return shapes.generate(count, image_size)
     if data not in _LISTINGS:
         raise UserError(f"there is no data set {data}: choose one of {', '.join(DATA)}.")
-    listing = _LISTINGS[data](folder, ADVICE[data].format(folder=folder))
-    return _read(listing, image_size, data if progress else None)
+    advice = ADVICE[data].format(folder=folder)
+    return _read(_LISTINGS[data](folder, advice), advice, image_size, data if progress else None)
 
 
 def folds(labels: np.ndarray, count: int = 10, seed: int = 0) -> np.ndarray:
@@ -114,22 +115,13 @@ def folds(labels: np.ndarray, count: int = 10, seed: int = 0) -> np.ndarray:
 # Which files there are
 
 
-class _Entry(NamedTuple):
-    """The files of a sample."""
-
-    image: Path
-    masks: list[Path]  # united
-    label: int
-
-
 class _Listing(NamedTuple):
     """The files of a data set."""
 
     folder: Path
     classes: tuple[str, ...]
-    entries: list[_Entry]
+    entries: list[tuple[Path, list[Path], int]]  # an image, its masks, which are united, and its label
     target: Callable[[Image.Image], np.ndarray]  # mask file -> bool (h, w)
-    advice: str
 
 
 def _list_busi(folder: Path, advice: str) -> _Listing:
@@ -147,17 +139,17 @@ def _list_busi(folder: Path, advice: str) -> _Listing:
         _check_count(len(images), expected, f"images in {base / name}", advice)
         for number, path in sorted(images.items()):
             own = path.with_name(f"{path.stem}_mask.png")
-            entries.append(_Entry(path, masks.get(number) or [own], label))
-    _check_count(sum(len(entry.masks) for entry in entries), EXPECTED_BUSI_MASKS, f"masks in {base}", advice)
-    return _Listing(base, tuple(EXPECTED["busi"]), entries, _busi_lesion, advice)
+            entries.append((path, masks.get(number) or [own], label))
+    _check_count(sum(len(files) for _, files, _ in entries), EXPECTED_BUSI_MASKS, f"masks in {base}", advice)
+    return _Listing(base, tuple(EXPECTED["busi"]), entries, _busi_lesion)
 
 
 def _list_pet(folder: Path, advice: str) -> _Listing:
     base = folder / "oxford-iiit-pet"
     parts = _splits("pet", "OxfordIIITPet", folder, base, advice)
     files = (file for part in parts for file in zip(part._images, part._segs, part._labels, strict=True))
-    entries = [_Entry(image, [trimap], label) for image, trimap, label in files]
-    return _Listing(base, tuple(parts[0].classes), sorted(entries), _pet_body, advice)
+    entries = sorted((image, [trimap], label) for image, trimap, label in files)
+    return _Listing(base, tuple(parts[0].classes), entries, _pet_body)
 
 
 def _list_flower(folder: Path, advice: str) -> _Listing:
@@ -165,8 +157,8 @@ def _list_flower(folder: Path, advice: str) -> _Listing:
     parts = _splits("flower", "Flowers102", folder, base, advice)
     files = (file for part in parts for file in zip(part._image_files, part._labels, strict=True))
     masks = base / "segmim"
-    entries = [_Entry(path, [masks / path.name.replace("image_", "segmim_")], label) for path, label in files]
-    return _Listing(base, tuple(parts[0].classes), sorted(entries), _flower_blossom, advice)
+    entries = [(path, [masks / path.name.replace("image_", "segmim_")], label) for path, label in files]
+    return _Listing(base, tuple(parts[0].classes), sorted(entries), _flower_blossom)
 
 
 _LISTINGS = {"busi": _list_busi, "pet": _list_pet, "flower": _list_flower}
@@ -202,14 +194,44 @@ def _line(error: Exception) -> str:
 # From files to samples
 
 
+def _colours(picture: Image.Image, behind: str | tuple[int, ...] = "") -> Image.Image:
+    """A picture as RGB of 8 bits, on this colour, if one is given, where it is transparent."""
+    if picture.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+        picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
+    if behind:
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, behind), picture.convert("RGBA"))
+    return picture.convert("RGB")
+
+
+def levels(picture: Image.Image) -> np.ndarray:
+    """The numbers of a grey picture as they are stored, (h, w): uint8, or wider; 0 where it is transparent.
+
+    Raises:
+        ValueError: it has colours.
+    """
+    if picture.mode.startswith("I"):
+        return np.asarray(picture)
+    channels = np.asarray(_colours(picture, "black"))
+    if (channels != channels[..., :1]).any():
+        raise ValueError("its channels differ")
+    return channels[..., 0]
+
+
 def _busi_lesion(mask: Image.Image) -> np.ndarray:
-    return np.asarray(mask.convert("L")) > 0
+    # Half of the brightest: there are masks of 0 and 1, and ripples where one was saved as JPEG.
+    grey = np.asarray(mask if mask.mode.startswith("I") else _colours(mask, "black").convert("L"))
+    lesion: np.ndarray = grey > grey.max() / 2
+    return lesion
 
 
 def _pet_body(trimap: Image.Image) -> np.ndarray:
     # 1 is the pet, 2 the background, 3 a border a few pixels wide that was left open. The border counts as
     # the pet: ears, whiskers and tails are thin and often nothing but border, and they tell breeds apart.
-    body: np.ndarray = np.asarray(trimap) != 2
+    numbers = np.asarray(trimap) if trimap.mode == "P" else levels(trimap)
+    if not {*np.unique(numbers)} <= {1, 2, 3}:
+        found = ", ".join(map(str, np.unique(numbers)[:5]))
+        raise ValueError(f"it holds {found}, not 1, 2 and 3 alone: another program has saved it again")
+    body: np.ndarray = numbers != 2
     return body
 
 
@@ -222,29 +244,37 @@ found within 1.4 pixels, the pictures having 600 x 500."""
 
 
 def _flower_blossom(segmentation: Image.Image) -> np.ndarray:
-    deviation = np.abs(np.asarray(segmentation.convert("RGB"), np.int16) - np.array(BLUE, np.int16))
+    colours = np.asarray(_colours(segmentation, BLUE), np.int16)
+    if not np.ptp(colours, axis=2).any():
+        raise ValueError("it has no colour, and a flower's background is blue")
+    deviation = np.abs(colours - np.array(BLUE, np.int16))
     blossom = (deviation.max(axis=2) > BLUE_TOLERANCE).astype(np.uint8)
     # Each pixel goes with most of its neighbours, so no single ripple or blue speck is left.
     voted: np.ndarray = cv2.medianBlur(blossom, 5) > 0
     return voted
 
 
-def _read(listing: _Listing, size: int, title: str | None) -> Samples:
+def _read(listing: _Listing, advice: str, size: int, title: str | None) -> Samples:
     entries = listing.entries
-    files = [path for entry in entries for path in (entry.image, *entry.masks)]
+    files = [path for image, masks, _ in entries for path in (image, *masks)]
     if missing := [path for path in files if not path.is_file()]:
-        raise UserError(
-            f"{len(missing)} of {len(files)} files are missing, such as {missing[0]}. {listing.advice}"
-        )
+        raise UserError(f"{len(missing)} of {len(files)} files are missing, such as {missing[0]}. {advice}")
     images = np.empty((len(entries), 3, size, size), np.uint8)
     masks = np.zeros((len(entries), size, size), np.uint8)
 
     def read(index: int) -> None:
-        entry = entries[index]
-        image = _decode(entry.image, lambda image: image.convert("RGB"))
+        file, own_masks, _ = entries[index]
+        image = decode(file, _colours)
         images[index] = _fitted(image, size, Image.Resampling.BILINEAR).transpose(2, 0, 1)
-        for path in entry.masks:
-            target = Image.fromarray(_decode(path, listing.target).astype(np.uint8))
+        for path in own_masks:
+            target = Image.fromarray(decode(path, listing.target).astype(np.uint8))
+            skew = target.width * image.height / (target.height * image.width)
+            turned = target.size != image.size == target.size[::-1]
+            if turned or not 0.9 < skew < 1.1:
+                raise UserError(
+                    f"{path} has {target.width} x {target.height} pixels, and its image has {image.width} x "
+                    f"{image.height}, so it can't be the mask of this image: {AGAIN}."
+                )
             masks[index] |= _fitted(target, size, Image.Resampling.NEAREST)
 
     with ThreadPoolExecutor(machine.cores()) as pool:  # Pillow lets other threads run while it works
@@ -253,20 +283,19 @@ def _read(listing: _Listing, size: int, title: str | None) -> Samples:
     return Samples(
         images=images,
         masks=masks,
-        labels=np.array([entry.label for entry in entries], np.int64),
+        labels=np.array([label for _, _, label in entries], np.int64),
         classes=listing.classes,
-        names=tuple(entry.image.relative_to(listing.folder).with_suffix("").as_posix() for entry in entries),
+        names=tuple(file.relative_to(listing.folder).with_suffix("").as_posix() for file, _, _ in entries),
     )
 
 
-def _decode(path: Path, content: Callable[[Image.Image], T]) -> T:
+def decode(path: Path, content: Callable[[Image.Image], T], advice: str = AGAIN) -> T:
+    """Return the content of a picture, or say which file can't be read, why, and what to do."""
     try:
         with Image.open(path) as image:
             return content(image)
     except Exception as error:  # a damaged file makes Pillow raise all kinds
-        raise UserError(
-            f"{path} can't be read ({_line(error)}): unpack it again, or download its archive again."
-        ) from error
+        raise UserError(f"{path} can't be read ({_line(error)}): {advice}.") from error
 
 
 def _fitted(image: Image.Image, size: int, resampling: Image.Resampling) -> np.ndarray:
@@ -336,17 +365,18 @@ class Args:
     """picture to write; runs/vision/<data>/samples.png if none is given"""
 
 
+def make(args: Args) -> None:
+    """Say and draw what a data set holds."""
+    output = args.output or Path("runs/vision", args.data, "samples.png")
+    samples = load(args.data, args.data_dir, args.image_size, args.samples)
+    make_folder(output.parent)
+    write_whole(output, media.encode_png(contact_sheet(samples)))
+    print(f"{summary(samples)}\n{output}")
+
+
 def main(args: Args) -> int:
-    """Say and draw what a data set holds; returns 0, 2 after a mistake, 130 or 143 after a signal."""
-
-    def run() -> None:
-        output = args.output or Path("runs/vision", args.data, "samples.png")
-        samples = load(args.data, args.data_dir, args.image_size, args.samples)
-        make_folder(output.parent)
-        write_whole(output, media.encode_png(contact_sheet(samples)))
-        print(f"{summary(samples)}\n{output}")
-
-    return run_at_once(run)
+    """Return the exit code: 0, 2 after a mistake, 130 or 143 after a signal."""
+    return run_at_once(lambda: make(args))
 
 
 if __name__ == "__main__":

@@ -101,12 +101,12 @@ def alignment(seen: Seen, masks: np.ndarray, labels: np.ndarray) -> dict[str, fl
     with_mask = np.flatnonzero(masks.any(axis=(1, 2)))
     scores: dict[str, float | None] = {
         "accuracy": float((seen.probabilities.argmax(axis=1) == labels).mean()),
-        "dead_map_fraction": float(seen.dead.mean()),
     }
     heat, targets = seen.heat[with_mask], masks[with_mask]
     measures = metrics.alignment(heat, targets)
-    measures["iou_ceiling"] = metrics.iou_ceiling(mask_weights(targets, heat.shape[1:]), targets)
-    for name in ("iou", "iou_ceiling", "pointing_game", "relevance_mass", "roc_auc"):
+    measures["iou_mask"] = metrics.iou_mask(mask_weights(targets, heat.shape[1:]), targets)
+    measures["dead_map_fraction"] = seen.dead[with_mask].astype(float)
+    for name in ("iou", "iou_mask", "pointing_game", "relevance_mass", "roc_auc", "dead_map_fraction"):
         values = measures[name][~np.isnan(measures[name])]
         scores[name] = float(values.mean()) if len(values) else None
     return scores

@@ -32,6 +32,7 @@ from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from camal_rl import attention
+from camal_rl.attention import at_least_float32
 from camal_rl.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -183,7 +184,7 @@ class Classifier(nn.Module):
     def features(self, images: Tensor) -> Features:
         """Return the feature maps of normalized images, (B, 3, S, S), computed as `torch.autocast` says."""
         found = self.architecture.features(self.network, images)
-        return Features(_widened(found.maps), tuple(map(_widened, found.rest)))
+        return Features(at_least_float32(found.maps), tuple(map(at_least_float32, found.rest)))
 
     def head(self, features: Features) -> Tensor:
         """Return the logits of feature maps, (B, classes), in float32 at least: attention depends on it."""
@@ -194,11 +195,6 @@ class Classifier(nn.Module):
         """Return logits and feature maps of normalized images, (B, 3, S, S)."""
         features = self.features(images)
         return Output(self.head(features), features.maps)
-
-
-def _widened(values: Tensor) -> Tensor:
-    """Return the values in float32 at least."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def check_image_size(name: str, image_size: int) -> None:
@@ -229,13 +225,12 @@ def class_cam(
 
     `create_graph` lets gradients flow through the feature maps and their weights (Eq. 2).
     """
-    with torch.autocast(output.logits.device.type, enabled=False):
-        if method == "diffgradcam":
-            return attention.class_activation_map(
-                output.feature_maps, output.logits, method, classes=classes, create_graph=create_graph
-            )
-        target = output.logits.gather(1, classes[:, None]).squeeze(1)  # (B,)
-        return attention.class_activation_map(output.feature_maps, target, method, create_graph=create_graph)
+    if method == "diffgradcam":
+        return attention.class_activation_map(
+            output.feature_maps, output.logits, method, classes=classes, create_graph=create_graph
+        )
+    target = output.logits.gather(1, classes[:, None]).squeeze(1)  # (B,)
+    return attention.class_activation_map(output.feature_maps, target, method, create_graph=create_graph)
 
 
 def normalize(images: Tensor) -> Tensor:

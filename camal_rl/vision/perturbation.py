@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from camal_rl.run.command_line import Count, Positive, parse, run_at_once
+from camal_rl.vision.samples import DataName
 
 
 @dataclass
 class Args:
     """Measure how well regularisers follow the severity of bad attention (paper, Table 4 and Figure 9)."""
 
-    data: tuple[str, ...] = ()
-    """data sets whose masks to use: shapes, busi, pet, flower"""
+    data: tuple[DataName, ...] = ()
+    """data sets whose masks to use"""
     env: tuple[str, ...] = ()
     """ViZDoom environments, or .toml files, whose targets' masks to use, seen by random play"""
     data_dir: Path = Path("data")
@@ -52,6 +53,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from tqdm import tqdm
 
@@ -63,7 +65,6 @@ from camal_rl.game.engine import engine_errors_told
 from camal_rl.results import figures
 from camal_rl.run.files import make_folder, write_together
 from camal_rl.vision import datasets
-from camal_rl.vision.samples import DATA
 
 PERTURBATIONS = ("shift", "erode", "dilate")
 REGULARISERS = {"camal": "CAMAL", "suppress": "Suppress only"}
@@ -252,9 +253,9 @@ def compare(scores_MR: np.ndarray) -> dict[str, Any]:
         defined = scores[~np.isnan(scores)]
         found[name] = {
             "mean": float(defined.mean()) if defined.size else None,
-            "std": float(defined.std()) if defined.size else None,
+            "std": _known(_deviation(defined)),
             "responding": defined.size,
-            "values": [None if math.isnan(score) else score for score in scores.tolist()],
+            "values": _known(scores),
         }
     p = stats.wilcoxon(*np.nan_to_num(scores_MR).T)
     camal_mean, suppress_mean = (found[name]["mean"] for name in REGULARISERS)
@@ -262,10 +263,20 @@ def compare(scores_MR: np.ndarray) -> dict[str, Any]:
     return {**found, "p": p, "better": higher and p < SIGNIFICANT}
 
 
+def _deviation(values: np.ndarray) -> np.ndarray:
+    """Return the standard deviation of a sample over masks, the first axis; NaN of fewer than two."""
+    return np.std(values, axis=0, ddof=1) if len(values) > 1 else np.full(values.shape[1:], np.nan)
+
+
+def _known(values: np.ndarray) -> Any:
+    """Return values as JSON holds them, None for NaN."""
+    return np.where(np.isnan(values), None, values).tolist()  # type: ignore[call-overload]
+
+
 def numbers(study: Study) -> dict[str, Any]:
     """All numbers of a study, as results.json holds them."""
     scores = correlations(study.responses_MPRS)
-    mean_PRS, std_PRS = study.responses_MPRS.mean(axis=0), study.responses_MPRS.std(axis=0)
+    mean_PRS, std_PRS = study.responses_MPRS.mean(axis=0), _deviation(study.responses_MPRS)
     return {
         "name": study.name,
         "masks": len(study.responses_MPRS),
@@ -274,7 +285,7 @@ def numbers(study: Study) -> dict[str, Any]:
             perturbation: {
                 **{name: compare(scores[name][:, place]) for name in CORRELATIONS},
                 "response": {
-                    name: {"mean": mean_PRS[place, r].tolist(), "std": std_PRS[place, r].tolist()}
+                    name: {"mean": mean_PRS[place, r].tolist(), "std": _known(std_PRS[place, r])}
                     for r, name in enumerate(REGULARISERS)
                 },
             }
@@ -303,7 +314,7 @@ def table(results: Sequence[Mapping[str, Any]], steps: int) -> figures.Table:
                         f"of {data['name']}, which its mean leaves out."
                     )
     note = (
-        "Mean and standard deviation over masks of the correlation between severity (0 to 1 in "
+        "Mean and sample standard deviation over masks of the correlation between severity (0 to 1 in "
         f"{steps} steps) and response. Bold: CAMAL's mean is higher, one-tailed Wilcoxon signed-rank p below "
         f"{SIGNIFICANT}; a constant response counts as 0 in the test, and as {NO_RESPONSE} where it is "
         "constant for all masks."
@@ -319,21 +330,19 @@ def table(results: Sequence[Mapping[str, Any]], steps: int) -> figures.Table:
 
 
 def _cells(compared: Mapping[str, Any]) -> list[str]:
-    camal, suppress = (
-        NO_RESPONSE
-        if compared[name]["mean"] is None
-        else f"{figures.fixed(compared[name]['mean'], 2)} \N{PLUS-MINUS SIGN} {compared[name]['std']:.2f}"
-        for name in REGULARISERS
-    )
-    return [camal.join(figures.BOLD) if compared["better"] else camal, suppress]
+    cells = []
+    for name in REGULARISERS:
+        mean, deviation = compared[name]["mean"], compared[name]["std"]
+        spread = "" if deviation is None else f" \N{PLUS-MINUS SIGN} {deviation:.2f}"
+        cells.append(NO_RESPONSE if mean is None else f"{figures.fixed(mean, 2)}{spread}")
+    return [cells[0].join(figures.BOLD) if compared["better"] else cells[0], cells[1]]
 
 
 SHOWN = {"shift": 0.4, "erode": 0.6, "dilate": 0.2}
 """Severity of the figure's examples, as far as the steps have it."""
 PIXELS = {"M and H": "#e69f00", "M only: missed": "#0072b2", "H only: spurious": "#8e5bb5"}
-LINES = {"CAMAL": ("#1b1f24", "-"), "Suppress only": ("#d55e00", "--")}
-"""Colours and dashes of the regularisers' lines."""
-MUTED, GREY = "#5b6570", "#dde1e6"
+LINES = (figures.INK, figures.COLOURS[1])
+"""Colours of the regularisers' lines."""
 
 
 def figure(studies: Sequence[Study], steps: int) -> dict[str, bytes]:
@@ -349,16 +358,16 @@ def figure(studies: Sequence[Study], steps: int) -> dict[str, bytes]:
             _example(example, mask, perturbed(mask, angle, steps)[place, shown])
             example.set_title(perturbation.capitalize())
             example.set_ylabel(data.name)
-            _curves(curves, responses_MPRS[:, place])
-            curves.axvline(shown / steps, color=MUTED, linestyle=":", linewidth=1, zorder=0.5)
+            drawn = _curves(curves, responses_MPRS[:, place])
+            curves.axvline(shown / steps, color=figures.MUTED, linestyle=":", linewidth=1, zorder=0.5)
         grid[0, 1].set_title("R(M, H)")
         curves.set_xlabel("severity")
-        pixels = [Patch(color=colour, label=label) for label, colour in PIXELS.items()]
-        figure.legend(handles=[*pixels, *curves.lines[:2]], loc="outside upper center", ncols=2)
+        marks = [*(Patch(color=colour) for colour in PIXELS.values()), *drawn]
+        figure.legend(marks, [*PIXELS, *REGULARISERS.values()], loc="outside upper center", ncols=2)
         figure.supxlabel(
             f"Curves: mean and standard deviation over {len(responses_MPRS)} masks.\n"
             "Dotted: the severity of the example. Grey: beyond the image.",
-            color=MUTED,
+            color=figures.MUTED,
             fontsize=7.5,
         )
 
@@ -376,18 +385,16 @@ def _example(axes: Axes, mask: np.ndarray, attention: np.ndarray) -> None:
     half = 0.62 * max(width, height) + 1
     axes.set_xlim(x + width / 2 - half, x + width / 2 + half)
     axes.set_ylim(y + height / 2 + half, y + height / 2 - half)
-    axes.set(facecolor=GREY, xticks=[], yticks=[])
+    axes.set(facecolor=figures.GRID, xticks=[], yticks=[])
 
 
-def _curves(axes: Axes, response_MRS: np.ndarray) -> None:
+def _curves(axes: Axes, response_MRS: np.ndarray) -> list[Line2D]:
     """Draw each regulariser's mean response, and a standard deviation to both sides, against severity."""
-    x = severities(response_MRS.shape[-1] - 1)
-    means_RS, deviations_RS = response_MRS.mean(axis=0), response_MRS.std(axis=0)
-    for label, mean, deviation in zip(REGULARISERS.values(), means_RS, deviations_RS, strict=True):
-        colour, dashes = LINES[label]
-        axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.22, linewidth=0)
-        axes.plot(x, mean, color=colour, linestyle=dashes, linewidth=1.5, label=label)
+    means_RS, deviations_RS = response_MRS.mean(axis=0), _deviation(response_MRS)
+    both = enumerate(zip(means_RS, deviations_RS, strict=True))
+    bands = {place: stats.Band(mean, mean - spread, mean + spread) for place, (mean, spread) in both}
     axes.set(ylim=(-1.1, 1.1), yticks=[-1, 0, 1], xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
+    return figures.lines(axes, severities(response_MRS.shape[-1] - 1), bands, LINES.__getitem__)
 
 
 # --------------------------------------------------------------------------------- from command line to files
@@ -429,11 +436,6 @@ def _sources(args: Args) -> list[tuple[str, Masks]]:
         raise UserError(
             "there are no masks to perturb: name data sets with --data, such as shapes, or ViZDoom "
             "environments with --env, such as Basic."
-        )
-    if unknown := [data for data in args.data if data not in DATA]:
-        raise UserError(
-            f"no data set {unknown[0]!r}: choose of {', '.join(DATA)}, or name a ViZDoom environment "
-            "with --env."
         )
     sources = [(data, data_masks(data, args.data_dir, args.seed)) for data in dict.fromkeys(args.data)]
     definitions = [load_definition(env) for env in dict.fromkeys(args.env)]

@@ -183,10 +183,13 @@ def _read_folder(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     known = {}
     for name in names:
         if (file := folder / f"{name}.png").is_file():
-            grey = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
-            if grey is None or grey.ndim != 2:
-                raise UserError(f"{file} is damaged, or no grey PNG file: a soft map has a single channel.")
-            known[name] = np.asarray(grey / (65535 if grey.dtype == np.uint16 else 255), np.float32)
+            grey = datasets.decode(file, datasets.levels, "a soft map is a grey PNG file")
+            known[name] = np.asarray(grey / (255 if grey.dtype == np.uint8 else 65535), np.float32)
+    brightest = max((region.max() for region in known.values()), default=0.0)
+    if 0 < brightest < 0.004:  # 1 of 255, or 255 of 65535
+        raise UserError(
+            f"{folder}: the brightest pixel of all maps is {brightest:.2g}: save 1 as white, 255 or 65535."
+        )
     return known
 
 
@@ -194,7 +197,7 @@ def _read_folder(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 MEASURES = {
     "iou": f"IoU of the region, the map above {metrics.TAU:g}",
-    "iou_ceiling": "Its ceiling, the mask itself at the map's resolution",
+    "iou_mask": "Its ceiling, the mask itself at the map's resolution",
     "covered": "Share of the mask that the region covers",
     "spurious": "Share of the region outside the mask",
     "parts": "Connected parts of the region",
@@ -219,7 +222,7 @@ def overlap(heat: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     weights = mask_weights(mask[None], (heat.shape[0], heat.shape[1]))
     return {
         "iou": shared / np.count_nonzero(region | inside),
-        "iou_ceiling": float(metrics.iou_ceiling(weights, mask[None])[0]),
+        "iou_mask": float(metrics.iou_mask(weights, mask[None])[0]),
         "covered": shared / np.count_nonzero(inside),
         "spurious": (size - shared) / size if size else math.nan,
         "parts": cv2.connectedComponents(region.astype(np.uint8), connectivity=8)[0] - 1,
@@ -240,6 +243,7 @@ def study(samples: Samples, maps: np.ndarray, about: Mapping[str, str]) -> dict[
         [overlap(maps[index], samples.masks[index]) for index in bar],
         index=[samples.names[index] for index in targets],
     )
+    summary = measured.agg(["mean", "std", "count"])
     content = {
         "version": __version__,
         **about,
@@ -248,7 +252,7 @@ def study(samples: Samples, maps: np.ndarray, about: Mapping[str, str]) -> dict[
         "samples": len(targets),
         "samples_without_target": len(maps) - len(targets),
         "dead_map_fraction": float(dead(maps[targets]).mean()),
-        "measures": json.loads(measured.agg(["mean", "std", "count"]).to_json()),  # null for NaN
+        "measures": json.loads(summary.to_json()),  # null for NaN
         "by_sample": json.loads(measured.to_json()),
     }
     order = np.argsort(-measured["iou"].to_numpy(), kind="stable")
@@ -256,17 +260,20 @@ def study(samples: Samples, maps: np.ndarray, about: Mapping[str, str]) -> dict[
     strips = [_strip(samples, maps, targets[place], measured.iloc[place]) for place in shown]
     return {
         "study.json": (json.dumps(content, indent=1) + "\n").encode(),
-        "study.md": figures.markdown(_table(content)).encode(),
+        "study.md": figures.markdown(_table(content, summary)).encode(),
         "regions.png": media.encode_png(media.stack_strips(strips)),
     }
 
 
-def _table(content: Mapping[str, Any]) -> figures.Table:
-    rows = []
-    for name, label in MEASURES.items():
-        mean, deviation, count = content["measures"][name].values()
-        numbers = [figures.NOTHING if value is None else f"{value:.3f}" for value in (mean, deviation)]
-        rows.append([label, *numbers, f"{count:.0f}"])
+def _table(content: Mapping[str, Any], summary: pd.DataFrame) -> figures.Table:
+    rows = [
+        [
+            label,
+            *(figures.fixed(summary[name][of], 3) for of in ("mean", "std")),
+            f"{summary[name]['count']:.0f}",
+        ]
+        for name, label in MEASURES.items()
+    ]
     height, width = content["map_size"]
     note = (
         f"{content['samples']} samples of {content['data']} with a mask, {content['samples_without_target']} "

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +23,7 @@ from camal_rl import __version__
 from camal_rl.report import dead_maps
 from camal_rl.results import figures
 from camal_rl.results.figures import BOLD, BREAK, NOTHING, UNDERLINED, LinePanel, Table, fixed, percent, shown
-from camal_rl.results.media import attention_strip
+from camal_rl.results.media import BAR, PANEL_GAP
 from camal_rl.results.page import Drawing, Listing, Page, Part, publish
 from camal_rl.results.study import some
 from camal_rl.run.command_line import parse, run_at_once
@@ -174,19 +173,18 @@ LIMITS = (
 # Tables
 
 PLACES = {
-    "iou": {"prior": "table1", "vanilla": "table5"},
-    "accuracy": {"vanilla": "table2", "prior": "table3"},
-    "attention": {"prior": "figure3", "vanilla": "figure10"},
-    "faithfulness": {"prior": "figure5", "vanilla": "figure12"},
+    "iou": {"prior": "Table 1", "vanilla": "Table 5"},
+    "accuracy": {"vanilla": "Table 2", "prior": "Table 3"},
+    "attention": {"prior": "Figure 3", "vanilla": "Figure 10"},
+    "faithfulness": {"prior": "Figure 5", "vanilla": "Figure 12"},
 }
-"""Names of files after the paper's tables and figures; methods that it has no such table of have none."""
+"""The paper's tables and figures, by what they show of CAMAL beside which method."""
 
 
 def place(kind: str, other: str) -> tuple[str, str]:
     """Return the name of a file, and what the paper calls it, "Table 1"; empty where it has none."""
-    name = PLACES[kind].get(other, f"{kind}-{other}")
-    found = re.fullmatch(r"(table|figure)(\d+)", name)
-    return name, f"{found[1].capitalize()} {found[2]}" if found else ""
+    number = PLACES[kind].get(other, "")
+    return number.lower().replace(" ", "") or f"{kind}-{other}", number
 
 
 def paper_tables(folds: Folds, results: Results, measure: str) -> dict[str, Table]:
@@ -214,15 +212,15 @@ def _paper_table(folds: Folds, pairs: Sequence[Paired]) -> Table:
                 own = own.join(UNDERLINED)
             row += [own, rival]
         rows.append(row)
+    more = {
+        "accuracy": "Underlined: its mean is higher, but not significantly.",
+        "iou": "Ceilings and dead maps are in the table of all methods.",
+    }
     note = (
         "In percent, mean ± sample standard deviation over the folds that both have. Bold: CAMAL's mean is "
         "the higher one, and significantly so (one-tailed Wilcoxon signed-rank test, "
         f"p < {scores.SIGNIFICANT}). "
-    )
-    note += {
-        "accuracy": "Underlined: its mean is higher, but not significantly.",
-        "iou": "Ceilings and dead maps are in the table of all methods.",
-    }[measure]
+    ) + more[measure]
     number = place(measure, other)[1]
     title = f"Test {MEASURES[measure]} of CAMAL and {prose(other)}"
     title += f" (the paper's {number})" if number else ""
@@ -281,20 +279,20 @@ def drawings(folds: Folds, results: Results) -> tuple[list[Drawing], list[Drawin
         problems += unread
         maps = results.variances.get(other, [])
         if strips or maps:
-            name, number = place("attention", other)
-            told = [f"As in the paper's {number}."] if number else []
-            if strips:
-                whose, samples = f"CAMAL and of {prose(other)}", "; ".join(titles)
-                told.append(f"Attention of {whose} on one test sample a data set ({samples}).")
+            whose, samples = f"CAMAL and of {prose(other)}", "; ".join(titles)
+            told = [f"Attention of {whose} on one test sample a data set ({samples})."] if strips else []
             told += [VARIANCE] if maps else []
-            files = attention_figure(name, other, strips, maps)
-            attention.append(Drawing(name, " ".join(told), files))
+            attention.append(_drawing("attention", other, told, attention_figure, strips, maps))
         if curves := results.curves.get(other):
-            name, number = place("faithfulness", other)
-            caption = f"As in the paper's {number}. " if number else ""
-            caption += _curves_caption(other, curves)
-            faithfulness.append(Drawing(name, caption, curves_figure(name, other, curves)))
+            told = [_curves_caption(other, curves)]
+            faithfulness.append(_drawing("faithfulness", other, told, curves_figure, curves))
     return attention, faithfulness, problems
+
+
+def _drawing(kind: str, other: str, told: Sequence[str], draw: Callable[..., Any], *shown: object) -> Drawing:
+    name, number = place(kind, other)
+    caption = [f"As in the paper's {number}.", *told] if number else told
+    return Drawing(name, " ".join(caption), draw(name, other, *shown))
 
 
 VARIANCE = (
@@ -339,15 +337,12 @@ def first_panels(file: Path) -> list[np.ndarray]:
     with Image.open(file) as picture:
         pixels = np.asarray(picture.convert("RGB"))
 
-    def strip(side: int) -> tuple[int, ...]:
-        blank = np.zeros((side, side), np.uint8)
-        return attention_strip(blank, blank, {"": np.zeros((1, 1))}, " ", smallest=1).shape
-
-    gap = (strip(16)[1] - 4 * 16) // 5
-    side = (pixels.shape[1] - gap) // 4 - gap
-    bottom = strip(side)[0] - gap
-    lefts = range(gap, pixels.shape[1], side + gap)
-    return [pixels[bottom - side : bottom, left : left + side] for left in lefts]
+    side = (pixels.shape[1] - PANEL_GAP) // 4 - PANEL_GAP
+    # The mask's panel, which is black and white, begins where the bar with its title ends.
+    bar = (pixels[:, 2 * (PANEL_GAP + side) - 1] == BAR).all(axis=1)
+    top = bar.argmax() + (~bar[bar.argmax() :]).argmax()
+    lefts = range(PANEL_GAP, pixels.shape[1], side + PANEL_GAP)
+    return [pixels[top : top + side, left : left + side] for left in lefts]
 
 
 def attention_figure(name: str, other: str, strips: Strips, maps: Sequence[Variance]) -> dict[str, bytes]:
@@ -430,19 +425,19 @@ def make(args: Args) -> list[str]:
     results = scores.compare(folds)
     alignment, accuracy = (paper_tables(folds, results, measure) for measure in MEASURES)
     tests = {"p-values": p_values(results)} if results.paired else {}
-    every = {"all-methods": all_methods(folds)}
+    every = all_methods(folds)
     attention, faithful, unread = drawings(folds, results)
     sections: dict[str, Sequence[Part]] = {
         "Attention alignment": [*alignment.values(), *attention],
         "Attention faithfulness": faithful,
         "Generalization": list(accuracy.values()),
         "Tests": list(tests.values()),
-        "In numbers": list(every.values()),
+        "In numbers": [every],
         "How to read it": [LIMITS],
         "How it was made": [
             Listing([shlex.join(["python", "-m", "camal_rl.vision.report", str(args.runs)])]),
             "The same numbers are in statistics.json and scores.csv beside this page, tables in tables.md, "
-            "tables.tex and a CSV file each, the figures in PNG and SVG files.",
+            "tables.tex and a CSV file each, the figures in PNG, SVG and PDF files.",
         ],
     }
     data, models, methods = (", ".join(map(prose, folds.names(c))) for c in ("data", "model", "method"))
@@ -453,10 +448,11 @@ def make(args: Args) -> list[str]:
         [*warnings(folds, results), *unread],
         sections,
     )
-    files = {f"{n}.csv": figures.table_csv(t) for n, t in (alignment | accuracy | tests | every).items()}
+    tables = alignment | accuracy | tests | {"all-methods": every}
+    files = {f"{name}.csv": figures.table_csv(table) for name, table in tables.items()}
     files["scores.csv"] = folds.table.to_csv(index=False).encode()
     paired = [vars(pair) | {"verdict": pair.verdict} for pair in results.paired]
-    return publish(folder, page, vars(results) | {"paired": paired}, files)
+    return publish(folder, page, results._asdict() | {"paired": paired}, files)
 
 
 def main(args: Args) -> int:

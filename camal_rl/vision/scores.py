@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, StringConstraints
+from pydantic import AliasChoices, Field, StringConstraints
 
 from camal_rl import metrics, stats
 from camal_rl.errors import UserError
@@ -68,8 +68,8 @@ class Measures(Content):
 
     accuracy: Fraction
     iou: Fraction | None
-    iou_ceiling: Fraction | None
-    dead_map_fraction: Fraction
+    iou_mask: Fraction | None = Field(validation_alias=AliasChoices("iou_mask", "iou_ceiling"))
+    dead_map_fraction: Fraction | None
     pointing_game: Fraction | None = None
     relevance_mass: Fraction | None = None
     roc_auc: Fraction | None = None
@@ -166,8 +166,7 @@ def read_folds(folder: Path) -> Folds:
         )
     rows = [
         dict(zip(("data", "model", "method", "fold"), fold[1:5], strict=True))
-        | {"test_set": test_set, **{name: getattr(measures, name) for name in NUMBERS}}
-        | {"seconds_per_step": getattr(measures, "seconds_per_step", None)}
+        | {"test_set": test_set, **measures.model_dump(include={*NUMBERS, "seconds_per_step"})}
         for fold in folds
         for test_set, measures in {UNSHIFTED: fold.scores, **fold.scores.shifted}.items()
     ]
@@ -258,16 +257,12 @@ class Variance:
     maps: Sequence[np.ndarray]  # (h, w) of masks, CAMAL's attention and the other's
 
 
-@dataclass(frozen=True)
-class Results:
+class Results(NamedTuple):
     """All that is computed of the pairs."""
 
-    paired: Sequence[Paired]
-    """Pairs that have a fold, in the report's order."""
-    curves: Mapping[str, Curves]
-    """By other method; only those with curves."""
-    variances: Mapping[str, Sequence[Variance]]
-    """By other method: data sets in order, for each size of maps."""
+    paired: Sequence[Paired]  # those that have a fold, in the report's order
+    curves: Mapping[str, Curves]  # by other method; only those with curves
+    variances: Mapping[str, Sequence[Variance]]  # by other method: data sets in order, for each size of maps
 
     def select(self, **wanted: str) -> list[Paired]:
         """Return the pairs that have these values in these fields."""
@@ -285,7 +280,7 @@ def compare(folds: Folds) -> Results:
             columns = {
                 "camal": wide[measure, "camal"],
                 "rival": wide[measure, other],
-                "ceiling": wide["iou_ceiling", "camal"],
+                "ceiling": wide["iou_mask", "camal"],
                 "dead_camal": wide["dead_map_fraction", "camal"],
                 "dead_rival": wide["dead_map_fraction", other],
             }
@@ -333,17 +328,15 @@ def _band(curves: np.ndarray) -> Band:
 
 
 def _variances(folds: Folds, other: str) -> list[Variance]:
-    groups: dict[tuple[int, tuple[int, ...]], list[list[np.ndarray]]] = {}
+    groups: dict[tuple[int, Any], list[Any]] = {}
     order = folds.names("data")
     for camal, rival in folds.pairs(other):
-        found = (camal.scores.mask_variance, camal.scores.attention_variance, rival.scores.attention_variance)
-        maps = [np.array(variance) for variance in found if variance is not None]
-        if len(maps) == 3 and len({part.shape for part in maps}) == 1:
+        every = (camal.scores.mask_variance, camal.scores.attention_variance, rival.scores.attention_variance)
+        maps = [np.array(variance) for variance in every if variance is not None]
+        if len(maps) == 3 and len({variance.shape for variance in maps}) == 1:
             groups.setdefault((order.index(camal.data), maps[0].shape), []).append(maps)
-    return [
-        Variance(order[place], len(maps), list(np.mean(maps, axis=0)))
-        for (place, _), maps in sorted(groups.items(), key=lambda group: group[0])
-    ]
+    found = sorted(groups.items(), key=lambda group: group[0])
+    return [Variance(order[place], len(maps), list(np.mean(maps, axis=0))) for (place, _), maps in found]
 
 
 # ------------------------------------------------------------------------------------------------------------
