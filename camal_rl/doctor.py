@@ -39,8 +39,7 @@ BATCH = 32
 """Frames in a step of learning; one of training has 256."""
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Checks: each returns what it found in a line, or raises
+# ---------------------------------------------------- checks: each returns what it found in a line, or raises
 
 
 def check_versions() -> str:
@@ -212,8 +211,7 @@ CHECKS = {
 """The checks by name, and what to do where one raises or its process crashes."""
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Making checks
+# ---------------------------------------------------------------------------------------------- making checks
 
 
 def answer(name: str) -> int:

@@ -187,7 +187,8 @@ def cells(matrix: Matrix) -> list[Cell]:
         device = choose_device(args.device)
         chosen = {"precision": choose_precision(args.precision, device), "device_type": device.type}
         run = RunFolder(args, load_definition(args.env), chosen)
-        check_args_file(run.path, run.described)
+        if check_args_file(run.path, run.described):
+            print(f"{run.path} goes on for more steps than before; its log says what that means.")
         if run.path in planned:
             raise UserError(
                 f"--envs: {env} and another one are both called {run.path.parts[-3]}, and so would share the "

@@ -164,6 +164,20 @@ def test_a_file_and_options_cannot_both_say_what_is_done(tmp_path: Path) -> None
         experiment.read_matrix(*experiment.parse_args(["--matrix", str(tmp_path / "m.toml")]))
 
 
+def test_runs_that_go_on_for_more_steps_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    matrix = matrix_of(tmp_path, envs=("Basic",), methods=("camal",))
+    cell = experiment.cells(matrix)[0]
+    cell.folder.mkdir(parents=True)
+    shorter = cell.trained | {"args": cell.trained["args"] | {"total_timesteps": 1024}}
+    written = {"precision": "fp32", "device_type": "cpu"}
+    (cell.folder / "args.json").write_text(json.dumps(shorter | {"args": shorter["args"] | written}))
+    fixed = matrix.model_copy(update={"train": (*TRAIN, "--precision", "fp32", "--device", "cpu")})
+    assert [planned.steps for planned in experiment.cells(fixed)] == [2048, 2048]
+    assert capsys.readouterr().out.splitlines() == [
+        f"{cell.folder} goes on for more steps than before; its log says what that means."
+    ]
+
+
 def test_a_folder_of_another_run_is_refused_before_anything_starts(tmp_path: Path) -> None:
     matrix = matrix_of(tmp_path)
     (cell, *_) = experiment.cells(matrix)

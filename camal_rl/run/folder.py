@@ -86,27 +86,29 @@ def read_args_file(folder: Path, needed: Sequence[str] = ("args", "definition"))
     return {name: group for name, group in content.items() if isinstance(group, dict)}
 
 
-def check_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse a folder that holds a run with other arguments; one may go on for more agent steps than before.
+def check_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Refuse a folder that holds a run with other arguments; return whether it goes on for more agent steps.
 
     Raises:
         UserError: the message shows every difference.
     """
     if not (folder / "args.json").exists():
-        return
+        return False
     before = read_args_file(folder, tuple(described))
-    differences = []
+    differences, longer = [], False
     for group, now in described.items():
         for name in sorted(before[group].keys() | now.keys()):
             was, is_now = before[group].get(name, "nothing"), now.get(name, "nothing")
-            longer = name == "total_timesteps" and isinstance(was, int) and was < is_now
-            if was != is_now and not longer:
+            if name == "total_timesteps" and isinstance(was, int) and was < is_now:
+                longer = True
+            elif was != is_now:
                 differences.append(f"{name} was {was}, now {is_now}")
     if differences:
         raise UserError(
             f"{folder} holds a run with other arguments: {'; '.join(differences)}. "
             "Choose another --runs-dir or --seed, or move that folder away."
         )
+    return longer
 
 
 def check_definition(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -129,7 +129,8 @@ class Runner:
         try:
             code, message = self._attempts(cell), ""
             if code:
-                message = last_line(cell.log)
+                log = cell.log.read_text(encoding="utf-8", errors="replace")
+                message = re.split(r"[\r\n]+", log.strip())[-1]
             elif not is_done(cell):
                 message = "it ended without an error, but its scores.json is not what was asked for"
         except OSError as error:  # a full disk, a file where a folder should be
@@ -178,12 +179,6 @@ class Runner:
         return {
             cell.title: _progress(cell, module, start) for cell, module, start in list(self.running.values())
         }
-
-
-def last_line(log: Path) -> str:
-    """The last line of a log, in which a carriage return ends a line as well."""
-    lines = re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace").strip())
-    return lines[-1]
 
 
 def _progress(cell: Cell, module: str, start: int) -> float | None:
