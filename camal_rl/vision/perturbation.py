@@ -228,16 +228,9 @@ def correlations(responses_MPRS: np.ndarray) -> dict[str, np.ndarray]:
     """Correlations of severity and response by name, each (M, P, R); NaN where a response is constant."""
     rows = responses_MPRS.reshape(-1, responses_MPRS.shape[-1])
     severity = np.broadcast_to(severities(rows.shape[1] - 1), rows.shape)
-    found = {"spearman": metrics.rank_correlation(severity, rows), "pearson": pearson(severity, rows)}
+    kinds = {"spearman": metrics.rank_correlation, "pearson": metrics.correlation}
+    found = {name: correlate(severity, rows) for name, correlate in kinds.items()}
     return {name: scores.reshape(responses_MPRS.shape[:-1]) for name, scores in found.items()}
-
-
-def pearson(xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
-    """Pearson's correlation of rows, twice (B, n) -> float64 (B,); NaN where a row is constant."""
-    dx, dy = (rows - rows.mean(axis=1, keepdims=True) for rows in (xs, ys))
-    varies = (np.ptp(xs, axis=1) > 0) & (np.ptp(ys, axis=1) > 0)
-    scale = np.sqrt((dx**2).sum(axis=1) * (dy**2).sum(axis=1))
-    return np.where(varies, (dx * dy).sum(axis=1) / np.where(varies, scale, 1), np.nan)
 
 
 def compare(scores_MR: np.ndarray) -> dict[str, Any]:
