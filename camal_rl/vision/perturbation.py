@@ -40,6 +40,7 @@ class Args:
 if __name__ == "__main__":
     ARGS = parse(Args, "python -m camal_rl.vision.perturbation")  # before torch is imported
 
+import contextlib
 import hashlib
 import json
 import math
@@ -399,10 +400,8 @@ def make(args: Args) -> list[str]:
     make_folder(args.output)
     studies = []
     for name, masks in sources:
-        try:
+        with contextlib.closing(masks):  # and with it the games
             studies.append(study(name, masks, args.masks, args.steps, args.seed))
-        finally:
-            masks.close()  # and with it the games
     results = [numbers(study) for study in studies]
     made = table(results, args.steps)
     content = {
