@@ -56,7 +56,7 @@ class TrainedRun(NamedTuple):
             args["frame_size"],
             args["render_resolution"],
             prepare=shift.prepare if shift else None,
-            max_episode_steps=args["max_episode_steps"],
+            max_episode_steps=args.get("max_episode_steps"),
         )
 
     def attend(self, images: np.ndarray, noise: torch.Generator) -> tuple[ppo.Output, Tensor]:
