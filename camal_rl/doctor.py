@@ -52,22 +52,22 @@ def check_versions() -> str:
         requirements = [Requirement(line) for line in metadata.requires("camal-rl") or []]
     except metadata.PackageNotFoundError:
         return f"{system}; not installed, so what it asks for is not known (pip install .)"
-    found, problems, packages = [system], [], []
+    found, wrong = [system], {}
     for requirement in requirements:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         name, asked = requirement.name, requirement.specifier
+        package = f"'{name}{asked}'"
         try:
             version = metadata.version(name)
-            problem = "" if asked.contains(version, prereleases=True) else f"{name} {version} is not {asked}"
-            found.append(f"{name} {version}")
         except metadata.PackageNotFoundError:
-            problem = f"{name} is missing"
-        if problem:
-            problems.append(problem)
-            packages.append(f"'{name}{asked}'")
-    if problems:
-        raise UserError(f"{', '.join(problems)}: pip install {' '.join(packages)}")
+            wrong[package] = f"{name} is missing"
+            continue
+        found.append(f"{name} {version}")
+        if not asked.contains(version, prereleases=True):
+            wrong[package] = f"{name} {version} is not {asked}"
+    if wrong:
+        raise UserError(f"{', '.join(wrong.values())}: pip install {' '.join(wrong)}")
     return ", ".join(found)
 
 
@@ -267,18 +267,12 @@ def _shortened(text: str) -> str:
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; exits with code 2 and a message where it can't be understood."""
     # Not tyro, which the other commands use: it may be what is missing.
-    parser = argparse.ArgumentParser(
-        prog="python -m camal_rl.doctor",
-        description="Check what of this machine works for camal_rl. Ends with 1 if something does not. "
-        "Paste the output into a bug report.",
-    )
+    about = "Check what of this machine works for camal_rl. Ends with 1 if something does not. "
+    about += "Paste the output into a bug report."
+    parser = argparse.ArgumentParser(prog="python -m camal_rl.doctor", description=about)
+    which = f"make only these checks, of {', '.join(CHECKS)}"
     parser.add_argument(
-        "--check",
-        nargs="+",
-        choices=CHECKS,
-        default=list(CHECKS),
-        metavar="NAME",
-        help=f"make only these checks, of {', '.join(CHECKS)}",
+        "--check", nargs="+", choices=CHECKS, default=list(CHECKS), metavar="NAME", help=which
     )
     return parser.parse_args(arguments)
 

@@ -214,20 +214,18 @@ class Comparison(NamedTuple):
         return is_done(self.cell) and is_done(self.other)
 
 
-def comparisons(matrix: Matrix, planned: Sequence[Cell]) -> list[Comparison]:
-    """The first method beside each other one, on the first seed of every environment."""
+def comparisons(matrix: Matrix, planned: Sequence[Cell], method: str) -> list[Comparison]:
+    """The first method beside another one, on the first seed of every environment."""
     by_folder = {cell.folder: cell for cell in planned}
-    first, *others = matrix.methods
-    seed = matrix.seeds[0]
+    name = f"seed{matrix.seeds[0]}"
     video = () if "--video-episodes" in matrix.evaluate else ("--video-episodes", "1")
     shown = []
-    for method in others:
-        for cell in planned:
-            if cell.folder.parts[-2:] == (first, f"seed{seed}"):
-                other = by_folder[cell.folder.parents[1] / method / cell.folder.name]
-                options = (*cell.evaluate, "--compare", str(other.folder), *video)
-                picture = cell.folder / "media" / f"evaluation-versus-{method}-seed-{seed}.png"
-                shown.append(Comparison(cell._replace(train=(), evaluate=options), other, picture))
+    for cell in planned:
+        if cell.folder.parts[-2:] == (matrix.methods[0], name):
+            other = by_folder[cell.folder.parents[1] / method / name]
+            options = (*cell.evaluate, "--compare", str(other.folder), *video)
+            picture = cell.folder / "media" / f"evaluation-versus-{method}-seed-{matrix.seeds[0]}.png"
+            shown.append(Comparison(cell._replace(train=(), evaluate=options), other, picture))
     return shown
 
 
@@ -250,8 +248,8 @@ def run(
         f"TensorBoard: tensorboard --logdir {matrix.runs_dir}",
         flush=True,
     )
-    beside = comparisons(matrix, planned)
-    for comparison in beside:
+    beside = {method: comparisons(matrix, planned, method) for method in matrix.methods[1:]}
+    for comparison in itertools.chain(*beside.values()):
         if not comparison.can_be_made():  # a picture shows what is there no longer
             comparison.picture.unlink(missing_ok=True)
             comparison.picture.with_suffix(".mp4").unlink(missing_ok=True)
@@ -262,14 +260,8 @@ def run(
         outcomes += cluster.run_on_ray(missing, len(planned), runner, ray, gpus, jobs)
     elif missing:
         outcomes += run_here(missing, len(planned), jobs_here, runner)
-    for method in matrix.methods[1:]:  # in turn, because the evaluations of one run share its folder
-        pending = [
-            comparison.cell
-            for comparison in beside
-            if comparison.other.folder.parts[-2] == method
-            and not comparison.picture.exists()
-            and comparison.can_be_made()
-        ]
+    for method, pairs in beside.items():  # in turn, because the evaluations of one run share its folder
+        pending = [pair.cell for pair in pairs if pair.can_be_made() and not pair.picture.exists()]
         if pending and not interrupted():
             print(f"Pictures and videos beside {method}:", flush=True)
             outcomes += run_here(pending, len(pending), jobs_here, runner)

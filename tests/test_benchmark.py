@@ -200,10 +200,10 @@ def test_classifiers_are_measured_with_both_methods(plan: Plan, monkeypatch: pyt
     assert_complete(cases, ["resnet18"], {"camal", "vanilla"}, repetitions=1)
 
 
-@pytest.mark.slow
-def test_a_training_that_fails_is_quoted() -> None:
-    with pytest.raises(UserError, match=r"^a training failed: .*Basik.* did you mean Basic"):
-        benchmark.train(ppo.Args(env="Basik"), 1)
+def test_a_training_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "words_of", lambda args: ["--num-envs", "0"])
+    with pytest.raises(UserError, match=r"^a training failed: --num-envs 0: should be greater"):
+        benchmark.train(ppo.Args(), 1)
 
 
 # ------------------------------------------------------------------------------------------- tables and files
@@ -327,14 +327,20 @@ def test_help_needs_no_torch(tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
+def test_rollouts_are_measured_on_the_engine(tmp_path: Path) -> None:
+    plan = Plan(small_args(tmp_path, num_envs=2, num_steps=8), 1, turns=1, resolutions=(SMALL,))
+    ways = {"raw engine", "rollout", "projection"}
+    assert_complete(benchmark.rollout(plan), [f"rendered at {SMALL}"], ways, 1)
+
+
+@pytest.mark.slow
 def test_the_command_measures_and_writes(tmp_path: Path) -> None:
-    options = ("rollout", "--quick", "--output", "out")
+    options = ("extraction", "--quick", "--output", "out", "--torch-threads", "1")
     told = run_python("-m", "camal_rl.benchmark", *options, folder=tmp_path)
     assert told.returncode == 0, told.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing is left where it was started"
     parts = json.loads((tmp_path / "out" / "benchmark.json").read_text())["parts"]
-    rendered = [f"rendered at {size}" for size in ("160x120", "320x240")]
-    assert_complete(parts["rollout"]["cases"], rendered, {"raw engine", "rollout", "projection"}, 1)
+    assert_complete(parts["extraction"]["cases"], [f"batch of {n}" for n in (1, 16, 128)], set(WAYS), 1)
 
 
 @pytest.mark.engine

@@ -37,7 +37,7 @@ def read_all(
 
 
 def damaged(content: bytes) -> Iterable[bytes]:
-    return chain(cut_off(content), with_flipped_bits(content, 500))
+    return chain(cut_off(content), with_flipped_bits(content, 250))
 
 
 def test_an_environment(tmp_path: Path) -> None:
@@ -76,10 +76,11 @@ def test_arguments_of_a_run(trained_folder: Path) -> None:
 
     refused = read_all(path, damaged(content), read, lambda read: read.keys() == described.keys())
     assert refused > len(content) // 2
+    path.write_bytes(content)
     whole = play.load_run(trained_folder, None, CPU)
     read_all(
         path,
-        with_flipped_bits(content, 30),
+        with_flipped_bits(content, 10),
         lambda: play.load_run(trained_folder, None, CPU),
         lambda read: read.checkpoint_sha256 == whole.checkpoint_sha256,
     )
@@ -101,7 +102,7 @@ def test_a_checkpoint(tmp_path: Path) -> None:
     }
     run_folder.save_checkpoint(path, state)
     content = path.read_bytes()
-    contents = [*cut_off(content), *with_flipped_bits(content, 1000)]
+    contents = [*list(cut_off(content))[::4], *with_flipped_bits(content, 400)]
     whole = run_folder.load_checkpoint(path)
     assert whole is not None
     assert whole["iteration"] == 4

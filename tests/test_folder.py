@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, assert_same, small_args
+from conftest import assert_same, small_args
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from camal_rl import ppo
@@ -140,27 +140,21 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
 
 
 HOLD = """
-import sys, time
-from pathlib import Path
-from camal_rl.run import folder
-with folder.lock(Path(sys.argv[1]), "train"):
+import filelock, sys, time
+with filelock.FileLock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
 """
 
 
-@pytest.mark.slow
 def test_a_second_process_is_refused_until_the_first_has_ended_however(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_folder, "PATIENCE", 0.2)
     folder = tmp_path / "run"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
+    folder.mkdir()
+    command = [sys.executable, "-c", HOLD, str(folder / ".train.lock")]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     with (
@@ -258,7 +252,7 @@ def test_a_finished_run_is_trained_further_and_what_that_means_is_said(fake_engi
     assert rates_of(folder) == pytest.approx([2.5e-4, 1.25e-4, 1.25e-4, 0.625e-4])
     described = run_folder.read_args_file(folder)
     assert described["args"]["total_timesteps"] == 256
-    assert described["trained_on"] == {"trained_on_from": [128]}
+    assert described["trained_on"] == {"trained_on_from": 128}
     assert learned(described)["args"].keys() == described["args"].keys() - {"precision", "device_type"}
     with pytest.raises(UserError, match="total_timesteps was 256, now 128"):
         ppo.train(small_args(tmp_path, total_timesteps=128))

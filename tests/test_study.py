@@ -52,7 +52,7 @@ def test_runs_that_are_not_comparable_are_reported_with_a_warning(
 
 
 def test_a_run_that_went_on_for_longer_than_planned_is_named(runs: Path) -> None:
-    write_scores(runs, "A/camal/seed1", 20, 0.2, training__trained_on={"trained_on_from": [500]})
+    write_scores(runs, "A/camal/seed1", 20, 0.2, training__trained_on={"trained_on_from": 500})
     (sentence,) = study.comparability(read_study(runs))
     assert sentence.startswith(
         "A/camal/seed1 went on for longer than planned, with a learning rate that rose"

@@ -288,14 +288,14 @@ class RunFolder:
 
     def is_done(self) -> bool:
         """Return whether nothing is left to do, and say so then."""
-        done = self.iteration >= self.total
-        if done:
-            print(f"{self.path} is already done: {self.step:,} steps. More takes a larger --total-timesteps.")
-            print(self._next_command())
-        return done
+        if self.iteration < self.total:
+            return False
+        print(f"{self.path} is already done: {self.step:,} steps. More takes a larger --total-timesteps.")
+        self._say_what_comes_next()
+        return True
 
-    def _next_command(self) -> str:
-        return f"Evaluate it: python -m camal_rl.evaluate {shlex.quote(str(self.path))}"
+    def _say_what_comes_next(self) -> None:
+        print(f"Evaluate it: python -m camal_rl.evaluate {shlex.quote(str(self.path))}")
 
     @property
     def step(self) -> int:
@@ -344,17 +344,18 @@ class RunFolder:
         if not self.iteration or not self.args.anneal_lr:
             return
         before = read_args_file(self.path)
-        self.described |= {"trained_on": before.get("trained_on", {})}
+        if "trained_on" in before:
+            self.described["trained_on"] = before["trained_on"]
         planned = before["args"]["total_timesteps"] // self.args.batch_size
         if planned < self.total:
-            earlier = self.described["trained_on"].get("trained_on_from", [])
-            self.described["trained_on"] = {"trained_on_from": [*earlier, self.step]}
+            self.described["trained_on"] = {"trained_on_from": self.step}
             old, new = (
-                self.args.learning_rate * (1 - self.iteration / total) for total in (planned, self.total)
+                f"{self.args.learning_rate * (1 - self.iteration / total):.3g}"
+                for total in (planned, self.total)
             )
             print(
-                f"More steps than planned: the learning rate rises from {old:.3g} to {new:.3g}, so this is "
-                "not what as many steps from the start would give. args.json says so."
+                f"More steps than planned: the learning rate rises from {old} to {new}, so this is not what "
+                "as many steps from the start would give. args.json says so."
             )
 
     def iterations(self) -> Iterator[int]:
@@ -381,7 +382,7 @@ class RunFolder:
         if self._recent:
             mean = np.mean(self._recent)
             print(f"Done. Mean return of the last {len(self._recent)} episodes: {mean:.2f}")
-        print(self._next_command())
+        self._say_what_comes_next()
 
     def _say_how_long(self) -> None:
         left = (self.total - self.iteration) * self.args.batch_size
