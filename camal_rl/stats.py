@@ -164,9 +164,10 @@ def false_positive_rate(runs_x: int, runs_y: int, environments: int) -> float:
     """
     if min(runs_x, runs_y) < 2 or environments < 1:
         raise ValueError("chance is known for 2 runs of each or more, and an environment or more")
-    orders = math.comb(runs_x + runs_y, runs_x)
-    exact = orders <= 252 and orders**environments <= 200_000  # less than a second
-    return (_counted if exact else _simulated)(runs_x, runs_y, environments)
+    orders = math.comb(runs_x + runs_y, runs_x) ** environments
+    resamples = math.comb(2 * runs_x - 1, runs_x) * math.comb(2 * runs_y - 1, runs_y)
+    few = orders <= 200_000 and resamples <= 20_000  # less than a second
+    return (_counted if few else _simulated)(runs_x, runs_y, environments)
 
 
 def _counted(runs_x: int, runs_y: int, environments: int) -> float:

@@ -171,9 +171,12 @@ def test_a_stock_scenario_for_several_players_is_refused(tmp_path: Path, scenari
         load_definition(write_toml(tmp_path, VALID.replace("basic.cfg", scenario)))
 
 
-@pytest.mark.parametrize("option", ["-host 2", "-JOIN 127.0.0.1", "+map map01 -Host 1"])
-def test_a_game_that_waits_for_other_players_is_refused(tmp_path: Path, option: str) -> None:
-    with pytest.raises(UserError, match=r"(?i)remove -(host|join) from game_args"):
+@pytest.mark.parametrize(
+    "option",
+    ["-host 2", "-JOIN 127.0.0.1", "+map map01 -Host 1", "+viz_nocheat 1", "+viz_screen_format 2"],
+)
+def test_what_takes_the_game_out_of_our_hands_is_refused(tmp_path: Path, option: str) -> None:
+    with pytest.raises(UserError, match=r"(?i)remove [-+](host|join|viz_\w+) from game_args"):
         load_definition(write_cfg(tmp_path, f"game_args = {option}"))
 
 

@@ -596,6 +596,11 @@ def test_false_positive_rate_of_two_environments_by_all_resamples() -> None:
     assert stats.false_positive_rate(*runs, 2) == pytest.approx(np.mean(found), rel=1e-9)
 
 
+def test_false_positive_rate_of_many_runs_is_simulated_however_few_the_others_are() -> None:
+    """A clean sweep is one of 231 orders, and not the only one that is significant."""
+    assert 1 / 231 < stats.false_positive_rate(2, 20, 1) < 0.2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("environments", [1, 4])
 def test_false_positive_rate_of_five_runs_is_the_exact_one(environments: int) -> None:

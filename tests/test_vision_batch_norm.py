@@ -1,6 +1,7 @@
 """Proposition 1 under BatchNorm: where it holds exactly, and where it does not."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,15 @@ from camal_rl.vision import batch_norm
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_images() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch_norm, "IMAGE_SIZE", 64)
+        yield
+
+
 @pytest.fixture(scope="module")
-def rows() -> dict[tuple[str, str], dict[str, float]]:
+def rows(small_images: None) -> dict[tuple[str, str], dict[str, float]]:
     args = batch_norm.Args(weights="none", batch_size=4)
     return {(one["statistics"], one["layer"]): one for one in batch_norm.compare("resnet18", args)}
 

@@ -19,6 +19,7 @@ import scipy.stats
 import torch
 from conftest import run
 
+from camal_rl import metrics
 from camal_rl.errors import UserError
 from camal_rl.results import figures
 from camal_rl.run.command_line import parse
@@ -146,9 +147,9 @@ def test_pearson_is_scipys_and_nan_for_a_constant() -> None:
     rng = np.random.default_rng(0)
     one, other = rng.random((2, 6, 9))
     expected = [scipy.stats.pearsonr(*rows).statistic for rows in zip(one, other, strict=True)]
-    np.testing.assert_allclose(perturbation.pearson(one, other), expected, rtol=1e-12)
+    np.testing.assert_allclose(metrics.correlation(one, other), expected, rtol=1e-12)
     other[2], one[4] = 0.1, 0.3
-    assert np.flatnonzero(np.isnan(perturbation.pearson(one, other))).tolist() == [2, 4]
+    assert np.flatnonzero(np.isnan(metrics.correlation(one, other))).tolist() == [2, 4]
 
 
 def test_correlations_by_hand() -> None:

@@ -248,8 +248,8 @@ def object_names(scenario: Path) -> frozenset[str]:
     game = vizdoom.DoomGame()
     if not load_config(game, scenario):
         raise UserError(f"{scenario}: mend or remove the lines that ViZDoom's warnings name.")
-    if found := re.search(r"[-+](host|join)\b", game.get_game_args(), re.IGNORECASE):
-        raise UserError(f"{scenario}: remove {found[0]} from game_args: it waits for other players.")
+    if found := re.search(r"[-+](host\b|join\b|viz_\w+)", game.get_game_args(), re.IGNORECASE):
+        raise UserError(f"{scenario}: remove {found[0]} from game_args: the game can't be played with it.")
     own = Path(vizdoom.__file__).parent
     texts = [content for _, content in _lumps(own / "vizdoom.pk3")]
     paths = (game.get_doom_scenario_path(), game.get_doom_game_path() or own / "freedoom2.wad")

@@ -247,9 +247,9 @@ def lines(
             axes.fill_between(
                 x[there], band.low[there], band.high[there], color=tint(place), alpha=0.22, linewidth=0
             )
-        look: dict[str, Any] = {"color": tint(place), "linestyle": DASHES[place % len(DASHES)], "markersize": 4}
-        drawn += axes.plot(x[there], band.estimate[there], linewidth=1.5, **look)
-        drawn[-1].set_marker("o" if there.sum() == 1 else "")  # a line would have no length
+        dashes = DASHES[place % len(DASHES)]
+        drawn += axes.plot(x[there], band.estimate[there], color=tint(place), linestyle=dashes, linewidth=1.5)
+        drawn[-1].set(marker="o" if there.sum() == 1 else "", markersize=4)  # a line would have no length
     axes.margins(x=0.02)
     return drawn
 

@@ -52,13 +52,9 @@ class TrainedRun(NamedTuple):
     def env(self, shift: Shift | None = None) -> DoomEnv:
         """Start a game as the agent was trained on, but for a visual change."""
         args = self.trained["args"]
-        return DoomEnv(
-            self.definition,
-            args["frame_size"],
-            args["render_resolution"],
-            prepare=shift.prepare if shift else None,
-            max_episode_steps=args["max_episode_steps"],
-        )
+        prepare, limit = shift.prepare if shift else None, args.get("max_episode_steps")
+        looks = (args["frame_size"], args["render_resolution"])
+        return DoomEnv(self.definition, *looks, prepare=prepare, max_episode_steps=limit)
 
     def attend(self, images: np.ndarray, noise: torch.Generator) -> tuple[ppo.Output, Tensor]:
         """Show the agent images, uint8 (B, stack, H, W).

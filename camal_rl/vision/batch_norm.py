@@ -102,7 +102,7 @@ def compare(name: str, args: Args) -> list[dict[str, Any]]:
     """The rows of a model, computed in float64, so that what is left is no rounding, and without dropout."""
     torch.manual_seed(args.seed)
     samples = shapes.generate(2 * args.batch_size, IMAGE_SIZE, args.seed)
-    model = Classifier(name, len(samples.classes))
+    model = Classifier(name, len(samples.classes), IMAGE_SIZE)
     load_weights(model, args.weights)
     last = model.network.get_submodule(model.architecture.last_layer)
     # torchvision's ViT begins with zeros there, for which dy/dA would be zero, too.

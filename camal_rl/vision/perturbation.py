@@ -40,6 +40,7 @@ class Args:
 if __name__ == "__main__":
     ARGS = parse(Args, "python -m camal_rl.vision.perturbation")  # before torch is imported
 
+import contextlib
 import hashlib
 import json
 import math
@@ -228,16 +229,9 @@ def correlations(responses_MPRS: np.ndarray) -> dict[str, np.ndarray]:
     """Correlations of severity and response by name, each (M, P, R); NaN where a response is constant."""
     rows = responses_MPRS.reshape(-1, responses_MPRS.shape[-1])
     severity = np.broadcast_to(severities(rows.shape[1] - 1), rows.shape)
-    found = {"spearman": metrics.rank_correlation(severity, rows), "pearson": pearson(severity, rows)}
+    kinds = {"spearman": metrics.rank_correlation, "pearson": metrics.correlation}
+    found = {name: correlate(severity, rows) for name, correlate in kinds.items()}
     return {name: scores.reshape(responses_MPRS.shape[:-1]) for name, scores in found.items()}
-
-
-def pearson(xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
-    """Pearson's correlation of rows, twice (B, n) -> float64 (B,); NaN where a row is constant."""
-    dx, dy = (rows - rows.mean(axis=1, keepdims=True) for rows in (xs, ys))
-    varies = (np.ptp(xs, axis=1) > 0) & (np.ptp(ys, axis=1) > 0)
-    scale = np.sqrt((dx**2).sum(axis=1) * (dy**2).sum(axis=1))
-    return np.where(varies, (dx * dy).sum(axis=1) / np.where(varies, scale, 1), np.nan)
 
 
 def compare(scores_MR: np.ndarray) -> dict[str, Any]:
@@ -406,10 +400,8 @@ def make(args: Args) -> list[str]:
     make_folder(args.output)
     studies = []
     for name, masks in sources:
-        try:
+        with contextlib.closing(masks):  # and with it the games
             studies.append(study(name, masks, args.masks, args.steps, args.seed))
-        finally:
-            masks.close()  # and with it the games
     results = [numbers(study) for study in studies]
     made = table(results, args.steps)
     content = {

@@ -272,7 +272,6 @@ class Results(NamedTuple):
 def compare(folds: Folds) -> Results:
     """Pair CAMAL with each other method."""
     paired: list[Paired] = []
-    curves, variances = {}, {}
     key = ["data", "model", "test_set", "fold"]
     wide = folds.table.pivot(index=key, columns="method", values=NUMBERS)
     for other in folds.others:
@@ -288,12 +287,10 @@ def compare(folds: Folds) -> Results:
             for (data, model, test_set), rows in both.groupby(level=key[:3], observed=True):
                 x, y = rows["camal"].to_numpy(), rows["rival"].to_numpy()
                 p, p_lower = stats.wilcoxon(x, y), stats.wilcoxon(y, x)
-                found = rows.droplevel(key[:3])
-                paired.append(Paired(data, model, other, measure, test_set, found, p, p_lower))
-        if found_curves := _faithfulness(folds, other):
-            curves[other] = found_curves
-        if maps := _variances(folds, other):
-            variances[other] = maps
+                by_fold = rows.droplevel(key[:3])
+                paired.append(Paired(data, model, other, measure, test_set, by_fold, p, p_lower))
+    curves = {other: found for other in folds.others if (found := _faithfulness(folds, other))}
+    variances = {other: maps for other in folds.others if (maps := _variances(folds, other))}
     return Results(paired, curves, variances)
 
 
