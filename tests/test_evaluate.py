@@ -249,7 +249,7 @@ def test_a_single_episode_has_no_standard_error() -> None:
     episode = Episode(1, "terminated", [0], [5.0], [0.0])
     summary = evaluate.summarise([episode], load_definition("Basic"))
     assert summary["return"]["standard_error"] == Undefined("one episode has no spread")
-    assert summary["return"]["normalized_mean"] == pytest.approx((5 + 152) / (81.5 + 152))
+    assert summary["return"]["normalized_mean"] == pytest.approx((5 + 166.5) / (81.5 + 166.5))
     assert summary["iou_sweep"]["iou"] == [Undefined("no frame had a target in view")] * len(metrics.TAUS)
 
 

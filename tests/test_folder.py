@@ -241,7 +241,7 @@ def rates_of(folder: Path) -> list[float]:
 def test_a_finished_run_is_trained_further_and_what_that_means_is_said(fake_engine, tmp_path, capsys):
     folder = ppo.train(small_args(tmp_path, total_timesteps=128))
     printed = capsys.readouterr().out
-    assert "random play has a mean return of -152, the reference is 81.5" in printed
+    assert "random play has a mean return of -166.5, the reference is 81.5" in printed
     assert printed.endswith(f"Evaluate it: python -m camal_rl.evaluate {folder}\n")
     with pytest.raises(UserError, match=r"ent_coef was 0\.01, now 0\.5"):
         ppo.train(small_args(tmp_path, total_timesteps=256, ent_coef=0.5))

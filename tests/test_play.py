@@ -1,6 +1,7 @@
 """Playing trained agents: every episode to its end, on seeds of its own, recorded frame by frame."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -268,6 +269,7 @@ def test_an_environment_of_ones_own_is_given_by_its_file(fake_engine, tmp_path) 
     own = tmp_path / "Mine.toml"
     own.write_bytes((ENVS_DIR / "Basic.toml").read_bytes())
     folder = ppo.train(small_args(tmp_path, total_timesteps=64, env=str(own)))
+    shutil.rmtree(folder / "environment")  # as in runs of earlier versions
     with pytest.raises(UserError, match="no environment named 'Mine'"):
         play.load_run(folder, None, CPU)
     run = play.load_run(folder, own, CPU)
