@@ -51,6 +51,17 @@ def test_the_same_arguments_are_accepted_and_others_named(tmp_path):
     assert "ent_coef was 0.01, now 0.5; frame_size was [84, 84], now [90, 90]" in str(error.value)
 
 
+def test_a_run_goes_on_where_only_the_scale_of_returns_is_another(tmp_path):
+    before = described()
+    before["definition"] |= {"random_return": -152.0, "random_source": "of old"}
+    run_folder.write_args_file(tmp_path, before)
+    run_folder.check_args_file(tmp_path, described())
+    before["definition"]["reward_scale"] = 0.5
+    run_folder.write_args_file(tmp_path, before)
+    with pytest.raises(UserError, match=r"reward_scale was 0\.5, now 0\.01"):
+        run_folder.check_args_file(tmp_path, described())
+
+
 @pytest.mark.parametrize(
     "content", ["", "{", "[1]", '{"args": 3}', '"text"', "\x00", '{"run": {}, "ppo": {}}']
 )

@@ -40,6 +40,8 @@ FREE_OPTIONS = frozenset(
 but not what is learned."""
 GAME = ("scenario", "frame_skip", "target_names", "target_categories")
 """Fields of an environment's definition that decide what is played and what a target is."""
+LEARNED = (*GAME, "reward_scale", "vizdoom")
+"""Fields that decide what is learned; the others are texts, and the scale on which returns are told."""
 PATIENCE = 10.0
 """Seconds to wait for another process, which may just be saving."""
 
@@ -97,7 +99,8 @@ def check_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) ->
     before = read_args_file(folder, tuple(described))
     differences, longer = [], False
     for group, now in described.items():
-        for name in sorted(before[group].keys() | now.keys()):
+        names = LEARNED if group == "definition" else sorted(before[group].keys() | now.keys())
+        for name in names:
             was, is_now = before[group].get(name, "nothing"), now.get(name, "nothing")
             if name == "total_timesteps" and isinstance(was, int) and was < is_now:
                 longer = True
