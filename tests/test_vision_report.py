@@ -129,7 +129,7 @@ def test_only_pairs_that_were_run_have_tables(tmp_path: Path) -> None:
     }
 
 
-def test_iou_stands_beside_ceiling_and_dead_maps(runs: Path) -> None:
+def test_iou_stands_beside_that_of_the_mask_and_dead_maps(runs: Path) -> None:
     write_cell(runs, "busi", "resnet18", "vanilla", [1], shifted={"reversed": shift(0.5, 0.25)})
     printed, files = make(runs)
     assert "The mask itself, at that resolution: 75.0 %; dead maps: 0.0 % and 12.5 %." in printed[0]

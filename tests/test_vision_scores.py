@@ -208,7 +208,7 @@ def test_folds_are_paired_by_number_and_tested_both_ways(runs: Path) -> None:
     assert pair.folds.index.tolist() == [1, 3, 4, 5]
     assert pair.folds["camal"].tolist() == [0.9, 1.0, 0.9, 0.9]
     assert pair.folds["rival"].tolist() == [0.8, 0.9, 0.85, 0.7]
-    assert pair.folds.mean()[["ceiling", "dead_camal", "dead_rival"]].tolist() == [0.75, 0, 0.125]
+    assert pair.folds.mean()[["mask", "dead_camal", "dead_rival"]].tolist() == [0.75, 0, 0.125]
     assert pair.means == (pytest.approx(0.925), pytest.approx(0.8125))
     assert (pair.p, pair.p_lower) == (1 / 16, 1)
 

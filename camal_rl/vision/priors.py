@@ -197,7 +197,7 @@ def _read_folder(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 MEASURES = {
     "iou": f"IoU of the region, the map above {metrics.TAU:g}",
-    "iou_mask": "Its ceiling, the mask itself at the map's resolution",
+    "iou_mask": "The same of the mask itself, at the map's resolution",
     "covered": "Share of the mask that the region covers",
     "spurious": "Share of the region outside the mask",
     "parts": "Connected parts of the region",

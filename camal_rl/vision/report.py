@@ -121,8 +121,8 @@ def _judged(pairs: Sequence[Paired]) -> str:
     if measure == "accuracy":
         return sentence
     every = pd.concat([pair.folds for pair in pairs])
-    ceiling, camal, rival = (percent(mean(every[c])) for c in ("ceiling", "dead_camal", "dead_rival"))
-    return f"{sentence} The mask itself, at that resolution: {ceiling} %; dead maps: {camal} % and {rival} %."
+    mask, camal, rival = (percent(mean(every[c])) for c in ("mask", "dead_camal", "dead_rival"))
+    return f"{sentence} The mask itself, at that resolution: {mask} %; dead maps: {camal} % and {rival} %."
 
 
 def _told(pairs: Sequence[Paired]) -> str:
@@ -163,7 +163,7 @@ LIMITS = (
     "too. Nothing is corrected for there being several tests.",
     "Folds of a cross-validation share most of their training images, so their differences are less "
     "independent than the test assumes, and a p may be too small.",
-    "The ceiling is the IoU that the mask itself has when it is shown at the resolution of attention: a "
+    "Mask is the IoU that the mask itself has when it is shown at the resolution of attention: a "
     "yardstick, no bound, for attention can have more. A dead map is all zero and counts as IoU 0.",
     "Not significant does not mean equal.",
 )
@@ -214,7 +214,7 @@ def _paper_table(folds: Folds, pairs: Sequence[Paired]) -> Table:
         rows.append(row)
     more = {
         "accuracy": "Underlined: its mean is higher, but not significantly.",
-        "iou": "Ceilings and dead maps are in the table of all methods.",
+        "iou": "The mask's own and dead maps are in the table of all methods.",
     }
     note = (
         "In percent, mean ± sample standard deviation over the folds that both have. Bold: CAMAL's mean is "
@@ -256,7 +256,7 @@ def all_methods(folds: Folds) -> Table:
         "without. Pointing: share of samples whose most attended pixel lies in the mask. Mass: share of "
         "attention in the mask. ROC: area under the ROC curve of attention against the mask."
     )
-    columns = ["Data set", "Model", "Test set", "Method", "Folds", "Accuracy", "IoU", "Ceiling", "Dead"]
+    columns = ["Data set", "Model", "Test set", "Method", "Folds", "Accuracy", "IoU", "Mask", "Dead"]
     return Table("All methods", [*columns, "Pointing", "Mass", "ROC"], rows, note, labels=4)
 
 

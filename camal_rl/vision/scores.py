@@ -210,7 +210,7 @@ class Paired:
     measure: str
     test_set: str
     folds: pd.DataFrame
-    """A row a fold: the measure as "camal" and "rival", "ceiling" of IoU, "dead_camal" and "dead_rival"."""
+    """A row a fold: the measure as "camal" and "rival", IoU of the "mask", "dead_camal" and "dead_rival"."""
     p: float
     """p-value of the one-tailed Wilcoxon signed-rank test that CAMAL is higher."""
     p_lower: float
@@ -279,7 +279,7 @@ def compare(folds: Folds) -> Results:
             columns = {
                 "camal": wide[measure, "camal"],
                 "rival": wide[measure, other],
-                "ceiling": wide["iou_mask", "camal"],
+                "mask": wide["iou_mask", "camal"],
                 "dead_camal": wide["dead_map_fraction", "camal"],
                 "dead_rival": wide["dead_map_fraction", other],
             }
