@@ -802,9 +802,9 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_as_if_nothing_had_happened(tm
     assert 1 <= done < 12
     again = subprocess.run(run, capture_output=True, text=True, check=True)
     assert f"Going on from step {done * 128:,}" in again.stdout
-    straight = command("--total-timesteps", 1536, *ENGINE_RUN[2:], "--runs-dir", tmp_path / "straight")
-    subprocess.run(straight, check=True, capture_output=True)
-    assert_same(checkpoint_of(folder), checkpoint_of(tmp_path / "straight/Basic/camal/seed1"))
+    length = ("--total-timesteps", "1536", "--runs-dir", str(tmp_path / "straight"))
+    straight = ppo.train(ppo.parse_args([*ENGINE_RUN[2:], *length]))
+    assert_same(checkpoint_of(folder), checkpoint_of(straight))
 
 
 @pytest.mark.engine
