@@ -29,6 +29,17 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = "160x120"  # the render resolution that is drawn fastest
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each worker its share of the long tests first, so that none has one left in the end."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    engine = [item for item in items if item.get_closest_marker("engine")]
+    others = [item for item in items if not item.get_closest_marker("engine")]
+    share = -(-len(others) // workers)
+    items[:] = chain.from_iterable(
+        engine[worker::workers] + others[worker * share : (worker + 1) * share] for worker in range(workers)
+    )
+
+
 def run(*arguments: str, folder: Path, prefix: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [*prefix, sys.executable, *arguments],

@@ -53,9 +53,9 @@ def test_a_mistake_is_named(tmp_path: Path, command: Command, arguments: list[st
 @pytest.mark.usefixtures("fake_engine")
 def test_a_cfg_that_no_toml_file_describes_shows_its_labels(tmp_path: Path, command: Command) -> None:
     printed = command("basic.cfg", "--steps", "8").splitlines()
-    assert [line.split()[0] for line in printed[:3]] == ["scenario", "frame", "actions"]
+    assert {"scenario", "actions"} <= {line.split()[0] for line in printed}
     assert any(line.split()[:2] == ["Cacodemon", "Monster"] for line in printed)
-    assert "target" not in "".join(printed[4:])
+    assert "<- target" not in "".join(printed)
     assert (tmp_path / "basic.png").is_file()
 
 

@@ -377,7 +377,7 @@ def test_a_mistake_is_one_line_and_code_2(tmp_path) -> None:
 @pytest.mark.engine
 def test_a_trained_run_is_evaluated_on_the_engine_twice_the_same(tmp_path) -> None:
     folder = trained(tmp_path, num_envs=2, total_timesteps=32)
-    command = [str(folder), "--episodes", "2", "--max-steps", "40", "--torch-threads", "1", "--shift", "hud"]
+    command = [str(folder), "--episodes", "2", "--max-steps", "20", "--torch-threads", "1", "--shift", "hud"]
     command += ["--faithfulness-frames", "16", "--video-episodes", "1"]
     done = run("-m", "camal_rl.evaluate", *command, folder=tmp_path)
     assert done.returncode == 0, done.stderr
