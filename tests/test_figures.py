@@ -108,6 +108,7 @@ def bars() -> dict[str, bytes]:
     return figures.bars_figure("figure4", METHODS, [[left, right], [left]])
 
 
+@pytest.mark.slow
 def test_a_figure_is_the_same_bytes_twice_and_has_text_as_text() -> None:
     files = drawn()
     assert files == bars() | curves()
@@ -139,6 +140,7 @@ def test_rows_have_their_names_once() -> None:
     assert svg.count(b">Basic<") == 2  # once in each row of panels
 
 
+@pytest.mark.slow
 def test_lines_have_levels_and_a_legend_of_the_methods_or_of_each_panel() -> None:
     x, band = np.array([0.0, 50_000, 100_000]), Band(np.full(3, 0.5), np.full(3, 0.4), np.full(3, 0.6))
     nothing = Band(np.full(3, NAN), None, None)

@@ -199,6 +199,7 @@ def test_the_environment_file_of_ones_own_is_one(tmp_path: Path) -> None:
     assert load_definition(tmp_path / "mine.toml").scenario == tmp_path / "my_map.cfg"
 
 
+@pytest.mark.slow
 def test_verdicts_by_chance_are_counted_as_shown(tmp_path: Path) -> None:
     file = REFERENCE / "reproduction/README.md"
     text = file.read_text()

@@ -137,6 +137,7 @@ def test_an_evaluation_may_have_more_visual_changes_than_wanted_but_not_fewer(tm
     assert runner.is_done(shifted)
 
 
+@pytest.mark.slow
 def test_a_process_is_started_logged_and_told_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = cells_in(tmp_path)[0]
     cell.folder.mkdir(parents=True)
