@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from camal_rl.game.definition import load_definition
 from camal_rl.run import machine, runner
-from camal_rl.run.runner import Cell, Outcome, Runner, run_here
+from camal_rl.run.runner import Cell, Outcome, Runner, learned, run_here
 
 SETTINGS = {
     "episodes": 3,
@@ -22,7 +23,9 @@ SETTINGS = {
     "faithfulness_stack": "all",
     "attention": "gradcam",
 }
-TRAINED = {"args": {"gamma": 0.99, "method": "camal"}, "definition": {"name": "Basic"}}
+TRAINED = learned(
+    {"args": {"gamma": 0.99, "method": "camal"}, "definition": load_definition("Basic").described()}
+)
 
 
 def cells_in(folder: Path) -> list[Cell]:
@@ -125,6 +128,15 @@ def test_a_run_counts_wherever_it_was_trained_and_whichever_version_described_it
     in_groups = {"ppo": {"gamma": 0.99}, "run": {"method": "camal"}, "machine": elsewhere}
     write_scores(cell, training={**in_groups, "definition": TRAINED["definition"]})
     assert runner.is_done(cell)
+
+
+def test_another_scale_of_returns_leaves_a_run_done(tmp_path: Path) -> None:
+    cell = cells_in(tmp_path)[0]
+    told_otherwise = TRAINED["definition"] | {"random_return": -152.0, "random_source": "of old"}
+    write_scores(cell, training=TRAINED | {"definition": told_otherwise})
+    assert runner.is_done(cell)
+    write_scores(cell, training=TRAINED | {"definition": told_otherwise | {"reward_scale": 7.0}})
+    assert not runner.is_done(cell)
 
 
 def test_an_evaluation_may_have_more_visual_changes_than_wanted_but_not_fewer(tmp_path: Path) -> None:

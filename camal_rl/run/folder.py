@@ -28,6 +28,7 @@ from tqdm import tqdm
 from camal_rl import __version__
 from camal_rl.errors import UserError
 from camal_rl.run.files import make_folder, write_whole
+from camal_rl.run.runner import GAME, LEARNED
 
 CHECKPOINT_VERSION = 4
 FREE_OPTIONS = frozenset(
@@ -38,10 +39,6 @@ FREE_OPTIONS = frozenset(
 )
 """Options, of agents and of classifiers, that change where and how fast a run is done, or what is kept of it,
 but not what is learned."""
-GAME = ("scenario", "frame_skip", "target_names", "target_categories")
-"""Fields of an environment's definition that decide what is played and what a target is."""
-LEARNED = (*GAME, "reward_scale", "vizdoom")
-"""Fields that decide what is learned; the others are texts, and the scale on which returns are told."""
 PATIENCE = 10.0
 """Seconds to wait for another process, which may just be saving."""
 

@@ -18,6 +18,10 @@ from tqdm import tqdm
 
 from camal_rl.run import machine
 
+GAME = ("scenario", "frame_skip", "target_names", "target_categories")
+"""Fields of an environment's definition that decide what is played and what a target is."""
+LEARNED = (*GAME, "name", "reward_scale", "vizdoom")
+"""Fields that decide what is learned; the others are texts, and the scale on which returns are told."""
 CELL_MEMORY = 1.5 * 2**30
 """Bytes that a cell may need: 0.6 GiB with the default sizes, measured, and room for larger ones."""
 EPISODE_STEPS, FRAME_STEPS = 150, 20
@@ -72,7 +76,8 @@ def learned(described: Mapping[str, Any]) -> dict[str, Any]:
     options = {name: value for group in groups for name, value in group.items()}
     for name in ("precision", "device_type"):
         options.pop(name, None)
-    return {"args": options, "definition": described["definition"]}
+    definition = {name: described["definition"].get(name) for name in LEARNED}
+    return {"args": options, "definition": definition}
 
 
 def is_done(cell: Cell) -> bool:
