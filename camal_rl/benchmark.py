@@ -342,7 +342,7 @@ def scaling(plan: Plan) -> Cases:
         sps, samples = train(dataclasses.replace(plan.base, **changes), plan.turns)
         cases[case]["SPS"].append(sps)
         cases[case]["MiB"].append(max(samples))
-    always = dataclasses.replace(plan.base, checkpoint_every=1, image_every=1, measure_every=1)
+    always = dataclasses.replace(plan.base, checkpoint_every=1, measure_every=1)
     sps, samples = train(always, plan.length)
     for third, part in enumerate(np.array_split(samples, 3), start=1):
         case = f"{plan.length} iterations, third {third}"

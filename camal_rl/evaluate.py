@@ -168,6 +168,7 @@ def measure(run: TrainedRun, args: Args, threads: int) -> tuple[dict[str, Any], 
         "format": FORMAT,
         "env": run.definition.name,
         "method": run.trained["args"]["method"],
+        "name": run.trained["args"]["name"],
         "seed": run.trained["args"]["seed"],
         "steps": run.steps,
         **summarise(episodes, run.definition),
@@ -308,7 +309,7 @@ def draw(runs: Sequence[TrainedRun], episodes: Sequence[Episode], args: Args) ->
 
 
 def names(runs: Sequence[TrainedRun]) -> list[str]:
-    """Return what tells runs apart: nothing for a single one, else method and seed, or a folder as well."""
+    """Return what tells runs apart: nothing for a single one, else name and seed, or a folder as well."""
     labels = [run.label for run in runs]
     if len(runs) == 1:
         return [""]
@@ -482,7 +483,7 @@ def summary(scores: Mapping[str, Any], files: Sequence[Path]) -> str:
 
     total = scores["return"]
     lines = [
-        f"{scores['env']}, {scores['method']} seed {scores['seed']}, trained {scores['steps']:,} steps, "
+        f"{scores['env']}, {scores['name']} seed {scores['seed']}, trained {scores['steps']:,} steps, "
         f"{len(scores['episodes'])} episodes",
         f"  return {number(total['mean'])} (standard error {number(total['standard_error'])}), "
         f"length {number(scores['length']['mean'], 1)}, cut short {scores['endings']['cut']}",

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
@@ -51,6 +52,8 @@ class Args:
     """environments, or .toml files of your own"""
     methods: Annotated[tuple[Method, ...], NAME] = ("camal", "vanilla")
     """camal, vanilla, suppress; the first is shown beside the others"""
+    variants: Annotated[tuple[str, ...], option("NAME=OPTIONS")] = ()
+    """more of them: a name and options of training, such as 'weak=--camal-coef 0.1'"""
     seeds: Positive = 5
     """runs of each environment and method: seeds 1 to N"""
     episodes: Positive = 100
@@ -58,7 +61,7 @@ class Args:
     faithfulness_frames: Count = 1000
     """frames on which pixels are removed in each evaluation, half its time; 0 for none"""
     runs_dir: Path = Path("runs")
-    """parent of the run folders <env>/<method>/seed<k>"""
+    """parent of the run folders <env>/<name>/seed<k>"""
     matrix: Annotated[Path | None, option("TOML")] = None
     """a TOML file that says all of the above instead, and options of training and evaluation"""
 
@@ -119,17 +122,46 @@ DISTINCT = AfterValidator(_distinct)
 Options = Annotated[tuple[str, ...], LISTED, BeforeValidator(_as_options)]
 
 
+def _split(variants: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Options by name for variants as the command line has them, NAME=OPTIONS."""
+    table: dict[str, tuple[str, ...]] = {}
+    for variant in variants:
+        try:
+            name, options = variant.split("=", 1)
+            if not name or name in table:
+                raise ValueError(name)
+            table[name] = tuple(shlex.split(options))
+        except ValueError as error:
+            problem = f"--variants {shlex.quote(variant)}: give each a name of its own, NAME=OPTIONS."
+            raise UserError(problem) from error
+    return table
+
+
+def _named_anew(variants: dict[str, Options]) -> dict[str, Options]:
+    """The same variants, none of which has a method's name."""
+    if taken := [name for name in variants if name in get_args(Method)]:
+        raise ValueError(f"{taken[0]} is a method: give the variant another name.")
+    return variants
+
+
 class Matrix(Table):
     """The runs to make: the content of a matrix file."""
 
     envs: Annotated[tuple[str, ...], LISTED, AfterValidator(without_tilde), DISTINCT] = Args.envs
     methods: Annotated[tuple[Method, ...], LISTED, DISTINCT] = Args.methods
+    variants: Annotated[dict[str, Options], AfterValidator(_named_anew)] = Field({})
+    """options of camal_rl.ppo by name of a variant"""
     seeds: Annotated[tuple[int, ...], LISTED, BeforeValidator(_up_to), DISTINCT] = _up_to(Args.seeds)
     runs_dir: Annotated[Path, Field(strict=False), AfterValidator(without_tilde)] = Args.runs_dir
     train: Options = ()
     """options of camal_rl.ppo, the same for all runs"""
     evaluate: Options = ()
     """options of camal_rl.evaluate"""
+
+    def rows(self) -> dict[str, tuple[str, ...]]:
+        """Options of training by name: of the methods, then of the variants."""
+        named = {name: ("--name", name, *options) for name, options in self.variants.items()}
+        return {method: ("--method", method) for method in self.methods} | named
 
 
 def read_matrix(args: Args, train: Sequence[str]) -> Matrix:
@@ -145,6 +177,7 @@ def read_matrix(args: Args, train: Sequence[str]) -> Matrix:
             return Matrix(
                 envs=args.envs,
                 methods=args.methods,
+                variants=_split(args.variants),
                 seeds=_up_to(args.seeds),
                 runs_dir=args.runs_dir,
                 train=tuple(train),
@@ -153,7 +186,7 @@ def read_matrix(args: Args, train: Sequence[str]) -> Matrix:
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(f"--{first['loc'][0]}: {first['ctx']['error']}") from error
-    named = ("envs", "methods", "seeds", "episodes", "faithfulness_frames", "runs_dir")
+    named = ("envs", "methods", "variants", "seeds", "episodes", "faithfulness_frames", "runs_dir")
     changed = [name for name in named if getattr(args, name) != getattr(Args, name)]
     if train or changed:
         raise UserError(
@@ -162,7 +195,11 @@ def read_matrix(args: Args, train: Sequence[str]) -> Matrix:
     return read_toml(args.matrix, Matrix)
 
 
-SET_HERE = {"train": ("env", "method", "seed", "runs-dir"), "evaluate": ("run", "env", "compare", "output")}
+SET_HERE = {
+    "train": ("env", "method", "name", "seed", "runs-dir"),
+    "a variant": ("env", "name", "seed", "runs-dir"),
+    "evaluate": ("run", "env", "compare", "output"),
+}
 """Options of training and evaluation that the matrix sets."""
 
 
@@ -178,11 +215,12 @@ def cells(matrix: Matrix) -> list[Cell]:
     from camal_rl.run.folder import RunFolder, check_args_file
 
     refuse_options(SET_HERE["train"], matrix.train, "train", "matrix")
+    for options in matrix.variants.values():
+        refuse_options(SET_HERE["a variant"], options, "a variant", "matrix")
     refuse_options(SET_HERE["evaluate"], matrix.evaluate, "evaluate", "matrix")
     planned: dict[Path, Cell] = {}
-    for seed, env, method in itertools.product(matrix.seeds, matrix.envs, matrix.methods):
-        own = ("--env", env, "--method", method, "--seed", str(seed), "--torch-threads", "1")
-        train = (*own, *matrix.train)
+    for seed, env, own in itertools.product(matrix.seeds, matrix.envs, matrix.rows().values()):
+        train = ("--env", env, "--seed", str(seed), "--torch-threads", "1", *matrix.train, *own)
         args = ppo.parse_args([*train, "--runs-dir", str(matrix.runs_dir)])
         device = choose_device(args.device)
         chosen = {"precision": choose_precision(args.precision, device), "device_type": device.type}
@@ -203,10 +241,10 @@ def cells(matrix: Matrix) -> list[Cell]:
 
 
 class Comparison(NamedTuple):
-    """The first method shown beside another one, by an evaluation of it with pictures and a video."""
+    """The first row shown beside another one, by an evaluation of it with pictures and a video."""
 
     cell: Cell
-    """the first method's run, with the options of that evaluation, which gives the same scores"""
+    """the first row's run, with the options of that evaluation, which gives the same scores"""
     other: Cell
     picture: Path
 
@@ -215,17 +253,17 @@ class Comparison(NamedTuple):
         return is_done(self.cell) and is_done(self.other)
 
 
-def comparisons(matrix: Matrix, planned: Sequence[Cell], method: str) -> list[Comparison]:
-    """The first method beside another one, on the first seed of every environment."""
+def comparisons(matrix: Matrix, planned: Sequence[Cell], other_row: str) -> list[Comparison]:
+    """The first row beside another one, on the first seed of every environment."""
     by_folder = {cell.folder: cell for cell in planned}
     name = f"seed{matrix.seeds[0]}"
     video = () if "--video-episodes" in matrix.evaluate else ("--video-episodes", "1")
     shown = []
     for cell in planned:
-        if cell.folder.parts[-2:] == (matrix.methods[0], name):
-            other = by_folder[cell.folder.parents[1] / method / name]
+        if cell.folder.parts[-2:] == (next(iter(matrix.rows())), name):
+            other = by_folder[cell.folder.parents[1] / other_row / name]
             options = (*cell.evaluate, "--compare", str(other.folder), *video)
-            picture = cell.folder / "media" / f"evaluation-versus-{method}-seed-{matrix.seeds[0]}.png"
+            picture = cell.folder / "media" / f"evaluation-versus-{other_row}-seed-{matrix.seeds[0]}.png"
             shown.append(Comparison(cell._replace(train=(), evaluate=options), other, picture))
     return shown
 
@@ -239,17 +277,27 @@ def run(
     gpus: float = 0,
 ) -> int:
     """Do what is missing of a matrix, until `interrupted()`; the exit code: 0, or 1 if a run failed."""
+    from camal_rl.run.folder import by_other_code  # with torch, as `cells`
+
     planned = cells(matrix)
     missing = [cell for cell in planned if not is_done(cell)]
     _write_matrix(matrix)
-    sizes = f"{len(matrix.envs)} environments x {len(matrix.methods)} methods x {len(matrix.seeds)} seeds"
+    others = list(matrix.rows())[1:]
+    count = f"{len(others) + 1} {'methods and variants' if matrix.variants else 'methods'}"
+    sizes = f"{len(matrix.envs)} environments x {count} x {len(matrix.seeds)} seeds"
     print(
         f"camal_rl {__version__}: {len(planned)} runs ({sizes}), {len(planned) - len(missing)} done\n"
         f"Run folders: {matrix.runs_dir}\n"
         f"TensorBoard: tensorboard --logdir {matrix.runs_dir}",
         flush=True,
     )
-    beside = {method: comparisons(matrix, planned, method) for method in matrix.methods[1:]}
+    older = [cell.title for cell in planned if is_done(cell) and by_other_code(cell.folder)]
+    if older:
+        print(
+            f"Trained by other code of the package than this: {', '.join(older)}. Another --runs-dir, or a "
+            "variant of another name, trains runs of their own with this."
+        )
+    beside = {row: comparisons(matrix, planned, row) for row in others}
     for comparison in itertools.chain(*beside.values()):
         if not comparison.can_be_made():  # a picture shows what is there no longer
             comparison.picture.unlink(missing_ok=True)
@@ -261,10 +309,10 @@ def run(
         outcomes += cluster.run_on_ray(missing, len(planned), runner, ray, gpus, jobs)
     elif missing:
         outcomes += run_here(missing, len(planned), jobs_here, runner)
-    for method, pairs in beside.items():  # in turn, because the evaluations of one run share its folder
+    for row, pairs in beside.items():  # in turn, because the evaluations of one run share its folder
         pending = [pair.cell for pair in pairs if pair.can_be_made() and not pair.picture.exists()]
         if pending and not interrupted():
-            print(f"Pictures and videos beside {method}:", flush=True)
+            print(f"Pictures and videos beside {row}:", flush=True)
             outcomes += run_here(pending, len(pending), jobs_here, runner)
     if interrupted():
         return 0

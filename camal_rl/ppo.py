@@ -18,7 +18,17 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from camal_rl.errors import UserError
 from camal_rl.run import command_line
-from camal_rl.run.command_line import NAME, Count, Factor, Fraction, Map, Number, Positive, Switch
+from camal_rl.run.command_line import (
+    NAME,
+    Count,
+    Factor,
+    Fraction,
+    Map,
+    Number,
+    Positive,
+    RunName,
+    Switch,
+)
 
 # -------------------------------------------------------------------------------------------------- arguments
 
@@ -32,18 +42,18 @@ class Args:
     """environment or .toml; python -m camal_rl.environments lists"""
     method: Annotated[Literal["camal", "vanilla", "suppress"], NAME] = "camal"
     """camal (Eq. 2), vanilla (plain PPO), suppress (beta, Table 4)"""
+    name: RunName = ""
+    """name of the run's folder, and in reports; the method's unless given"""
     seed: Count = 1
     """seed of weights, episodes and actions"""
     total_timesteps: Positive = 10_000_000
     """agent steps over all games (Table 8)"""
     runs_dir: Path = Path("runs")
-    """folder of all runs; this one is <env>/<method>/seed<k> in it"""
+    """folder of all runs; this one is <env>/<name>/seed<k> in it"""
     checkpoint_every: Positive = 50_000
-    """agent steps between checkpoints"""
+    """agent steps between checkpoints and pictures of attention"""
     measure_every: Count = 4
     """iterations between measurements of attention, 0 for none"""
-    image_every: Positive = 50_000
-    """agent steps between pictures of attention in TensorBoard"""
 
     # environment
     frame_size: Annotated[tuple[int, int], command_line.option("H W")] = (84, 84)

@@ -25,7 +25,7 @@ from camal_rl.results import comparison, figures
 from camal_rl.results.comparison import METRICS, TAGS, Comparison, Lines, Pair, Results, name
 from camal_rl.results.figures import BarPanel, LinePanel, Table, fixed, percent, shown
 from camal_rl.results.page import Drawing, Listing, Media, Page, Part, publish
-from camal_rl.results.study import Study, comparability, read_study, some, training
+from camal_rl.results.study import Study, comparability, read_study, some, training, variants
 from camal_rl.run.command_line import Positive, option, parse, run_at_once
 from camal_rl.run.files import make_folder
 from camal_rl.stats import Interval
@@ -437,7 +437,7 @@ def report_page(study: Study, results: Mapping[str, Results], args: Args) -> Pag
     environments, curves = ([figure[key]] if key in figure else [] for key in ("environments", "curves"))
     rests = {
         "Environments": ", ".join(study.envs),
-        "Methods": ", ".join(map(name, study.methods)),
+        "Methods": ". ".join([", ".join(map(name, study.methods)), *variants(study)]),
         "Seeds of each": span([len(study.of(env, m)) for env in study.envs for m in study.methods]),
         "Runs": str(len(study.runs)),
         "Agent steps a run": span([run.scores.steps for run in study.runs]),

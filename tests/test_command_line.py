@@ -161,13 +161,23 @@ parse(Args, "program")
     ],
 )
 def test_a_reader_who_has_enough_ends_a_command_without_a_word(work: str) -> None:
+    options = ["--help"] if "help" in work else []
+    assert unread("-c", READER_LEAVES.format(work=work), *options) == (141, b"")
+
+
+def test_so_does_a_command_that_takes_options_of_another_one() -> None:
+    assert unread("-m", "camal_rl.experiment", "--help") == (141, b"")
+
+
+def unread(*arguments: str) -> tuple[int, bytes]:
+    """Exit code and error output of a Python process whose output nobody reads."""
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-c", READER_LEAVES.format(work=work), *(["--help"] if "help" in work else [])],
+        [sys.executable, *arguments],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=writing,
         stderr=subprocess.PIPE,
     )
     os.close(writing)
-    assert (done.returncode, done.stderr) == (141, b"")
+    return done.returncode, done.stderr

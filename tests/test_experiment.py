@@ -112,6 +112,58 @@ def test_a_matrix_may_be_a_file(tmp_path: Path) -> None:
     assert experiment.read_matrix(*experiment.parse_args(words)) == Matrix(seeds=(1, 2, 3))
 
 
+def test_a_variant_is_a_row_of_its_own_with_its_options(tmp_path: Path) -> None:
+    own = ["--envs", "Basic", "--methods", "camal", "--seeds", "1", "--runs-dir", str(tmp_path)]
+    variants = ["--variants", "weak=--camal-coef 0.1", "other-map=--method suppress --attention layercam"]
+    words = [*own, *variants, "--", *TRAIN, "--camal-coef", "3"]
+    matrix = experiment.read_matrix(*experiment.parse_args(words))
+    cells = experiment.cells(matrix)
+    assert [cell.title for cell in cells] == [
+        "Basic/camal/seed1",
+        "Basic/weak/seed1",
+        "Basic/other-map/seed1",
+    ]
+    names = ("name", "method", "camal_coef", "attention")
+    assert [tuple(cell.trained["args"][name] for name in names) for cell in cells] == [
+        ("camal", "camal", 3.0, "gradcam"),
+        ("weak", "camal", 0.1, "gradcam"),
+        ("other-map", "suppress", 3.0, "layercam"),
+    ]
+    file = matrix_file(
+        tmp_path,
+        f'envs = ["Basic"]\nmethods = ["camal"]\nseeds = 1\nruns_dir = "{tmp_path}"\n'
+        f"train = {[*TRAIN, '--camal-coef', '3']}\n[variants.weak]\ncamal_coef = 0.1\n"
+        '[variants.other-map]\nmethod = "suppress"\nattention = "layercam"\n',
+    )
+    from_file = experiment.cells(experiment.read_matrix(*experiment.parse_args(file)))
+    assert [cell.trained for cell in from_file] == [cell.trained for cell in cells]
+
+
+@pytest.mark.parametrize(
+    ("variants", "words"),
+    [
+        (["weak"], "--variants weak: give each a name of its own, NAME=OPTIONS"),
+        (["a=--gamma 1", "a="], "--variants a=: give each a name of its own"),
+        (["a=--env 'Basic"], "give each a name of its own"),
+        (["a=--seed 1"], "--seed can't be one of the options of a variant: the matrix sets it"),
+        (["camal=--gamma 1"], "--variants: camal is a method: give the variant another name"),
+        (["../a=--gamma 1"], "--name ../a: String should match pattern"),
+        (["a=--gamma 2"], "--gamma 2.0: should be less than or equal to 1"),
+    ],
+)
+def test_a_mistake_in_a_variant_is_named(
+    tmp_path: Path, variants: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises((UserError, SystemExit)) as refusal:
+        experiment.cells(
+            experiment.read_matrix(
+                *experiment.parse_args(["--runs-dir", str(tmp_path / "runs"), "--variants", *variants])
+            )
+        )
+    assert words in f"{refusal.value} {capsys.readouterr().err}"
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_home_folder_may_be_written_as_a_tilde_in_a_matrix_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +177,7 @@ def test_the_home_folder_may_be_written_as_a_tilde_in_a_matrix_file(
     ("text", "words"),
     [
         ("envs = ", "not valid TOML"),
-        ("environments = []", "line 2: environments: unknown key. Valid keys are envs, methods, seeds"),
+        ("environments = []", "line 2: environments: unknown key. Valid keys are envs, methods, variants"),
         ('envs = "Basic"', "line 2: envs: give a list, not 'Basic'"),
         ("envs = [1]", "line 2: envs: input should be a valid string, not 1"),
         ('methods = ["camel"]', "line 2: methods: input should be 'camal', 'vanilla' or 'suppress'"),
@@ -248,6 +300,12 @@ def test_every_cell_is_trained_evaluated_and_shown_beside_the_other_method(
     fake.calls.clear()
     assert experiment.run(matrix, jobs=2) == 0  # nothing is done twice
     assert fake.calls == []
+    assert "other code" not in capsys.readouterr().out
+    args = {"version": "0", "args": {}, "definition": {}, "code": {"code": ["another"]}}
+    (planned[2].folder / "args.json").write_text(json.dumps(args))
+    monkeypatch.setattr(experiment, "cells", lambda _: planned)
+    assert experiment.run(matrix, jobs=2) == 0
+    assert f"other code of the package than this: {planned[2].title}. Another" in capsys.readouterr().out
     (planned[3].folder / "scores.json").unlink()
     assert experiment.run(matrix, jobs=2) == 0  # only what is missing
     beside = ("evaluate", "TakeCover/camal/seed1")

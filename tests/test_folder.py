@@ -1,9 +1,12 @@
 """A run's folder: what defines it, what it refuses, and that nothing is ever half-written."""
 
 import contextlib
+import itertools
 import json
 import os
 import pickle
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -49,6 +52,52 @@ def test_the_same_arguments_are_accepted_and_others_named(tmp_path):
     with pytest.raises(UserError) as error:
         run_folder.check_args_file(tmp_path / "run", described(ent_coef=0.5, frame_size=(90, 90)))
     assert "ent_coef was 0.01, now 0.5; frame_size was [84, 84], now [90, 90]" in str(error.value)
+
+
+def test_a_name_of_its_own_gives_a_run_a_folder_of_its_own(fake_engine, tmp_path):
+    weak = ppo.train(small_args(tmp_path, total_timesteps=64, name="weak", camal_coef=0.1))
+    camal = ppo.train(small_args(tmp_path, total_timesteps=64))
+    assert (weak, camal) == (tmp_path / "Basic/weak/seed1", tmp_path / "Basic/camal/seed1")
+    for folder, name in ((weak, "weak"), (camal, "camal")):
+        assert run_folder.read_args_file(folder)["args"]["name"] == name
+
+
+@pytest.mark.parametrize("name", ["../weak", ".hidden", "a/b", "-", "two words"])
+def test_a_name_that_is_no_folder_is_refused(name):
+    with pytest.raises(UserError, match=f"--name {re.escape(name)}: String should match pattern"):
+        ppo.Args(name=name)
+
+
+def test_args_json_tells_which_code_has_trained_a_run(fake_engine, tmp_path, monkeypatch, capsys):
+    once = itertools.chain([True], itertools.repeat(False)).__next__
+    folder = ppo.train(small_args(tmp_path), interrupted=once)
+    mine = run_folder.code_hash()
+    assert run_folder.read_args_file(folder)["code"] == {"code": [mine]}
+    assert "code" not in capsys.readouterr().err
+    monkeypatch.setattr(run_folder, "code_hash", lambda: "changed")
+    ppo.train(small_args(tmp_path))
+    assert f"the package's code has changed since {folder} was last trained" in capsys.readouterr().err
+    assert run_folder.read_args_file(folder)["code"] == {"code": [mine, "changed"]}
+    monkeypatch.undo()
+    ppo.train(small_args(tmp_path))
+    assert "It was trained by other code of the package: --name NAME" in capsys.readouterr().out
+
+
+def test_a_run_that_is_done_by_this_code_does_not_speak_of_other_code(trained_folder, capsys):
+    ppo.train(small_args(trained_folder.parents[2]))
+    assert "already done" in (said := capsys.readouterr().out)
+    assert "code" not in said
+
+
+def test_the_hash_of_the_code_knows_changes_that_are_in_no_commit(tmp_path, monkeypatch):
+    package = tmp_path / "camal_rl"
+    shutil.copytree(Path(run_folder.__file__).parents[1], package)
+    monkeypatch.setattr(run_folder, "__file__", str(package / "run/folder.py"))
+    compute = run_folder.code_hash.__wrapped__
+    assert compute() == run_folder.code_hash()
+    with (package / "ppo.py").open("a") as file:
+        file.write("# a thought\n")
+    assert compute() != run_folder.code_hash()
 
 
 def test_a_run_goes_on_where_only_the_scale_of_returns_is_another(tmp_path):

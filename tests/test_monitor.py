@@ -33,7 +33,7 @@ class Logged:
 def test_what_is_logged_is_what_the_functions_on_full_masks_say(
     fake_engine, tmp_path, monkeypatch, method, threads
 ):
-    args = small_args(tmp_path, method=method, image_every=10**6)
+    args = small_args(tmp_path, method=method, checkpoint_every=10**6)
     torch.manual_seed(0)
     agent = ppo.Agent(4, (4, 52, 60))
     envs = doom.DoomVectorEnv("Basic", 4, args.frame_size, args.render_resolution, map_size=(3, 4))
@@ -89,7 +89,7 @@ def test_a_run_whose_maps_stay_dead_is_told_so_once(
 def test_dead_maps_are_counted_on_the_frames_whose_iou_is_measured(fake_engine, tmp_path, monkeypatch):
     run = Logged()
     run.iteration = 2  # at the first one attention is drawn
-    monitor = Monitor(small_args(tmp_path, image_every=10**6), run, np.zeros((4, 120, 160), np.uint8))
+    monitor = Monitor(small_args(tmp_path, checkpoint_every=10**6), run, np.zeros((4, 120, 160), np.uint8))
     cams, weights, scores = torch.zeros(64, 3, 4), torch.zeros(64, 2, 3, 4), np.full((64, 2), np.nan)
     weights[:8, 0], scores[:8] = 1, 0.5  # eight frames with a target,
     cams[:6, 0, 0] = 1  # six of them with a map that isn't dead
@@ -103,7 +103,7 @@ def test_dead_maps_are_counted_on_the_frames_whose_iou_is_measured(fake_engine, 
 
 def test_frames_are_measured_where_the_agent_is(fake_engine, tmp_path, monkeypatch):
     """Rollouts lie in the CPU's memory; the device `meta` stands for a GPU, which computes nothing here."""
-    args = small_args(tmp_path, image_every=10**6)
+    args = small_args(tmp_path, checkpoint_every=10**6)
     run = Logged()
     run.iteration = 2  # at the first one attention is drawn
     monitor = Monitor(args, run, np.zeros((4, 120, 160), np.uint8))
@@ -125,7 +125,7 @@ def test_the_picture_is_of_the_end_and_of_four_frames_that_differ(fake_engine, t
     strips = []
     real = media.attention_strip
     monkeypatch.setattr(media, "attention_strip", lambda *given: strips.append(given) or real(*given))
-    folder = ppo.train(small_args(tmp_path, image_every=10**6))
+    folder = ppo.train(small_args(tmp_path, checkpoint_every=10**6))
     last = strips[-4:]
     assert all(mask.any() for _, mask, *_ in last)
     assert len({frame.tobytes() for frame, *_ in last}) == 4

@@ -247,7 +247,7 @@ diverged = change_weights(lambda weights: weights["actor.weight"].fill_(float("n
         (foreign, "does not belong to args.json"),
         (lambda folder: torch.save(torch.zeros(3), folder / "checkpoint.pt"), "is damaged or no checkpoint"),
         (change_args("attention", "telepathy"), "does not belong to args.json: attention 'telepathy'"),
-        (change_args("method"), "does not belong to args.json: 'method'"),
+        (change_args("seed"), "does not belong to args.json: 'seed'"),
         (flat, "does not belong to args.json"),
         (diverged, "the network holds NaN or infinity, so its training diverged"),
         (code, "is damaged or no checkpoint"),

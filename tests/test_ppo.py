@@ -496,7 +496,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(fake_engin
 
 @pytest.mark.parametrize("method", ["camal", "vanilla", "suppress"])
 def test_a_run_logs_cleanrls_tags_and_attention_for_every_method(fake_engine, tmp_path, method, capsys):
-    folder = ppo.train(small_args(tmp_path, method=method, image_every=128))
+    folder = ppo.train(small_args(tmp_path, method=method, checkpoint_every=128))
     assert folder == tmp_path / "Basic" / method / "seed1"
     events = events_of(folder)
     names = ("episodic_return", "episodic_length", "SPS", "learning_rate", "engine_restarts")
@@ -537,7 +537,7 @@ def test_episodic_return_is_the_raw_one(fake_engine, tmp_path):
 def test_measuring_can_be_rarer_or_left_out(fake_engine, tmp_path):
     events = events_of(ppo.train(small_args(tmp_path, measure_every=3)))
     assert [event.step for event in events.Scalars("camal/alpha")] == [64, 256]
-    events = events_of(ppo.train(small_args(tmp_path, measure_every=9, image_every=128, seed=3)))
+    events = events_of(ppo.train(small_args(tmp_path, measure_every=9, checkpoint_every=128, seed=3)))
     assert [event.step for event in events.Images("camal/attention")] == [64, 128, 256]
     events = events_of(ppo.train(small_args(tmp_path, measure_every=0, seed=2)))
     assert not [tag for tag in events.Tags()["scalars"] if tag.startswith("camal/")]
@@ -651,7 +651,7 @@ def test_games_at_their_first_frame_can_be_saved_and_read_back(fake_engine, tmp_
 def test_other_arguments_in_the_same_folder_are_refused_with_the_difference(fake_engine, tmp_path):
     folder = ppo.train(small_args(tmp_path), stop_after(1))
     before = (folder / "checkpoint.pt").read_bytes()
-    with pytest.raises(UserError, match=r"gamma was 0\.99, now 0\.9\b.*Choose another --runs-dir"):
+    with pytest.raises(UserError, match=r"gamma was 0\.99, now 0\.9\b.*Choose another --name"):
         ppo.train(small_args(tmp_path, gamma=0.9))
     assert (folder / "checkpoint.pt").read_bytes() == before
     ppo.train(small_args(tmp_path, torch_threads=2, checkpoint_every=64))  # these change nothing learned
@@ -892,7 +892,7 @@ def test_a_mistake_gets_a_clear_message_exit_code_2_and_leaves_nothing(
 def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(size, tmp_path, nothing_left_behind):
     """300 kB are too little for TensorBoard; 45 MB hold one checkpoint of 20 MB and the next, and no more."""
     folder = tmp_path / "Basic/camal/seed1"
-    options = (*ENGINE_RUN, "--checkpoint-every", 128, "--image-every", 128, "--runs-dir", tmp_path)
+    options = (*ENGINE_RUN, "--checkpoint-every", 128, "--runs-dir", tmp_path)
     script = """
         mount -t tmpfs -o size=$SIZE tmpfs $DISK || exit 77
         (for i in $(seq 600); do

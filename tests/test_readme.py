@@ -19,7 +19,7 @@ import vizdoom
 from conftest import ROOT, run, small_args
 from torch import nn
 
-from camal_rl import attention, ppo, stats
+from camal_rl import attention, experiment, ppo, stats
 from camal_rl.game.definition import available, load_definition
 from camal_rl.run.command_line import parse, split_arguments
 
@@ -279,13 +279,15 @@ def test_the_actor_is_supervised_by_one_line(changed: Change) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fake_engine")
-def test_a_variant_with_a_name_takes_three_lines(changed: Change, tmp_path: Path) -> None:
-    module = changed('"ratio": beta')
-    options = vars(small_args(tmp_path)) | {"method": "ratio"}
+def test_a_variant_takes_one_line_and_a_name(changed: Change, tmp_path: Path) -> None:
+    module = changed('"ratio" else')
+    options = vars(small_args(tmp_path)) | {"name": "ratio"}
     folder = module.train(module.Args(**options))
     assert folder == tmp_path / "Basic/ratio/seed1"
     losses = values_by_tag(folder)["losses/camal_loss"]
     assert ((losses >= 0) & (losses < 1)).all()
     assert losses.max() > 0
-    args, _ = changed("Method = ").parse_args(["--methods", "ratio", "vanilla"])
-    assert args.methods == ("ratio", "vanilla")
+    (command,) = (block.code for block in blocks(README, "bash") if "--variants" in block.code)
+    matrix = experiment.read_matrix(*experiment.parse_args(shlex.split(command)[3:]))
+    assert matrix.variants == {"ratio": (), "weak": ("--camal-coef", "0.1")}
+    assert len(experiment.cells(matrix)) == 8

@@ -51,6 +51,32 @@ def test_runs_that_are_not_comparable_are_reported_with_a_warning(
     assert sentence in "\n".join(study.comparability(read_study(runs)))
 
 
+def test_a_variant_may_have_other_options_and_its_runs_the_same(runs: Path) -> None:
+    (runs / "experiment.json").write_text('{"methods": ["camal"], "variants": {"weak": []}}')
+    weak: dict[str, Any] = {"name": "weak", "method": "camal", "training__args": {"gamma": 0.5}}
+    for seed in (1, 2):
+        write_scores(runs, f"A/weak/seed{seed}", 20, 0.2, **weak)
+    found = read_study(runs)
+    assert found.methods == ["camal", "weak", "vanilla"]
+    assert study.comparability(found) == []
+    (sentence,) = study.variants(found)
+    assert sentence == (
+        "They differ in options of training: gamma is 0.99 (2 rows) and 0.5 (weak); "
+        'method is "camal" (2 rows) and "vanilla" (vanilla).'
+    )
+    write_scores(runs, "A/weak/seed2", 20, 0.2, **weak | {"training__args": {"gamma": 0.7}})
+    (sentence,) = study.comparability(read_study(runs))
+    assert sentence.startswith("Not comparable: runs of weak were trained differently. gamma is 0.5")
+
+
+def test_runs_by_other_code_are_named(runs: Path) -> None:
+    write_scores(runs, "A/camal/seed1", 20, 0.2, training__code={"code": ["another"]})
+    for seed in (1, 2):
+        write_scores(runs, f"A/vanilla/seed{seed}", 20, 0.2, training__code={"code": ["this"]})
+    (sentence,) = study.comparability(read_study(runs))
+    assert sentence.startswith("Versions differ between runs. code of training is")
+
+
 def test_a_run_that_went_on_for_longer_than_planned_is_named(runs: Path) -> None:
     write_scores(runs, "A/camal/seed1", 20, 0.2, training__trained_on={"trained_on_from": 500})
     (sentence,) = study.comparability(read_study(runs))

@@ -35,13 +35,13 @@ class TrainedRun(NamedTuple):
     definition: Definition
     agent: ppo.Agent  # computes in the precision of training
     method: str  # makes the map, one of `attention.METHODS`
-    label: str  # method of training and seed
+    label: str  # name and seed
     steps: int  # agent steps trained
     action_names: list[str]
 
     @property
     def title(self) -> str:
-        """Environment, method of training and seed."""
+        """Environment, name and seed."""
         return f"{self.definition.name}, {self.label}"
 
     @property
@@ -78,6 +78,7 @@ def load_run(folder: Path, toml: Path | None, device: torch.device, method: str 
     """
     trained = run_folder.read_args_file(folder)
     args = trained["args"]
+    args.setdefault("name", args.get("method"))  # runs of versions before it have none
     path = folder / "checkpoint.pt"
     mismatch = f"{folder}: checkpoint.pt does not belong to args.json"
     try:
@@ -100,7 +101,7 @@ def load_run(folder: Path, toml: Path | None, device: torch.device, method: str 
             definition=definition,
             agent=agent.replica(dtype).to(device),
             method=method or args["attention"],
-            label=f"{args['method']} seed {args['seed']}",
+            label=f"{args['name']} seed {args['seed']}",
             steps=int(checkpoint["iteration"]) * args["num_envs"] * args["num_steps"],
             action_names=[],
         )

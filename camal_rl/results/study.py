@@ -65,6 +65,7 @@ class Scores(Content):
     format: Literal[1]
     env: str
     method: str
+    name: str = ""
     seed: int
     steps: int = Field(gt=0, lt=2**63)
     mean_return: float = Field(validation_alias=AliasPath("return", "mean"))
@@ -83,6 +84,7 @@ class Experiment(Content):
 
     envs: list[str] = []
     methods: list[str] = []
+    variants: dict[str, Any] = {}
     seeds: list[int] = []
 
 
@@ -126,7 +128,7 @@ def read_content(path: Path, kind: type[C], hint: str) -> C:
 
 
 class Run(NamedTuple):
-    """A run that was evaluated. Its folder says what it is."""
+    """A run that was evaluated. Its folder says what it is; its name there is that of its row, a method."""
 
     folder: Path
     env: str
@@ -142,7 +144,12 @@ class Run(NamedTuple):
     @property
     def said(self) -> str:
         """The title of the run that the scores are of."""
-        return f"{self.scores.env}/{self.scores.method}/seed{self.scores.seed}"
+        return f"{self.scores.env}/{self.scores.name or self.scores.method}/seed{self.scores.seed}"
+
+    @property
+    def is_variant(self) -> bool:
+        """Whether it has a name of its own, and so may have options of its own."""
+        return self.scores.name not in ("", self.scores.method)
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -237,7 +244,8 @@ def read_study(folder: Path) -> Study:
         )
     asked = [Path(env).stem if env.endswith(".toml") else env for env in planned.envs]
     envs = in_order(asked, [*asked, *(run.env for run in runs)])
-    methods = in_order(planned.methods, [*planned.methods, *(run.method for run in runs)])
+    rows = [*planned.methods, *planned.variants]
+    methods = in_order(rows, [*rows, *(run.method for run in runs)])
     seeds = sorted({run.seed for run in runs} | set(planned.seeds))
     runs.sort(key=lambda run: (envs.index(run.env), methods.index(run.method), run.seed))
     have = {run[1:4] for run in runs}
@@ -285,24 +293,38 @@ def comparability(study: Study) -> list[str]:
     names = ("episodes", "seed", "greedy", "max_steps", "tau", "attention")
     evaluation = {run.title: {name: run.scores.settings.get(name) for name in names} for run in runs}
     sentences += differences("Not comparable: runs were evaluated differently.", evaluation)
-    trained = {run.title: {"agent steps": run.scores.steps, **training(run)} for run in runs}
+    steps = {run.title: {"agent steps": run.scores.steps} for run in runs}
+    trained = {run.title: steps[run.title] | (training(run) if not run.is_variant else {}) for run in runs}
     sentences += differences("Not comparable: runs were trained differently.", trained)
+    for method in study.methods:
+        of_row = {run.title: training(run) for run in runs if run.is_variant and run.method == method}
+        sentences += differences(f"Not comparable: runs of {method} were trained differently.", of_row)
     for env in study.envs:
         of_env = {run.title: run.scores.training.definition.model_dump() for run in runs if run.env == env}
         sentences += differences(f"Not comparable: runs of {env} have different definitions of it.", of_env)
     return sentences + differences("Versions differ between runs.", {r.title: versions(r) for r in runs})
 
 
+def variants(study: Study) -> list[str]:
+    """Return a sentence on the options in which variants differ from each other and from the methods."""
+    if not any(run.is_variant for run in study.runs):
+        return []
+    first = {run.method: training(run) | {"method": run.scores.method} for run in reversed(study.runs)}
+    rows = {method: first[method] for method in study.methods}
+    return differences("They differ in options of training:", rows, "rows")
+
+
 def training(run: Run) -> dict[str, Any]:
     """Options of a run's training by name, but for those that every run has of its own."""
-    known = run.scores.training.args
-    return {name: value for name, value in known.items() if name not in ("env", "method", "seed")}
+    known, own = run.scores.training.args, ("env", "method", "name", "seed", "code")
+    return {name: value for name, value in known.items() if name not in own}
 
 
 def versions(run: Run) -> dict[str, Any]:
-    """Versions of the software that evaluated the run."""
+    """Versions of the software that evaluated the run, and hashes of the code that trained it."""
     found = run.scores.settings.get("versions")
-    return found if isinstance(found, dict) else {}
+    code = run.scores.training.args.get("code")
+    return (found if isinstance(found, dict) else {}) | ({"code of training": code} if code else {})
 
 
 def differences(sentence: str, options: Mapping[str, Mapping[str, Any]], unit: str = "runs") -> list[str]:

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 def option(value: str | None = None) -> Any:
     """Let --help show an option with this word for its value, and with its default where it has one."""
-    words = {"None": "", "''": "", "True": "(default: on)", "False": "(default: off)"}
+    words = {"None": "", "''": "", "": "", "True": "(default: on)", "False": "(default: off)"}
     return tyro.conf.arg(
         metavar=value, help_behavior_hint=lambda default: words.get(default, f"(default: {default})")
     )
@@ -37,6 +37,7 @@ Switch = Annotated[bool, option()]
 Count = Annotated[int, pydantic.Field(ge=0, lt=2**63), _COUNT]
 Positive = Annotated[int, pydantic.Field(ge=1, lt=2**63), _COUNT]
 Number = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False), _NUMBER]
+RunName = Annotated[str, pydantic.Field(pattern=r"^(\w[\w.+=-]*)?$"), NAME]
 Factor = Annotated[float, pydantic.Field(gt=0), _NUMBER]
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1), _NUMBER]
 
@@ -44,24 +45,31 @@ Fraction = Annotated[float, pydantic.Field(ge=0, le=1), _NUMBER]
 def parse(kind: type[T], program: str, arguments: Sequence[str] | None = None) -> T:
     """Read a command line into a dataclass of options; exit with code 2 and a message where it can't be.
 
-    A process that reads its own command line ends without a traceback on signals, until it handles them
-    itself, and when the reader of its output leaves.
+    Without `arguments` it is this process's own, see `own_arguments`.
     """
-    if arguments is None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda number, _: os._exit(128 + number))
-        end_quietly_without_a_reader()
     try:
-        for word in sys.argv[1:] if arguments is None else arguments:
+        for word in (given := own_arguments() if arguments is None else arguments):
             if (written := os.fsencode(word)) != word.encode(errors="replace"):
                 raise UserError(f"{written!r} is not UTF-8, as all names here have to be: rename it.")
-        args = tyro.cli(kind, prog=program, args=arguments)
+        args = tyro.cli(kind, prog=program, args=given)
         for name, value in vars(args).items():
             setattr(args, name, without_tilde(value))
         check_ranges(args)
     except UserError as mistake:
         sys.exit(print_mistake(mistake))
     return args
+
+
+def own_arguments() -> list[str]:
+    """This process's command line.
+
+    From here on it ends without a traceback on signals, until it handles them itself, and when the reader of
+    its output leaves.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: os._exit(128 + number))
+    end_quietly_without_a_reader()
+    return sys.argv[1:]
 
 
 def without_tilde(value: Any) -> Any:
@@ -170,7 +178,7 @@ def run_at_once(run: Callable[[], object], stopped: str = "Nothing was written."
 
 def split_arguments(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
     """A command line's own arguments (None: the process's), and those after `--`, which are for others."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = own_arguments() if arguments is None else list(arguments)
     if "--" not in given:
         return given, []
     place = given.index("--")

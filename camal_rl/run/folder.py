@@ -1,4 +1,4 @@
-"""The folder of a run, `<runs-dir>/<env>/<method>/seed<k>/`: what defines the run and where it stands.
+"""The folder of a run, `<runs-dir>/<env>/<name>/seed<k>/`: what defines the run and where it stands.
 
 A folder belongs to one set of arguments: the same ones go on where the run stopped, others are refused.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import shlex
@@ -16,6 +17,7 @@ import zipfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,7 +35,7 @@ from camal_rl.run.runner import GAME, LEARNED
 CHECKPOINT_VERSION = 4
 FREE_OPTIONS = frozenset(
     (
-        *("runs_dir", "data_dir", "checkpoint_every", "image_every", "measure_every", "test_every"),
+        *("runs_dir", "data_dir", "checkpoint_every", "measure_every", "test_every"),
         *("device", "torch_threads", "detect_anomaly"),
     )
 )
@@ -104,9 +106,10 @@ def check_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) ->
             elif was != is_now:
                 differences.append(f"{name} was {was}, now {is_now}")
     if differences:
+        other = "--name" if "name" in described["args"] else "--runs-dir"
         raise UserError(
             f"{folder} holds a run with other arguments: {'; '.join(differences)}. "
-            "Choose another --runs-dir or --seed, or move that folder away."
+            f"Choose another {other}, or move that folder away."
         )
     return longer
 
@@ -135,15 +138,48 @@ def check_definition(folder: Path, before: Mapping[str, Any], now: Mapping[str, 
         )
 
 
-def write_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write args.json, making the folder where it is missing.
+def write_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]], begun: bool = False) -> None:
+    """Write args.json, making the folder where it is missing, and warn where a run goes on with other code.
+
+    Args:
+        described: as `describe` returns it; the hash of the package's code is added.
+        begun: whether the run has begun, and so may have been trained by other code before.
 
     Raises:
         UserError: the folder can't be made or written.
     """
     make_folder(folder, "--runs-dir")
-    content = {"version": __version__, **described}
+    code = [code_hash()]
+    if begun and by_other_code(folder):
+        print(
+            f"camal_rl: the package's code has changed since {folder} was last trained; args.json says so.",
+            file=sys.stderr,
+        )
+        code = [*_trained_by(folder), *code]
+    content = {"version": __version__, **described, "code": {"code": code}}
     write_whole(folder / "args.json", (json.dumps(content, indent=2) + "\n").encode())
+
+
+@cache
+def code_hash() -> str:
+    """The start of the SHA-256 of the package's Python files, changes that are in no commit included."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(file.relative_to(package).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def by_other_code(folder: Path) -> bool:
+    """Return whether any other code than this has trained a run, as far as its args.json says."""
+    return any(code != code_hash() for code in _trained_by(folder))
+
+
+def _trained_by(folder: Path) -> list[str]:
+    """The `code_hash` of all code that has trained a run, in that order."""
+    if not (folder / "args.json").exists():
+        return []
+    return list(read_args_file(folder, ()).get("code", {}).get("code", []))
 
 
 # ------------------------------------------------------------------------------------------- lock, checkpoint
@@ -251,8 +287,9 @@ class RunFolder:
     def __init__(self, args: Any, definition: Any, chosen: Mapping[str, Any]) -> None:
         self.args = args
         self.definition = definition
-        self.path: Path = args.runs_dir / definition.name / args.method / f"seed{args.seed}"
-        chosen = {"env": definition.name, **chosen}
+        name = args.name or args.method
+        self.path: Path = args.runs_dir / definition.name / name / f"seed{args.seed}"
+        chosen = {"env": definition.name, "name": name, **chosen}
         self.described = describe(args, chosen, definition=definition.described())
         self._cleanup = ExitStack()
         self._recent: deque[float] = deque(maxlen=100)  # raw returns of episodes
@@ -293,6 +330,10 @@ class RunFolder:
         if self.iteration < self.total:
             return False
         print(f"{self.path} is already done: {self.step:,} steps. More takes a larger --total-timesteps.")
+        if by_other_code(self.path):
+            print(
+                "It was trained by other code of the package: --name NAME trains a run of its own with this."
+            )
         self._say_what_comes_next()
         return True
 
@@ -314,7 +355,7 @@ class RunFolder:
         checkpoint = self._load()  # another process may have trained since
         options = self.described["args"] | self.described["definition"]
         print(
-            f"camal_rl {__version__}: {options['env']}, {self.args.method}, seed {self.args.seed}, "
+            f"camal_rl {__version__}: {options['env']}, {options['name']}, seed {self.args.seed}, "
             f"{self.total:,} iterations of {self.args.batch_size:,} steps "
             f"on {options['device_type']} ({options['precision']})\n"
             f"Run folder:  {self.path}\nTensorBoard: tensorboard --logdir {self.args.runs_dir}\n"
@@ -323,7 +364,7 @@ class RunFolder:
             flush=True,
         )
         self._note_more_steps()
-        write_args_file(self.path, self.described)
+        write_args_file(self.path, self.described, begun=checkpoint is not None)
         self.definition.copy_to(self.path / "environment")
         remove_remains(self.path, ("checkpoint.pt", "args.json", "curves.csv", "media/attention.png"))
         # What a killed process logged after its last checkpoint, or without one, is done and logged again.

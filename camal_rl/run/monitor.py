@@ -58,7 +58,7 @@ class Monitor:
             workers: threads that share the work.
         """
         every = self.args.measure_every
-        draw = every > 0 and (self.run.iteration == 1 or self.run.passed(self.args.image_every))
+        draw = every > 0 and (self.run.iteration == 1 or self.run.passed(self.args.checkpoint_every))
         if not draw and (every == 0 or (self.run.iteration - 1) % every):
             return
         images = images[:: self.stride].flatten(0, 1).to(next(agent.parameters()).device)

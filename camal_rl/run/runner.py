@@ -32,7 +32,7 @@ class Cell(NamedTuple):
     """One run of an experiment."""
 
     folder: Path
-    """<runs-dir>/<env>/<method>/seed<k>"""
+    """<runs-dir>/<env>/<name>/seed<k>"""
     train: tuple[str, ...]
     """options of `camal_rl.ppo`, all but --runs-dir; none for a run that is shown beside another one"""
     evaluate: tuple[str, ...]
@@ -46,7 +46,7 @@ class Cell(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The run's environment, method and seed."""
+        """The run's environment, name and seed."""
         return "/".join(self.folder.parts[-3:])
 
     @property
@@ -71,7 +71,7 @@ def learned(described: Mapping[str, Any]) -> dict[str, Any]:
     What differs from machine to machine is left out, and that a run went on for longer than planned. Options
     in several groups, as earlier versions wrote them, are read as well.
     """
-    others = ("version", "definition", "trained_on")
+    others = ("version", "definition", "trained_on", "code")
     groups = [group for name, group in described.items() if name not in others]
     options = {name: value for group in groups for name, value in group.items()}
     for name in ("precision", "device_type"):

@@ -357,11 +357,12 @@ def train_fold(work: Work, fold: int, interrupted: Callable[[], bool] = lambda: 
         checkpoint, scored = group.first_ones(begin)
         if scored and checkpoint is not None and checkpoint["epoch"] == args.epochs:
             if group.rank == 0:
-                print(f"{folder} is already done.")
+                other = ", by other code of the package than this" if run_folder.by_other_code(folder) else ""
+                print(f"{folder} is already done{other}.")
             return True
         learner = Learner(work, fold, checkpoint)
         if group.rank == 0:
-            run_folder.write_args_file(folder, described)
+            run_folder.write_args_file(folder, described, begun=checkpoint is not None)
             run_folder.remove_remains(folder, WRITTEN)
             writer = SummaryWriter(str(folder), purge_step=learner.epoch + 1)
             stack.callback(writer.close)
