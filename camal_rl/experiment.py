@@ -37,7 +37,7 @@ from camal_rl.run.files import make_folder, write_whole
 from camal_rl.run.runner import Cell, Runner, bearable_jobs, describe, is_done, learned, run_here
 from camal_rl.run.toml import Table, read_toml
 
-Method = Literal["camal", "vanilla", "suppress"]
+Method = Literal["camal", "balanced", "vanilla", "suppress"]
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Args:
     envs: Annotated[tuple[str, ...], NAME] = ("Basic", "DefendLine", "DefendCenter", "TakeCover")
     """environments, or .toml files of your own"""
     methods: Annotated[tuple[Method, ...], NAME] = ("camal", "vanilla")
-    """camal, vanilla, suppress; the first is shown beside the others"""
+    """camal, balanced, vanilla, suppress; the first is shown beside the others"""
     variants: Annotated[tuple[str, ...], option("NAME=OPTIONS")] = ()
     """more of them: a name and options of training, such as 'weak=--camal-coef 0.1'"""
     seeds: Positive = 5

@@ -18,17 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from camal_rl.errors import UserError
 from camal_rl.run import command_line
-from camal_rl.run.command_line import (
-    NAME,
-    Count,
-    Factor,
-    Fraction,
-    Map,
-    Number,
-    Positive,
-    RunName,
-    Switch,
-)
+from camal_rl.run.command_line import NAME, Count, Factor, Fraction, Map, Number, Positive, RunName, Switch
 
 # -------------------------------------------------------------------------------------------------- arguments
 
@@ -40,8 +30,8 @@ class Args:
     # run
     env: Annotated[str, NAME] = "Basic"
     """environment or .toml; python -m camal_rl.environments lists"""
-    method: Annotated[Literal["camal", "vanilla", "suppress"], NAME] = "camal"
-    """camal (Eq. 2), vanilla (plain PPO), suppress (beta, Table 4)"""
+    method: Annotated[Literal["camal", "balanced", "vanilla", "suppress"], NAME] = "camal"
+    """camal, balanced (lambda adapts), vanilla, suppress (beta)"""
     name: RunName = ""
     """name of the run's folder, and in reports; the method's unless given"""
     seed: Count = 1
@@ -336,6 +326,9 @@ def gae(
 
 # ----------------------------------------------------------------------------------------------------- losses
 
+CAMAL_SHARE = 0.2
+"""Strength of CAMAL's gradient over that of PPO's where the method is balanced, at most."""
+
 
 class Batch(NamedTuple):
     """Steps of a rollout in any order."""
@@ -371,7 +364,9 @@ def take(batch: Batch, index: Tensor) -> Batch:
     return steps._replace(advantages=advantages, supervised=supervised)
 
 
-def losses(agent: Agent, batch: Batch, args: Args, generator: Generator | None = None) -> dict[str, Tensor]:
+def losses(
+    agent: Agent, batch: Batch, args: Args, camal_coef: float | Tensor, generator: Generator | None = None
+) -> dict[str, Tensor]:
     """Return the loss of Eq. 2 and its terms for a part of a minibatch; the parts add up to the means of all.
 
     `generator` is for the methods of attention that draw noise.
@@ -399,10 +394,31 @@ def losses(agent: Agent, batch: Batch, args: Args, generator: Generator | None =
         cam = attention.critic_cam(agent, output, args.attention, generator)  # (B, h, w), Eq. 3
         heat = attention.normalize(cam)  # in [0, 1]
         alpha, beta = camal.projected_alpha_beta(heat, batch.mask_weights)  # (B,), Eq. 1
-        costs = beta - alpha if args.method == "camal" else beta
+        costs = beta if args.method == "suppress" else beta - alpha
         means["camal_loss"] = (batch.supervised * costs).sum()
-        loss = loss + args.camal_coef * means["camal_loss"]  # Eq. 2
+        loss = loss + camal_coef * means["camal_loss"]  # Eq. 2
     return {"loss": loss, **means}
+
+
+def balanced_coef(
+    agent: Agent, minibatch: Batch, args: Args, generator: Generator, workers: Workers, parts: int
+) -> Tensor:
+    """Return lambda, lowered so that CAMAL pulls at most `CAMAL_SHARE` times as strongly as PPO.
+
+    Strength is the L2 norm of a minibatch's gradient at the last convolution, which every term of the loss
+    passes through (as in GradNorm, Chen et al. 2018).
+    """
+
+    def gradients(replica: Agent, part: Batch) -> Tensor:  # (2, weights)
+        means = losses(replica, part, args, 0, generator)  # so that the loss is PPO's
+        terms = (means["loss"], means["camal_loss"])
+        weight = replica.conv3.weight
+        each = [torch.autograd.grad(term, weight, retain_graph=True)[0] for term in terms]
+        return torch.stack(each).flatten(1).float()
+
+    ppo, own = torch.stack(workers.each(gradients, agent, minibatch, parts)).sum(dim=0).norm(dim=1)
+    share: Tensor = CAMAL_SHARE * ppo / own.clamp(min=1e-12)
+    return args.camal_coef * share.clamp(max=1)
 
 
 # ----------------------------------------------------------------------------------------------------- update
@@ -418,16 +434,22 @@ def update(
     """
 
     def learn(replica: Agent, part: Batch) -> dict[str, Tensor]:
-        means = losses(replica, part, args, generator)
+        means = losses(replica, part, args, camal_coef, generator)
         means["loss"].backward()
         return {name: mean.detach() for name, mean in means.items()}
 
+    camal_coef = torch.tensor(args.camal_coef)
     parts = 1 if args.attention in attention.RESAMPLING_METHODS else 0  # their noise has one generator
-    history = []
+    history: list[Tensor] = []
     for _ in range(args.update_epochs):
         order = torch.randperm(args.batch_size, generator=generator, device=generator.device)
         for index in order.chunk(args.num_minibatches):
-            means = workers.learn(learn, agent, take(batch, index), parts)  # gradients add up in the agent
+            minibatch = take(batch, index)
+            if args.method == "balanced" and not history:  # CAMAL
+                camal_coef = balanced_coef(agent, minibatch, args, generator, workers, parts)
+            means = workers.learn(learn, agent, minibatch, parts)  # gradients add up in the agent
+            if args.method == "balanced":  # CAMAL
+                means["camal_coef"] = camal_coef
             means["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
             optimizer.step()
             history.append(torch.stack(list(means.values())))

@@ -241,13 +241,13 @@ def test_gradients_of_the_parts_add_up_to_those_of_the_whole_minibatch(
     torch.manual_seed(0)
     agent = ppo.Agent(4, (4, 52, 60))
     batch = ppo.take(random_batch(args, agent), torch.arange(64))
-    ppo.losses(agent, batch, args)["loss"].backward()
+    ppo.losses(agent, batch, args, 1.0)["loss"].backward()
     expected = {name: parameter.grad.clone() for name, parameter in agent.named_parameters()}
 
     def learn(replica: ppo.Agent, part: ppo.Batch) -> dict[str, torch.Tensor]:
         if dtype == torch.float64:
             part = ppo.Batch._make(field.double() if field.is_floating_point() else field for field in part)
-        means = ppo.losses(replica, part, args)
+        means = ppo.losses(replica, part, args, 1.0)
         means["loss"].backward()
         return means
 
@@ -255,7 +255,7 @@ def test_gradients_of_the_parts_add_up_to_those_of_the_whole_minibatch(
         agent.double()
         agent.zero_grad()
         exact = ppo.Batch._make(field.double() if field.is_floating_point() else field for field in batch)
-        ppo.losses(agent, exact, args)["loss"].backward()
+        ppo.losses(agent, exact, args, 1.0)["loss"].backward()
         expected = {name: parameter.grad.clone() for name, parameter in agent.named_parameters()}
     with Workers(threads, dtype) as workers:
         means = workers.learn(learn, agent, batch)
@@ -266,7 +266,7 @@ def test_gradients_of_the_parts_add_up_to_those_of_the_whole_minibatch(
 
 
 def test_the_supervised_loss_is_the_plain_one_at_the_masks_resolution(fake_engine, tmp_path):
-    args = small_args(tmp_path, num_minibatches=1, camal_coef=0.5)
+    args = small_args(tmp_path, num_minibatches=1)
     torch.manual_seed(1)
     agent = ppo.Agent(4, (4, 52, 60))
     envs, kept = make_envs(args), MasksKept()
@@ -275,11 +275,53 @@ def test_the_supervised_loss_is_the_plain_one_at_the_masks_resolution(fake_engin
     batch = ppo.take(ppo.flatten(store, *torch.randn(2, 16, 4), args, CPU), torch.arange(64))
     heat = attention.normalize(attention.critic_cam(agent, agent(batch.images)))
     plain = camal.camal_loss(heat, torch.from_numpy(kept.masks).flatten(0, 1))
-    means = ppo.losses(agent, batch, args)
+    means = ppo.losses(agent, batch, args, 0.5)
     assert means["camal_loss"].item() == pytest.approx(plain.item(), abs=1e-6)
     ppo_alone = means["policy_loss"] - 0.01 * means["entropy"] + 0.5 * means["value_loss"]
     assert (means["loss"] - ppo_alone).item() == pytest.approx(0.5 * plain.item(), abs=1e-5)
     assert plain.item() != 0
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_balanced_camal_pulls_with_a_share_of_ppos_strength_at_the_last_convolution(
+    fake_engine, tmp_path, monkeypatch, threads
+):
+    monkeypatch.setattr(run_workers, "SMALLEST_PART", 8)
+    args = small_args(tmp_path, method="balanced", num_minibatches=1, camal_coef=1.5)
+    torch.manual_seed(0)
+    agent = ppo.Agent(4, (4, 52, 60))
+    batch = ppo.take(random_batch(args, agent), torch.arange(64))
+    with Workers(threads) as workers:
+        found = ppo.balanced_coef(agent, batch, args, torch.Generator(), workers, 0)
+        monkeypatch.setattr(ppo, "CAMAL_SHARE", 1e6)
+        assert ppo.balanced_coef(agent, batch, args, torch.Generator(), workers, 0) == 1.5
+    assert all(parameter.grad is None for parameter in agent.parameters())
+    means = ppo.losses(agent, batch, args, found)
+    (means["loss"] - found * means["camal_loss"]).backward(retain_graph=True)
+    strength = agent.conv3.weight.grad.norm()
+    agent.zero_grad()
+    (found * means["camal_loss"]).backward()
+    assert agent.conv3.weight.grad.norm() == pytest.approx(1.5 * 0.2 * strength.item(), rel=1e-4)
+    assert 0 < found < 1.5
+
+
+def test_an_update_is_balanced_by_its_first_minibatch(fake_engine, tmp_path, monkeypatch):
+    calls = []
+
+    def coef(*_: object) -> torch.Tensor:
+        calls.append(1)
+        return torch.tensor(0.25)
+
+    monkeypatch.setattr(ppo, "balanced_coef", coef)
+    folder = ppo.train(small_args(tmp_path, method="balanced"))
+    assert len(calls) == 4  # iterations
+    events = events_of(folder)
+    terms = ("policy_loss", "entropy", "value_loss", "camal_loss", "loss", "camal_coef")
+    policy, entropy, value, camal_loss, loss, found = (
+        np.array([scalar.value for scalar in events.Scalars(f"losses/{name}")]) for name in terms
+    )
+    assert (found == 0.25).all()
+    assert policy - 0.01 * entropy + 0.5 * value + 0.25 * camal_loss == pytest.approx(loss, abs=1e-5)
 
 
 def test_vanilla_calls_no_function_of_attention_or_camal(fake_engine, tmp_path, monkeypatch):
@@ -494,7 +536,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(fake_engin
 # A run, with the fake engine
 
 
-@pytest.mark.parametrize("method", ["camal", "vanilla", "suppress"])
+@pytest.mark.parametrize("method", ["camal", "balanced", "vanilla", "suppress"])
 def test_a_run_logs_cleanrls_tags_and_attention_for_every_method(fake_engine, tmp_path, method, capsys):
     folder = ppo.train(small_args(tmp_path, method=method, checkpoint_every=128))
     assert folder == tmp_path / "Basic" / method / "seed1"
@@ -505,6 +547,8 @@ def test_a_run_logs_cleanrls_tags_and_attention_for_every_method(fake_engine, tm
     losses = {f"losses/{name}" for name in (*names, "explained_variance", "grad_norm")}
     if method != "vanilla":
         losses.add("losses/camal_loss")
+    if method == "balanced":
+        losses.add("losses/camal_coef")
     names = ("loss", "alpha", "beta", "iou", "iou_mask", "dead_map_fraction", "target_visible_fraction")
     assert set(events.Tags()["scalars"]) == charts | losses | {f"camal/{name}" for name in names}
     assert [event.step for event in events.Scalars("camal/iou")] == [64, 128, 192, 256]

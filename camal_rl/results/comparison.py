@@ -22,7 +22,7 @@ METRICS = {"iou": "iou", "return": "normalized_return"}
 TAGS = {"iou": "camal/iou", "return": "charts/episodic_return"}
 WINDOWS = 50
 """Positions of a learning curve."""
-NAMES = {"camal": "CAMAL", "vanilla": "Vanilla", "suppress": "Suppress"}
+NAMES = {"camal": "CAMAL", "balanced": "Balanced", "vanilla": "Vanilla", "suppress": "Suppress"}
 
 
 def name(method: str) -> str:

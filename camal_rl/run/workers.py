@@ -67,26 +67,13 @@ class Workers:
 
         Args:
             function: (replica, part of the minibatch) -> means by name; it calls `backward` on their sum.
-            agent: network to learn, with a method `replica`.
-            minibatch: named tuple of tensors, (B, ...) each.
-            parts: number of parts; as many as are fast unless given.
+            agent, minibatch, parts: as for `each`.
 
         Returns:
             The sums of all parts' means.
         """
-        count = parts or (self.parts(len(minibatch[0]), SMALLEST_PART) if self.divide else 1)
-        while len(self._replicas) < count:
-            self._replicas.append(agent.replica(self.dtype))
-
-        def learn(replica: nn.Module, *part: Tensor) -> dict[str, Tensor]:
-            with torch.no_grad():
-                for copy, parameter in zip(replica.parameters(), agent.parameters(), strict=True):
-                    copy.copy_(parameter)
-                    copy.grad = None
-            return function(replica, type(minibatch)._make(part))
-
-        replicas = self._replicas[:count]
-        results = self.run(learn, replicas, *(tensor.tensor_split(count) for tensor in minibatch))
+        results = self.each(function, agent, minibatch, parts)
+        replicas = self._replicas[: len(results)]
         for parameter, *copies in zip(
             agent.parameters(), *(replica.parameters() for replica in replicas), strict=True
         ):
@@ -95,6 +82,30 @@ class Workers:
                 gradient += copy.grad
             parameter.grad = gradient
         return {name: torch.stack([means[name] for means in results]).sum() for name in results[0]}
+
+    def each(
+        self, function: Callable[[Any, Any], Any], agent: Any, minibatch: Any, parts: int = 0
+    ) -> list[Any]:
+        """Take each part of a minibatch through a replica of the agent, and return the results.
+
+        Args:
+            function: (replica, part of the minibatch) -> result.
+            agent: network with a method `replica`.
+            minibatch: named tuple of tensors, (B, ...) each.
+            parts: number of parts; as many as are fast unless given.
+        """
+        count = parts or (self.parts(len(minibatch[0]), SMALLEST_PART) if self.divide else 1)
+        while len(self._replicas) < count:
+            self._replicas.append(agent.replica(self.dtype))
+
+        def call(replica: nn.Module, *part: Tensor) -> Any:
+            with torch.no_grad():
+                for copy, parameter in zip(replica.parameters(), agent.parameters(), strict=True):
+                    copy.copy_(parameter)
+                    copy.grad = None
+            return function(replica, type(minibatch)._make(part))
+
+        return self.run(call, self._replicas[:count], *(tensor.tensor_split(count) for tensor in minibatch))
 
     def parts(self, length: int, at_least: int = 1) -> int:
         """Return into how many parts this length is divided, none of them shorter than `at_least`."""
