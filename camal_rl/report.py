@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from camal_rl import __version__, stats
 from camal_rl.results import comparison, figures
-from camal_rl.results.comparison import METRICS, TAGS, Comparison, Lines, Pair, Results, name
+from camal_rl.results.comparison import FURTHER, METRICS, TAGS, Comparison, Lines, Pair, Results, name
 from camal_rl.results.figures import BarPanel, LinePanel, Table, fixed, percent, shown
 from camal_rl.results.page import Drawing, Listing, Media, Page, Part, publish
 from camal_rl.results.study import Study, comparability, read_study, some, training, variants
@@ -235,6 +235,34 @@ def _improvement(study: Study, results: Mapping[str, Results], methods: Pair) ->
     return Table(title, columns, rows, " ".join([note, *_reasons(used)]))
 
 
+def further_table(study: Study, further: Mapping[str, Comparison]) -> Table:
+    """Return means of the measures beside IoU and return, and how the first method compares by them."""
+    first, *others = study.methods
+    rows, used = [], []
+    for measure, found in further.items():
+        intervals = [found.sbci[method]["mean"] for method in study.methods]
+        improvements = [found.poi[first, other] for other in others]
+        used += [*intervals, *improvements]
+        digits = 0 if measure == "steps_to_half" else 3
+        row = [FURTHER[measure][0], *(shown(interval, digits) for interval in intervals)]
+        for other, improvement in zip(others, improvements, strict=True):
+            row += [shown(improvement, 2), found.verdicts[first, other]]
+        rows.append(row)
+    note = (
+        "Means over runs and environments, and the first method's probability of improvement. Areas lie "
+        "under the change of the value while the pixels that attention finds most important are removed "
+        "(faithful if great) or put back (faithful if small). Half the gain is half of what the best method "
+        "gained over random play; a run that never gets there counts with all its steps. Rows are not "
+        "corrected for there being several."
+    )
+    columns = ["", *map(name, study.methods)]
+    for other in others:
+        columns += [f"POI over {name(other)}", "Verdict"]
+    return Table(
+        "Faithfulness, other looks, speed of learning", columns, rows, " ".join([note, *_reasons(used)])
+    )
+
+
 def _chance(results: Mapping[str, Results], methods: Pair, env: str) -> float:
     """Rate at which chance makes a verdict in an environment, or over all (""); 0 where none can be."""
     every = [found.environments.get(env, found.joint) for found in results.values()]
@@ -270,12 +298,27 @@ def by_environment(study: Study, results: Mapping[str, Results]) -> Table:
     return Table("By environment", titles, rows, " ".join([note, *_reasons(used)]), labels=2)
 
 
+RUN_COLUMNS = {
+    "environment": "Environment",
+    "method": "Method",
+    "seed": "Seed",
+    "return": "Return",
+    "normalized_return": "Normalized",
+    "iou": "IoU",
+    "iou_mask": "Mask",
+    "iou_constant": "Constant",
+    "dead_map_fraction": "Dead maps",
+    "steps": "Steps",
+    "episodes": "Episodes",
+}
+"""Columns of `Study.table` that the page shows, and their titles."""
+
+
 def every_run(study: Study) -> Table:
     """Return a row a run."""
-    table = study.table()
+    table = study.table()[list(RUN_COLUMNS)]
     rows = [[fixed(v, 3) if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(False)]
-    columns = ["Environment", "Method", "Seed", "Return", "Normalized", "IoU", "Mask", "Constant"]
-    return Table("Every run", [*columns, "Dead maps", "Steps", "Episodes"], rows, labels=2)
+    return Table("Every run", list(RUN_COLUMNS.values()), rows, labels=2)
 
 
 def data_files(study: Study) -> dict[str, bytes]:
@@ -426,7 +469,9 @@ def media(study: Study) -> list[Part]:
     return [*found, *([limit] if left_out else [])]
 
 
-def report_page(study: Study, results: Mapping[str, Results], args: Args) -> Page:
+def report_page(
+    study: Study, results: Mapping[str, Results], further: Mapping[str, Comparison], args: Args
+) -> Page:
     """Return all that the report says and shows."""
 
     def span(values: Sequence[int]) -> str:
@@ -459,6 +504,7 @@ def report_page(study: Study, results: Mapping[str, Results], args: Args) -> Pag
             "Return": [figure["figure6"]],
             "In numbers": tables(study, results),
             "Environment by environment": [*environments, by_environment(study, results)],
+            "Beside alignment and return": [further_table(study, further)] if further else [],
             "How scores are distributed": [figure["profiles"]],
             "How they were learned": curves,
             "What the agents look at": media(study),
@@ -490,7 +536,8 @@ def make(args: Args) -> list[str]:
         total=comparison.jobs(study) + 1, desc="report", mininterval=0.5 if sys.stderr.isatty() else 30
     ) as bar:
         results = comparison.compute(study, args.repetitions, args.seed, bar.update)
-        page = report_page(study, results, args)
+        further = comparison.compute_further(study, args.repetitions, args.seed, bar.update)
+        page = report_page(study, results, further, args)
         bar.update()
     statistics = {
         "repetitions": args.repetitions,
@@ -499,6 +546,7 @@ def make(args: Args) -> list[str]:
         "environments": study.envs,
         "methods": study.methods,
         "metrics": results,
+        "further": further,
     }
     return publish(folder, page, statistics, data_files(study))
 

@@ -8,7 +8,7 @@ import pytest
 from written_runs import IOUS, write_curves, write_scores
 
 from camal_rl import stats
-from camal_rl.results.comparison import Results, compute, jobs
+from camal_rl.results.comparison import Results, compute, compute_further, jobs
 from camal_rl.results.study import read_study
 
 NAN = float("nan")
@@ -84,7 +84,59 @@ def test_jobs_are_as_many_as_are_said_to_be_done(runs: Path, methods: int) -> No
     study = read_study(runs)
     said = []
     compute(study, 2, 0, lambda: said.append(1))
+    compute_further(study, 2, 0, lambda: said.append(1))
     assert len(said) == jobs(study)
+
+
+def faithful(black: tuple[float, float]) -> dict[str, object]:
+    """Faithfulness in scores.json: areas of removal and insertion with black pixels."""
+    curves = {
+        change: {"value_change": {"area": area}}
+        for change, area in zip(("removal", "insertion"), black, strict=True)
+    }
+    return {"black": {"attention": curves}, "blurred": None}
+
+
+def test_further_measures_are_compared_with_less_as_an_improvement_where_it_is(runs: Path) -> None:
+    areas = {"camal": ((0.9, 0.3), (0.7, 0.5)), "vanilla": ((0.8, 0.4), (0.6, 0.2))}
+    looks = {"camal": (10, 20), "vanilla": (40, 40)}
+    for env in "AB":
+        for method in areas:
+            for seed, (black, look) in enumerate(zip(areas[method], looks[method], strict=True), 1):
+                shift = {name: {"return": {"mean": look}} for name in ("flat", "noise")}
+                shift["dim"] = {"return": {"mean": 99.0}}
+                if method == "camal":
+                    del shift["dim"]  # not every run has it, so it does not count
+                title = f"{env}/{method}/seed{seed}"
+                write_scores(runs, title, 50, 0.5, faithfulness=faithful(black), shift=shift)
+    found = compute_further(read_study(runs), FEW, seed=7)
+    pair = ("camal", "vanilla")
+    expected = {  # mean of camal, and the pairs of runs that it wins
+        "removal_black": (0.8, 3 / 4),
+        "insertion_black": (0.4, 1 / 4),  # 0.3 and 0.5 against 0.4 and 0.2
+        "shifted_return": (0.15, 0),
+        "lost_return": (0.35, 0),
+    }
+    for measure, (mean, improvement) in expected.items():
+        assert found[measure].sbci["camal"]["mean"].estimate == pytest.approx(mean)
+        assert found[measure].poi[pair].estimate == improvement
+    assert "removal_blurred" not in found
+
+
+def test_steps_to_half_the_gain_are_where_the_curve_first_comes_there(runs: Path) -> None:
+    # In A the best row, camal, ends at a mean of 30 (smoothed: 29.4) over a random return of 0: half is 14.7.
+    found = compute_further(read_study(runs), FEW, seed=7)["steps_to_half"]
+    camal, vanilla = (found.sbci[method]["mean"].estimate for method in ("camal", "vanilla"))
+
+    # Returns rise linearly to 20 and 40, and 10 and 30; in B to 90 and 50, and 95 and 60, where half is 38.
+    def first(total: float, half: float) -> float:
+        middles = np.arange(10, 1000, 20) + 5  # of windows of 20 steps, logged every 10
+        return min([int(middle) + 5 for middle in middles if total * middle / 1000 >= half], default=1000)
+
+    for method, totals in {"camal": ((20, 40), (90, 50)), "vanilla": ((10, 30), (95, 60))}.items():
+        steps = [first(total, half) for env, half in zip(totals, (14.7, 38.0), strict=True) for total in env]
+        assert (camal if method == "camal" else vanilla) == pytest.approx(np.mean(steps), abs=10)
+    assert found.poi["camal", "vanilla"].estimate < 1
 
 
 def test_curves_are_means_over_seeds_with_bands(runs: Path) -> None:

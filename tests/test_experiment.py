@@ -180,7 +180,10 @@ def test_the_home_folder_may_be_written_as_a_tilde_in_a_matrix_file(
         ("environments = []", "line 2: environments: unknown key. Valid keys are envs, methods, variants"),
         ('envs = "Basic"', "line 2: envs: give a list, not 'Basic'"),
         ("envs = [1]", "line 2: envs: input should be a valid string, not 1"),
-        ('methods = ["camel"]', "line 2: methods: input should be 'camal', 'balanced', 'vanilla' or 'suppress'"),
+        (
+            'methods = ["camel"]',
+            "line 2: methods: input should be 'camal', 'balanced', 'vanilla' or 'suppress'",
+        ),
         ("seeds = true", "line 2: seeds: give a list, not True"),
         ('seeds = ["1"]', "line 2: seeds: input should be a valid integer, not '1'"),
         ("envs = []", "line 2: envs: name at least one"),

@@ -108,6 +108,8 @@ def test_scores_in_csv(runs: Path) -> None:
         "iou_mask": "0.75",
         "iou_constant": "0.05",
         "dead_map_fraction": "0.25",
+        **dict.fromkeys(("removal_black", "insertion_black", "removal_blurred", "insertion_blurred"), ""),
+        **dict.fromkeys(("shifted_return", "lost_return"), ""),
         "steps": "1000",
         "episodes": "2",
     }
@@ -132,7 +134,9 @@ def test_tables_say_the_same_in_markdown_latex_and_html(runs: Path) -> None:
     scaled = statistics_of(files)["metrics"]["return"]["environments"]["A"]["sbci"]["camal"]["mean"]
     low, high = scaled["low"], scaled["high"]
     assert f"| 0.30 [{low:.2f}, {high:.2f}] | 30.0 [{100 * low:.1f}, {100 * high:.1f}] |" in markdown
-    assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 4
+    further = statistics_of(files)["further"]["steps_to_half"]["poi"]["camal > vanilla"]["estimate"]
+    assert re.search(rf"\| Agent steps to half the gain \|.*\| {further:.2f} \[", markdown)
+    assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 5
     for table in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end", latex, re.DOTALL):
         rows = [line for line in table[1].splitlines() if line.endswith(r"\\")]
         assert {line.count(" & ") + 1 for line in rows} == {len(table[0])}

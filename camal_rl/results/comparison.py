@@ -14,12 +14,22 @@ from itertools import combinations
 import numpy as np
 
 from camal_rl import stats
-from camal_rl.results.study import Study, curve, read_curve
+from camal_rl.results.study import Study, curve, pivot, read_curve
 from camal_rl.stats import Band, Interval, Verdict
 
 METRICS = {"iou": "iou", "return": "normalized_return"}
 """Measure that methods are compared by -> the column of a study's table that has it."""
 TAGS = {"iou": "camal/iou", "return": "charts/episodic_return"}
+FURTHER = {
+    "removal_black": ("Removal area, black", 1),
+    "insertion_black": ("Insertion area, black", -1),
+    "removal_blurred": ("Removal area, blurred", 1),
+    "insertion_blurred": ("Insertion area, blurred", -1),
+    "shifted_return": ("Normalized return under other looks", 1),
+    "lost_return": ("Normalized return lost to other looks", -1),
+    "steps_to_half": ("Agent steps to half the gain", -1),
+}
+"""Measure -> its name, and 1 where more is better, -1 where less is: compared over all environments only."""
 WINDOWS = 50
 """Positions of a learning curve."""
 NAMES = {"camal": "CAMAL", "balanced": "Balanced", "vanilla": "Vanilla", "suppress": "Suppress"}
@@ -74,11 +84,14 @@ class Results:
     """Titles of runs that lack a learning curve."""
 
 
-def compare(scores: Mapping[str, np.ndarray], where: str, repetitions: int, seed: int) -> Comparison:
+def compare(
+    scores: Mapping[str, np.ndarray], where: str, repetitions: int, seed: int, sign: int = 1
+) -> Comparison:
     """SBCI of every method, and POI of every method over each later one.
 
     Args:
         scores: complete scores_RE of each method, in order; R may be 0.
+        sign: -1 where less is an improvement.
         where: ends the reason why a method without runs has no statistics.
         repetitions: of the bootstrap.
         seed: of the bootstrap.
@@ -98,7 +111,7 @@ def compare(scores: Mapping[str, np.ndarray], where: str, repetitions: int, seed
     for pair in combinations(scores, 2):
         x_RE, y_RE = (scores[method] for method in pair)
         lacking = nothing.get(pair[0]) or nothing.get(pair[1])
-        poi[pair] = lacking or stats.poi(x_RE, y_RE, repetitions, seed)
+        poi[pair] = lacking or stats.poi(sign * x_RE, sign * y_RE, repetitions, seed)
         if poi[pair].low is not None:
             rates[pair] = 2 * stats.false_positive_rate(len(x_RE), len(y_RE), x_RE.shape[1])
     verdicts = {pair: stats.verdict(improvement) for pair, improvement in poi.items()}
@@ -106,8 +119,8 @@ def compare(scores: Mapping[str, np.ndarray], where: str, repetitions: int, seed
 
 
 def jobs(study: Study) -> int:
-    """Number of times that `compute` says that something is done."""
-    return len(METRICS) * (1 + len(study.envs))
+    """Number of times that `compute` and `compute_further` say that something is done."""
+    return len(METRICS) * (1 + len(study.envs)) + len(FURTHER)
 
 
 def compute(
@@ -143,6 +156,46 @@ def compute(
             done()
         results[metric] = Results(joint, left_out, single, profile, curves, without)
     return results
+
+
+def compute_further(
+    study: Study, repetitions: int, seed: int, done: Callable[[], object] = lambda: None
+) -> dict[str, Comparison]:
+    """Compare the methods by the measures of `FURTHER` that their runs have; arguments as of `compute`."""
+    table = study.table().assign(steps_to_half=_steps_to_half(study))
+    found = {}
+    for measure, (_, sign) in FURTHER.items():
+        every = {method: pivot(table, method, measure, study.envs) for method in study.methods}
+        scores = {method: stats.complete(matrix.to_numpy(np.float64))[0] for method, matrix in every.items()}
+        if any(len(scores_RE) for scores_RE in scores.values()):
+            found[measure] = compare(scores, "in every environment", repetitions, seed, sign)
+        done()
+    return found
+
+
+def _steps_to_half(study: Study) -> list[float]:
+    """Agent steps until each run's return has made half the gain over random play that the best row makes.
+
+    That gain is the highest mean over a row's runs at the end of their learning curves. A run that does not
+    get there counts with all of its steps; NaN where there is no curve.
+    """
+    found: dict[str, float] = {}
+    for env in study.envs:
+        runs = [run for run in study.runs if run.env == env]
+        edges = np.linspace(0, max((run.scores.steps for run in runs), default=1), WINDOWS + 1)
+        curves = {}
+        for run in runs:
+            points_N2 = read_curve(run.folder, TAGS["return"])
+            curves[run.title] = curve(points_N2, edges, run.scores.steps)  # (S,)
+        last = {title: c[~np.isnan(c)][-1] for title, c in curves.items() if not np.isnan(c).all()}
+        rows = [[last[run.title] for run in study.of(env, m) if run.title in last] for m in study.methods]
+        best = max((float(np.mean(row)) for row in rows if row), default=math.nan)
+        level = (best + study.scales.get(env, (0.0, 1.0))[0]) / 2
+        for run in runs:
+            above = np.flatnonzero(curves[run.title] >= level)
+            steps = edges[1 + above[0]] if len(above) else run.scores.steps
+            found[run.title] = float(steps) if run.title in last else math.nan
+    return [found[run.title] for run in study.runs]
 
 
 def _profile(scores: Mapping[str, np.ndarray], repetitions: int, seed: int) -> Lines:

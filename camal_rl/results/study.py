@@ -59,6 +59,18 @@ class Training(Content):
         return {**described, "args": options(described)} if isinstance(described, dict) else described
 
 
+class Shifted(Content):
+    """The scores of a run under another look of the game."""
+
+    mean_return: float = Field(validation_alias=AliasPath("return", "mean"))
+
+
+def _area(reference: str, change: str) -> Any:
+    """The area under a curve of faithfulness, of pixels in the order of attention; None where it lacks."""
+    path = AliasPath("faithfulness", reference, "attention", change, "value_change", "area")
+    return Field(None, validation_alias=path)
+
+
 class Scores(Content):
     """The fields of a run's scores.json; a measure of attention is None where no target was in view."""
 
@@ -73,10 +85,19 @@ class Scores(Content):
     iou_mask: Fraction | None = Field(validation_alias=AliasChoices("iou_mask", "iou_ceiling"))
     iou_constant: Fraction | None = None
     dead_map_fraction: Fraction | None
+    removal_black: float | None = _area("black", "removal")
+    insertion_black: float | None = _area("black", "insertion")
+    removal_blurred: float | None = _area("blurred", "removal")
+    insertion_blurred: float | None = _area("blurred", "insertion")
+    shift: dict[str, Shifted] = {}
     episodes: list[Any]
     settings: dict[str, Any]
     training: Training
     undefined: dict[str, Any] | None = None
+
+
+AREAS = ("removal_black", "insertion_black", "removal_blurred", "insertion_blurred")
+"""Areas of faithfulness: mean change of value while pixels are removed, or inserted into the reference."""
 
 
 class Experiment(Content):
@@ -175,31 +196,40 @@ class Study(NamedTuple):
 
     def table(self) -> pd.DataFrame:
         """Return a row a run: what it is, and its numbers, NaN where there is none."""
+        looks = set.intersection(*(set(run.scores.shift) for run in self.runs))
+
+        def normalized(run: Run, raw: float) -> float:
+            return float(stats.normalize(np.array(raw), *run.scale))
+
         rows = [
             {
                 "environment": run.env,
                 "method": run.method,
                 "seed": run.seed,
                 "return": run.scores.mean_return,
-                "normalized_return": float(stats.normalize(np.array(run.scores.mean_return), *run.scale)),
+                "normalized_return": normalized(run, run.scores.mean_return),
                 "iou": run.scores.iou,
                 "iou_mask": run.scores.iou_mask,
                 "iou_constant": run.scores.iou_constant,
                 "dead_map_fraction": run.scores.dead_map_fraction,
+                **{name: getattr(run.scores, name) for name in AREAS},
+                "shifted_return": np.mean(
+                    [normalized(run, run.scores.shift[look].mean_return) for look in looks]
+                )
+                if looks
+                else None,
                 "steps": run.scores.steps,
                 "episodes": len(run.scores.episodes),
             }
             for run in self.runs
         ]
-        measures = ("iou", "iou_mask", "iou_constant", "dead_map_fraction")
-        return pd.DataFrame(rows).astype(dict.fromkeys(measures, float))
+        measures = ("iou", "iou_mask", "iou_constant", "dead_map_fraction", *AREAS, "shifted_return")
+        table = pd.DataFrame(rows).astype(dict.fromkeys(measures, float))
+        return table.assign(lost_return=table["normalized_return"] - table["shifted_return"])
 
     def matrix(self, method: str, column: str) -> pd.DataFrame:
         """Return seeds x environments of a number of every run of a method; NaN where a run is missing."""
-        table = self.table()
-        chosen = table[table["method"] == method]
-        matrix: pd.DataFrame = chosen.pivot(index="seed", columns="environment", values=column)
-        return matrix.reindex(columns=self.envs)
+        return pivot(self.table(), method, column, self.envs)
 
     def mean(self, column: str, **where: str) -> float:
         """Mean of a number over the runs with this environment, method or both; NaN where there is none."""
@@ -207,6 +237,13 @@ class Study(NamedTuple):
         for name, value in where.items():
             table = table[table[name] == value]
         return float(table[column].mean())
+
+
+def pivot(table: pd.DataFrame, method: str, column: str, envs: Sequence[str]) -> pd.DataFrame:
+    """Return seeds x environments of a column of `Study.table` for a method; NaN where a run is missing."""
+    chosen = table[table["method"] == method]
+    matrix: pd.DataFrame = chosen.pivot(index="seed", columns="environment", values=column)
+    return matrix.reindex(columns=envs)
 
 
 def read_study(folder: Path) -> Study:
