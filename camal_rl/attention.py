@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 METHODS: tuple[str, ...] = (
     "gradcam",
+    "magnitude",
     "layercam",
     "hirescam",
     "diffgradcam",
@@ -25,7 +26,7 @@ METHODS: tuple[str, ...] = (
 )
 Target: TypeAlias = Tensor | Callable[[Tensor], Tensor]
 
-POOLED_METHODS = ("gradcam", "diffgradcam")
+POOLED_METHODS = ("gradcam", "magnitude", "diffgradcam")
 RESAMPLING_METHODS = ("smoothgrad", "integrated-gradients")
 FAINTEST_SPAN = 1e-18  # its square is still a normal float32: the gradient of a division by it is finite
 UNCONNECTED = (
@@ -67,10 +68,12 @@ def class_activation_map(
         target: y, (B,), computed from this very tensor; or a function feature_maps -> y, which `smoothgrad`
             and `integrated-gradients` need because they evaluate y at other feature maps. For `diffgradcam`
             y is the logits, (B, C).
-        method: one of METHODS. `gradcam` (Selvaraju et al. 2017), `layercam` (Jiang et al. 2021), `hirescam`
-            (Draelos and Carin 2020), `diffgradcam` (Piland et al. 2025, see `contrast`), `smoothgrad`
-            (Smilkov et al. 2017) and `integrated-gradients` (Sundararajan et al. 2017, zero baseline,
-            midpoint rule), the last two taken over feature maps instead of pixels.
+        method: one of METHODS. `gradcam` (Selvaraju et al. 2017), `magnitude` (the absolute value in place
+            of its ReLU, so that evidence against a high y counts as much as evidence for it),
+            `layercam` (Jiang et al. 2021), `hirescam` (Draelos and Carin 2020), `diffgradcam` (Piland et al.
+            2025, see `contrast`), `smoothgrad` (Smilkov et al. 2017) and `integrated-gradients` (Sundararajan
+            et al. 2017, zero baseline, midpoint rule), the last two taken over feature maps instead of
+            pixels.
         classes: (B,) int64, the class that `diffgradcam` contrasts; default: the largest logit.
         create_graph: let gradients flow through both A and its weights (Eq. 2). False: a detached map, also
             under `torch.no_grad()`. Where `feature_maps` requires no gradient and `target` is a function,
@@ -104,8 +107,8 @@ def class_activation_map(
 def gradient_to_map(feature_maps: Tensor, gradients: Tensor, method: str) -> Tensor:
     """Last step of every method (Eq. 3): ReLU of the mean over K of weight times feature map, (B, h, w).
 
-    The weight is the gradient dy/dA, (B, K, h, w): averaged over positions for `gradcam` and `diffgradcam`,
-    its positive part for `layercam`, as it is for the others.
+    The weight is the gradient dy/dA, (B, K, h, w): averaged over positions for POOLED_METHODS, its positive
+    part for `layercam`, as it is for the others. `magnitude` takes the absolute value in place of the ReLU.
     """
     _check_method(method)
     if gradients.shape != feature_maps.shape:
@@ -116,7 +119,8 @@ def gradient_to_map(feature_maps: Tensor, gradients: Tensor, method: str) -> Ten
     if method in POOLED_METHODS:
         weights = gradients.mean(dim=(2, 3)) / gradients.shape[1]  # (B, K)
         with without_autocast(weights):
-            return torch.einsum("bk,bkhw->bhw", weights, feature_maps).relu()
+            signed = torch.einsum("bk,bkhw->bhw", weights, feature_maps)
+        return signed.abs() if method == "magnitude" else signed.relu()
     if method == "layercam":
         gradients = gradients.relu()
     return (gradients * feature_maps).mean(dim=1).relu()
@@ -215,7 +219,9 @@ class _Pooling(torch.autograd.Function):
         return of_each.expand(ctx.shape).contiguous(), None
 
 
-def closed_form_map(feature_maps: Tensor, hidden: Tensor, pooled: Tensor, out_weight: Tensor) -> Tensor:
+def closed_form_map(
+    feature_maps: Tensor, hidden: Tensor, pooled: Tensor, out_weight: Tensor, magnitude: bool = False
+) -> Tensor:
     """Grad-CAM (Eq. 3) of the head flatten(A) -> Linear -> ReLU -> Linear, (B, h, w), not normalised.
 
     Pooling the first Linear's weight before it meets the samples makes that almost free. The map's own
@@ -228,6 +234,7 @@ def closed_form_map(feature_maps: Tensor, hidden: Tensor, pooled: Tensor, out_we
         pooled: (F, K), from `pooled_weight`. The map is computed in this type.
         out_weight: (F,) or (1, F), weight of the last Linear; or (B, F), one row a sample, where the target
             combines several outputs.
+        magnitude: take the absolute value in place of the ReLU, as the method of that name.
     """
     features = hidden.shape[-1]
     if hidden.dim() != 2 or pooled.shape != (features, feature_maps.shape[1]):
@@ -242,30 +249,33 @@ def closed_form_map(feature_maps: Tensor, hidden: Tensor, pooled: Tensor, out_we
         )
     apply: Callable[..., Tensor] = _ClosedForm.apply
     with without_autocast(pooled):
-        return apply(feature_maps, hidden, pooled, out_weight)
+        return apply(feature_maps, hidden, pooled, out_weight, magnitude)
 
 
 class _ClosedForm(torch.autograd.Function):
-    """Each map is ReLU(sum_k w[k] A[p, k]), where w = (out_weight * 1[hidden > 0]) pooled / K."""
+    """Each map is ReLU(sum_k w[k] A[p, k]), or its magnitude; w = (out_weight * 1[hidden > 0]) pooled / K."""
 
     @staticmethod
-    def forward(ctx: Any, feature_maps: Tensor, hidden: Tensor, pooled: Tensor, out_weight: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, feature_maps: Tensor, hidden: Tensor, pooled: Tensor, out_weight: Tensor, magnitude: bool
+    ) -> Tensor:
         maps = feature_maps.movedim(1, -1).to(pooled.dtype)  # (B, h, w, K)
         active = hidden.sign().to(pooled.dtype)  # (B, F), of zeros and ones
         if out_weight.shape == active.shape:  # one row a sample
             weights = (active * out_weight) @ (pooled / pooled.shape[1])  # (B, K)
         else:
             weights = active @ (out_weight.reshape(-1, 1) * pooled / pooled.shape[1])  # (B, K)
-        cam: Tensor = torch.linalg.vecdot(maps, weights[:, None, None, :]).relu_()  # (B, h, w)
-        ctx.save_for_backward(maps, active, weights, pooled, out_weight, cam)
+        signed: Tensor = torch.linalg.vecdot(maps, weights[:, None, None, :])  # (B, h, w)
+        slope = signed.sign() if magnitude else (signed > 0).to(signed.dtype)
+        ctx.save_for_backward(maps, active, weights, pooled, out_weight, slope)
         ctx.dtype = feature_maps.dtype
-        return cam
+        return signed * slope
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
-        maps, active, weights, pooled, out_weight, cam = ctx.saved_tensors
-        gradient = gradient * (cam > 0)  # (B, h, w)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None]:
+        maps, active, weights, pooled, out_weight, slope = ctx.saved_tensors
+        gradient = gradient * slope  # (B, h, w)
         to_maps = (gradient[..., None] * weights[:, None, None, :]).to(ctx.dtype).movedim(-1, 1)
         to_weights = torch.bmm(gradient.flatten(1)[:, None], maps.flatten(1, 2)).squeeze(1)  # (B, K)
         to_weights = to_weights / pooled.shape[1]
@@ -275,7 +285,7 @@ class _ClosedForm(torch.autograd.Function):
             by_unit = active.T @ to_weights  # (F, K)
             to_pooled = by_unit * out_weight.reshape(-1, 1)
             to_out = (by_unit * pooled).sum(dim=1).view_as(out_weight)
-        return to_maps, None, to_pooled, to_out
+        return to_maps, None, to_pooled, to_out, None
 
 
 class ActorCritic(Protocol):
@@ -320,7 +330,8 @@ def critic_cam(
             others = output.logits.scatter(1, best, float("-inf")).softmax(dim=1)
             out_weight = agent.actor.weight[best.squeeze(1)] - others @ agent.actor.weight  # (B, 512)
         pooled = pooled_weight(agent.fc.weight, (channels, height, width), channels_last=True)
-        return closed_form_map(output.feature_maps, output.hidden, pooled, out_weight)
+        maps, magnitude = output.feature_maps, method == "magnitude"
+        return closed_form_map(maps, output.hidden, pooled, out_weight, magnitude)
     feature_maps, fc_weight = output.feature_maps.float(), agent.fc.weight.float()
     if method not in RESAMPLING_METHODS:
         shape = (channels, height, width)

@@ -89,7 +89,7 @@ class Args:
     camal_coef: Number = 1.0
     """lambda of Eq. 2 (Table 8)"""
     attention: Annotated[Map, NAME] = "gradcam"
-    """gradcam (Eq. 3), layercam, hirescam, diffgradcam, smoothgrad, integrated-gradients"""
+    """gradcam (Eq. 3), magnitude, layercam, hirescam, diffgradcam, smoothgrad, integrated-gradients"""
     empty_mask: Annotated[Literal["ignore", "suppress"], NAME] = "ignore"
     """frames without a target: ignore, or suppress (beta alone)"""
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from camal_rl import attention
 from camal_rl.attention import (
     METHODS,
+    POOLED_METHODS,
     class_activation_map,
     closed_form_map,
     contrast,
@@ -114,6 +115,8 @@ COEFFICIENTS = torch.tensor([[[[4.0, 0.0], [0.0, 4.0]], [[0.0, -8.0], [0.0, 4.0]
     [
         # w = (2, -1): [2 - 4, 4 - 3, 6 - 2, 8 - 1] / 2, negative -> 0
         ("gradcam", [[0.0, 0.5], [2.0, 3.5]]),
+        # the same, negative -> positive
+        ("magnitude", [[1.0, 0.5], [2.0, 3.5]]),
         # positive gradients only: [4, 0, 0, 16 + 4] / 2
         ("layercam", [[2.0, 0.0], [0.0, 10.0]]),
         # all gradients: [4, -24, 0, 16 + 4] / 2, negative -> 0
@@ -195,7 +198,7 @@ def test_gradients_through_maps_and_weights_match_finite_differences(
     assert torch.autograd.gradcheck(cam, (maps, network.fc.weight, network.head.weight))
 
 
-@pytest.mark.parametrize("method", ["gradcam", "layercam", "hirescam"])
+@pytest.mark.parametrize("method", ["gradcam", "magnitude", "layercam", "hirescam"])
 @pytest.mark.parametrize(
     ("frame", "channels", "features"), [(52, (3, 4, 5), 16), (84, (32, 64, 64), 512)], ids=["small", "84x84"]
 )
@@ -211,9 +214,10 @@ def test_closed_form_equals_double_backward_on_cleanrl_critic(
     columns = network.fc.weight.unflatten(1, network.shape).movedim(1, -1).flatten(1)
     forms = []
     for weight, channels_last in ((network.fc.weight, False), (columns, True)):
-        if method == "gradcam":
+        if method in POOLED_METHODS:
             pooled = pooled_weight(weight, network.shape, channels_last)
-            forms.append(closed_form_map(maps, hidden, pooled, network.critic.weight))
+            magnitude = method == "magnitude"
+            forms.append(closed_form_map(maps, hidden, pooled, network.critic.weight, magnitude))
         else:
             gradient = head_gradient(hidden, weight, network.critic.weight, network.shape, channels_last)
             forms.append(gradient_to_map(maps, gradient, method))
@@ -260,14 +264,15 @@ def test_the_map_in_closed_form_is_eq_3_however_maps_lie_in_memory(
         assert_relative(mine, theirs, 1e-13)
 
 
-def test_the_map_in_closed_form_has_the_gradients_of_finite_differences() -> None:
+@pytest.mark.parametrize("magnitude", [False, True])
+def test_the_map_in_closed_form_has_the_gradients_of_finite_differences(magnitude: bool) -> None:
     draw = partial(torch.rand, dtype=torch.float64, generator=seeded())
     maps, pooled, out_weight = draw(2, 3, 4, 5), draw(6, 3) - 0.3, draw(6) - 0.3
     for leaf in (maps, pooled, out_weight):
         leaf.requires_grad_()
     hidden = (draw(2, 6) - 0.5).relu()
     assert torch.autograd.gradcheck(
-        lambda *leaves: closed_form_map(leaves[0], hidden, *leaves[1:]), (maps, pooled, out_weight)
+        lambda *leaves: closed_form_map(leaves[0], hidden, *leaves[1:], magnitude), (maps, pooled, out_weight)
     )
 
 
@@ -489,6 +494,15 @@ def test_normalize_is_differentiable_through_both_extremes() -> None:
     assert torch.autograd.gradcheck(normalize, cam)
 
 
+def test_a_magnitude_is_alive_where_all_evidence_is_against_a_high_value() -> None:
+    def against(maps: Tensor) -> Tensor:
+        return -(maps * COEFFICIENTS.abs()).sum(dim=(1, 2, 3))
+
+    dead, alive = (is_dead(class_activation_map(MAPS, against, name)) for name in ("gradcam", "magnitude"))
+    assert dead
+    assert not alive
+
+
 def test_a_map_is_dead_where_the_relu_left_nothing() -> None:
     cam = torch.tensor([[[0.0, 0.0]], [[0.0, 1e-30]], [[2.0, 2.0]]])
     assert is_dead(cam).tolist() == [True, False, False]
@@ -530,7 +544,7 @@ def test_a_target_that_does_not_depend_on_the_maps_is_refused(per_sample: bool) 
 def test_inputs_that_do_not_fit_are_refused_with_what_is_valid() -> None:
     maps = torch.rand(2, 3, 4, 4, requires_grad=True)
     logits = maps.mean(dim=(2, 3))  # (2, 3)
-    with pytest.raises(ValueError, match="unknown attention method 'cam'; valid: gradcam, layercam"):
+    with pytest.raises(ValueError, match="unknown attention method 'cam'; valid: gradcam, magnitude"):
         class_activation_map(maps, logits[:, 0], "cam")
     with pytest.raises(ValueError, match=r"shape \(B, K, h, w\), got torch.float32 of shape \(3, 4, 4\)"):
         class_activation_map(maps[0], logits[:, 0])
