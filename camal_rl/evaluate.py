@@ -116,7 +116,7 @@ FORMAT = 1
 GIF_STEPS = 200
 """Most agent steps that are shown in TensorBoard."""
 AGREEMENT = (
-    *("alpha", "beta", "iou", "iou_mask", "iou_constant"),
+    *("alpha", "beta", "iou", "iou_gradcam", "iou_mask", "iou_constant"),
     *("pointing_game", "relevance_mass", "roc_auc", "dead_map_fraction"),
 )
 """Measures of attention against the targets."""

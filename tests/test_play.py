@@ -86,7 +86,7 @@ def test_what_is_recorded_of_a_frame_is_what_the_agent_made_of_it(run: play.Trai
             pixels = attention.upsample(torch.from_numpy(kept), (120, 160))
             alpha, beta = camal.alpha_beta(pixels, torch.from_numpy(env.mask[None]))
             assert (frame["alpha"], frame["beta"]) == pytest.approx((alpha.item(), beta.item()), abs=1e-5)
-            assert frame["iou"] == metrics.iou(kept, env.mask[None])[0]
+            assert frame["iou"] == frame["iou_gradcam"] == metrics.iou(kept, env.mask[None])[0]
             assert frame["dead_map_fraction"] == attention.is_dead(cam).item()
             masks.append(env.mask.copy())
             heats.append(kept[0])
@@ -150,6 +150,19 @@ def test_every_map_that_can_be_trained_can_be_played(fake_engine, tmp_path, meth
     assert max(heat.max() for heat in episode.heats) == 1
     chosen = play.load_run(folder, None, CPU, method="hirescam")
     assert chosen.method == "hirescam"
+
+
+def test_the_papers_map_is_measured_beside_any_other(fake_engine, tmp_path) -> None:
+    folder = ppo.train(small_args(tmp_path, total_timesteps=64, attention="magnitude"))
+    seeds = play.episode_seeds(0, 2)
+    own, papers = (
+        play.play(play.load_run(folder, None, CPU, method), seeds, settings())
+        for method in ("magnitude", "gradcam")
+    )
+    for episode, other in zip(own, papers, strict=True):
+        assert episode.actions == other.actions
+        assert episode.column("iou_gradcam").tolist() == other.column("iou").tolist()
+        assert episode.column("iou").tolist() != other.column("iou").tolist()
 
 
 def test_an_episode_too_long_is_cut_and_says_so(run: play.TrainedRun) -> None:

@@ -107,6 +107,7 @@ def test_scores_in_csv(runs: Path) -> None:
         "iou": "0.4",
         "iou_mask": "0.75",
         "iou_constant": "0.05",
+        "iou_gradcam": "0.1",
         "dead_map_fraction": "0.25",
         **dict.fromkeys(("removal_black", "insertion_black", "removal_blurred", "insertion_blurred"), ""),
         **dict.fromkeys(("shifted_return", "lost_return"), ""),
@@ -365,7 +366,7 @@ def test_a_method_without_live_maps_has_its_dead_maps_beside_its_iou(runs: Path)
         write_scores(runs, "/".join(folder.parts[-3:]), 50, 0.0, dead_map_fraction=1.0)
     assert "100 % of the maps of Vanilla in A are dead" in warned(runs)
     table = make(runs)[1]["tables.md"].decode()
-    assert "| A | Vanilla | 2 | 0.000 (no interval) | 0.050 | 0.750 | 100.0 % |" in table
+    assert "| A | Vanilla | 2 | 0.000 (no interval) | 0.100 | 0.050 | 0.750 | 100.0 % |" in table
 
 
 def test_an_iou_that_is_null_is_left_out_with_its_reason(runs: Path) -> None:

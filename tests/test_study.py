@@ -123,11 +123,12 @@ def test_scores_of_earlier_versions_are_read(runs: Path) -> None:
     path = write_scores(runs, "A/camal/seed1", 20, 0.2) / "scores.json"
     scores = json.loads(path.read_text())
     scores["iou_ceiling"] = scores.pop("iou_mask")
-    del scores["iou_constant"]
+    del scores["iou_constant"], scores["iou_gradcam"]
     path.write_text(json.dumps(scores))
     row = read_study(runs).table().set_index(["environment", "method", "seed"]).loc["A", "camal", 1]
     assert row["iou_mask"] == 0.75
     assert np.isnan(row["iou_constant"])
+    assert np.isnan(row["iou_gradcam"])
 
 
 @pytest.mark.parametrize(

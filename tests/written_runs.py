@@ -19,6 +19,7 @@ def scores_of(env: str, method: str, seed: int, total: float, iou: float | None)
         "iou": iou,
         "iou_mask": None if iou is None else 0.75,
         "iou_constant": None if iou is None else 0.05,
+        "iou_gradcam": None if iou is None else 0.1,
         "dead_map_fraction": 0.25,
         "episodes": [{"return": total}, {"return": total}],
         "settings": {

@@ -261,13 +261,17 @@ class _Game:
         place = np.searchsorted(probabilities.cumsum(), self.choice.random(), side="right")
         return min(int(place), len(probabilities) - 1)
 
-    def act(self, action: int, value: float, heat: np.ndarray, dead: bool) -> None:
-        """Record the frame and what was made of it, then act; an episode that ends gets its ending."""
+    def act(self, action: int, value: float, heat: np.ndarray, dead: bool, plain: np.ndarray) -> None:
+        """Record the frame and what was made of it, then act; an episode that ends gets its ending.
+
+        `plain` is the attention of Eq. 3, where `heat` is another kind.
+        """
         episode, mask = self.episode, self.env.mask
         if mask.any():
             weights = masks.mask_weights(mask[None], (heat.shape[0], heat.shape[1]))  # (1, 2, h, w)
             alpha, beta = (heat * weights[0]).sum(axis=(1, 2))
             measures = metrics.alignment(heat[None], mask[None])
+            measures["iou_gradcam"] = metrics.iou(plain[None], mask[None])
             measures["iou_mask"] = metrics.iou_mask(weights, mask[None])
             packed = (mask.shape, zlib.compress(mask.tobytes(), 1))  # some 500 bytes
             episode.agreement.append(
@@ -331,6 +335,7 @@ def play(
             output, cam = run.attend(images, noise)
             heats = attention.normalize(cam).cpu().numpy()  # (N, h, w)
             dead = attention.is_dead(cam).tolist()
+            plain = attention.normalize(attention.critic_cam(run.agent, output)).cpu().numpy()  # (N, h, w)
             probabilities = output.logits.double().softmax(dim=1).cpu().numpy()  # (N, actions)
             values = output.value.tolist()
             moves = []
@@ -339,7 +344,7 @@ def play(
                 if game.env.mask.any():
                     for sample in samples:
                         sample.offer(images[row], game.env.mask, heats[row], action)
-                moves.append(threads.submit(game.act, action, values[row], heats[row], dead[row]))
+                moves.append(threads.submit(game.act, action, values[row], heats[row], dead[row], plain[row]))
             for move in moves:
                 move.result()
             for _, game in running:

@@ -84,6 +84,7 @@ class Scores(Content):
     iou: Fraction | None
     iou_mask: Fraction | None = Field(validation_alias=AliasChoices("iou_mask", "iou_ceiling"))
     iou_constant: Fraction | None = None
+    iou_gradcam: Fraction | None = None
     dead_map_fraction: Fraction | None
     removal_black: float | None = _area("black", "removal")
     insertion_black: float | None = _area("black", "insertion")
@@ -211,6 +212,7 @@ class Study(NamedTuple):
                 "iou": run.scores.iou,
                 "iou_mask": run.scores.iou_mask,
                 "iou_constant": run.scores.iou_constant,
+                "iou_gradcam": run.scores.iou_gradcam,
                 "dead_map_fraction": run.scores.dead_map_fraction,
                 **{name: getattr(run.scores, name) for name in AREAS},
                 "shifted_return": np.mean(
@@ -223,7 +225,15 @@ class Study(NamedTuple):
             }
             for run in self.runs
         ]
-        measures = ("iou", "iou_mask", "iou_constant", "dead_map_fraction", *AREAS, "shifted_return")
+        measures = (
+            "iou",
+            "iou_mask",
+            "iou_constant",
+            "iou_gradcam",
+            "dead_map_fraction",
+            *AREAS,
+            "shifted_return",
+        )
         table = pd.DataFrame(rows).astype(dict.fromkeys(measures, float))
         return table.assign(lost_return=table["normalized_return"] - table["shifted_return"])
 
