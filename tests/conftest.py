@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import vizdoom
+from matplotlib.figure import Figure
 from written_runs import write_study
 
 from camal_rl import doom, ppo
@@ -271,8 +272,12 @@ def wait_until(condition: Callable[[], bool]) -> bool:
 
 
 @pytest.fixture
-def drawn() -> None:
-    """For tests that need the figures of `quick_figures`."""
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures, but nothing as PDF, which takes longer than the rest; test_figures.py looks at that."""
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda *given, format, **how: format == "pdf" or save(*given, format=format, **how)
+    )
 
 
 def blank_figure(name: str, *_: object) -> dict[str, bytes]:

@@ -305,10 +305,12 @@ num_envs = 2
 num_steps = 32
 update_epochs = 1
 measure_every = 0
+frame_size = [52, 60]
 render_resolution = "160x120"
 [evaluate]
 episodes = 2
-max_steps = 20
+max_steps = 10
+video_episodes = 1
 faithfulness_frames = 0
 """
 
