@@ -305,7 +305,6 @@ num_envs = 2
 num_steps = 32
 update_epochs = 1
 measure_every = 0
-frame_size = [52, 60]
 render_resolution = "160x120"
 [evaluate]
 episodes = 2

@@ -431,6 +431,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str
 def test_the_command_runs_on_real_games_without_torchvision(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['torchvision'] = None; from camal_rl.vision import perturbation as p; "
+        "p.figures.draw = lambda name, *_: {}; "
         "from pathlib import Path; sys.exit(p.main(p.Args(env=('Basic',), masks=5, output=Path('out'))))"
     )
     done = run("-c", code, folder=tmp_path)
