@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -28,6 +29,13 @@ from camal_rl.results import figures
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = "160x120"  # the render resolution that is drawn fastest
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """In the fast suite, leave out files of slow tests alone: what they import takes seconds."""
+    if config.option.markexpr != "not engine and not slow" or collection_path.suffix != ".py":
+        return None  # as others decide
+    return bool(re.search(r"(?m)^pytestmark = \[?pytest\.mark\.slow\b", collection_path.read_text())) or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
