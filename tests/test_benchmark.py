@@ -260,7 +260,7 @@ def test_without_a_name_all_parts_are_measured_but_the_classifiers(
 
 
 def test_each_part_is_written_with_its_command_and_every_repetition(
-    tmp_path: Path, fake_parts: list[str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, fake_parts: list[str], drawn: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     benchmark.run(args_of(tmp_path, "extraction", "overhead", repetitions=3))
     assert fake_parts == ["overhead", "extraction"]

@@ -1,6 +1,5 @@
 """Tables in their formats against text by hand, and figures."""
 
-import functools
 import io
 import re
 import xml.etree.ElementTree as ElementTree
@@ -102,12 +101,9 @@ def bars() -> dict[str, bytes]:
     return figures.bars_figure("figure4", METHODS, [[left, right], [left]])
 
 
-first_bars = functools.cache(bars)
-
-
 @pytest.mark.slow
 def test_a_figure_is_the_same_bytes_twice_and_has_text_as_text() -> None:
-    files = first_bars() | curves()
+    files = bars() | curves()
     assert files == bars() | curves()
     assert set(files) == {
         f"{name}.{kind}" for name in ("figure4", "curves") for kind in ("png", "svg", "pdf")
@@ -122,15 +118,17 @@ def test_a_figure_is_the_same_bytes_twice_and_has_text_as_text() -> None:
         assert picture.width == round(220 * figures.WIDTH)
 
 
-def test_figures_do_not_depend_on_the_settings_of_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = first_bars()
+def test_figures_do_not_depend_on_the_settings_of_matplotlib(
+    drawn: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = bars()
     monkeypatch.setitem(mpl.rcParams, "font.size", 30)
     monkeypatch.setitem(mpl.rcParams, "axes.facecolor", "black")
     assert bars() == before
     assert mpl.rcParams["font.size"] == 30
 
 
-def test_rows_have_their_names_once() -> None:
+def test_rows_have_their_names_once(drawn: None) -> None:
     rows = [("Basic", {"a": Interval(0.5, 0.4, 0.6), "b": Interval(0.5, 0.4, 0.6)})]
     panels = [BarPanel("Mean", "IoU", rows), BarPanel("POI", "P", rows, probability=True)]
     svg = figures.bars_figure("environments", METHODS, [panels, panels])["environments.svg"]
@@ -138,7 +136,7 @@ def test_rows_have_their_names_once() -> None:
 
 
 @pytest.mark.slow
-def test_lines_have_levels_and_a_legend_of_the_methods_or_of_each_panel() -> None:
+def test_lines_have_levels_and_a_legend_of_the_methods_or_of_each_panel(drawn: None) -> None:
     x, band = np.array([0.0, 50_000, 100_000]), Band(np.full(3, 0.5), np.full(3, 0.4), np.full(3, 0.6))
     nothing = Band(np.full(3, NAN), None, None)
     panel = LinePanel("t", x, {"a": band, "b": nothing}, levels={"mask": 0.7, "lost": NAN})
