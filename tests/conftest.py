@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 import vizdoom
+from matplotlib.figure import Figure
 from written_runs import write_study
 
 from camal_rl import doom, ppo
@@ -27,6 +29,13 @@ from camal_rl.results import figures
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = "160x120"  # the render resolution that is drawn fastest
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """In the fast suite, leave out files of slow tests alone: what they import takes seconds."""
+    if config.option.markexpr != "not engine and not slow" or collection_path.suffix != ".py":
+        return None  # as others decide
+    return bool(re.search(r"(?m)^pytestmark = \[?pytest\.mark\.slow\b", collection_path.read_text())) or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -271,8 +280,12 @@ def wait_until(condition: Callable[[], bool]) -> bool:
 
 
 @pytest.fixture
-def drawn() -> None:
-    """For tests that need the figures of `quick_figures`."""
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures, but nothing as PDF, which takes longer than the rest; test_figures.py looks at that."""
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda *given, format, **how: format == "pdf" or save(*given, format=format, **how)
+    )
 
 
 def blank_figure(name: str, *_: object) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL, small_args
+from conftest import SMALL, blank_figure, small_args
 from conftest import run as run_python
 
 from camal_rl import benchmark, ppo
@@ -248,10 +248,10 @@ def content_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "benchmark" / "benchmark.json").read_text())["parts"]
 
 
-@pytest.mark.slow
 def test_without_a_name_all_parts_are_measured_but_the_classifiers(
-    tmp_path: Path, fake_parts: list[str]
+    tmp_path: Path, fake_parts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(benchmark, "draw", blank_figure)
     benchmark.run(args_of(tmp_path))
     assert fake_parts == [part for part in benchmark.PARTS if part != "vision"]
     figures = {f"{name}.{kind}" for name in ("extraction", "scaling") for kind in ("png", "svg", "pdf")}
@@ -260,7 +260,7 @@ def test_without_a_name_all_parts_are_measured_but_the_classifiers(
 
 
 def test_each_part_is_written_with_its_command_and_every_repetition(
-    tmp_path: Path, fake_parts: list[str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, fake_parts: list[str], drawn: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     benchmark.run(args_of(tmp_path, "extraction", "overhead", repetitions=3))
     assert fake_parts == ["overhead", "extraction"]
@@ -279,6 +279,7 @@ def test_each_part_is_written_with_its_command_and_every_repetition(
 def test_a_part_measured_later_keeps_the_results_of_the_others(
     tmp_path: Path, fake_parts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(benchmark, "draw", blank_figure)
     benchmark.run(args_of(tmp_path, "overhead", "scaling"))
     monkeypatch.setitem(benchmark.PARTS, "overhead", (lambda plan: EXTRACTED, "New", ""))
     benchmark.run(args_of(tmp_path, "overhead", quick=True))

@@ -21,7 +21,7 @@ import torch
 from conftest import ROOT, FakeGame, run, small_args
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from camal_rl import attention, evaluate, metrics, ppo
+from camal_rl import attention, doom, evaluate, metrics, ppo
 from camal_rl.errors import UserError
 from camal_rl.game.definition import load_definition
 from camal_rl.game.shift import SHIFTS
@@ -37,12 +37,32 @@ def folder(fake_engine, trained_folder: Path) -> Path:
 
 
 def trained(folder: Path, **options: object) -> Path:
-    return ppo.train(small_args(folder, **options))
+    return ppo.train(small_args(folder, **{"total_timesteps": 64, **options}))
 
 
 def args(folder: Path, **options: object) -> evaluate.Args:
     usual = {"episodes": 6, "faithfulness_frames": 8, "video_episodes": 1, "torch_threads": 1}
     return evaluate.Args(folder, **{**usual, **options})  # type: ignore[arg-type]
+
+
+def few(folder: Path, **options: object) -> evaluate.Args:
+    """For what needs scores and pictures alone."""
+    return args(folder, **{"episodes": 3, "faithfulness_frames": 0, "video_episodes": 0, **options})
+
+
+@pytest.fixture(scope="module")
+def evaluated_template(trained_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = shutil.copytree(trained_template, tmp_path_factory.mktemp("evaluated") / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(doom, "start_engine", lambda config, *options: FakeGame(*options))
+        evaluate.evaluate(few(folder, video_episodes=1))
+    return folder
+
+
+@pytest.fixture
+def evaluated(fake_engine, evaluated_template: Path, tmp_path: Path) -> Path:
+    """The folder of a run that has been evaluated."""
+    return shutil.copytree(evaluated_template, tmp_path / "Basic" / "camal" / "seed1")
 
 
 def no_number_is_missing_without_a_reason(content: dict) -> None:
@@ -123,18 +143,17 @@ def test_the_same_command_gives_the_same_files_byte_for_byte(folder) -> None:
         contents.append({path: path.read_bytes() for path in files})
     assert contents[0] == contents[1]
     assert {path.name for path in contents[0]} >= {"scores.json", "evaluation.png", "evaluation.mp4"}
-    evaluate.evaluate(args(folder, seed=1, video_episodes=0))
-    assert (folder / "scores.json").read_bytes() != contents[0][folder / "scores.json"]
+    scores, _ = evaluate.evaluate(few(folder, seed=1, episodes=6))
+    assert scores["return"] != json.loads(contents[0][folder / "scores.json"])["return"]
 
 
 @pytest.mark.slow
 def test_shifts_are_evaluated_on_the_same_episodes_and_go_into_the_same_file(folder) -> None:
-    options = {"video_episodes": 0, "faithfulness_frames": 0}
-    plain, _ = evaluate.evaluate(args(folder, **options))
+    plain, _ = evaluate.evaluate(few(folder))
     assert plain["shift"] == {}
     assert plain["faithfulness"] is None
     assert plain["undefined"]["faithfulness"] == "not asked for"
-    scores, _ = evaluate.evaluate(args(folder, shift=("gamma", "distractor"), **options))
+    scores, _ = evaluate.evaluate(few(folder, shift=("gamma", "distractor")))
     assert list(scores["shift"]) == ["gamma", "distractor"]
     assert {name: scores[name] for name in ("return", "iou", "alpha")} == {
         name: plain[name] for name in ("return", "iou", "alpha")
@@ -147,10 +166,10 @@ def test_shifts_are_evaluated_on_the_same_episodes_and_go_into_the_same_file(fol
 
 
 @pytest.mark.slow
-def test_two_runs_are_shown_side_by_side_on_the_same_episodes(fake_engine, tmp_path) -> None:
-    camal, vanilla = trained(tmp_path), trained(tmp_path, method="vanilla")
-    alone, _ = evaluate.evaluate(args(camal))
-    both, _ = evaluate.evaluate(args(camal, compare=vanilla))
+def test_two_runs_are_shown_side_by_side_on_the_same_episodes(evaluated, tmp_path) -> None:
+    camal, vanilla = evaluated, trained(tmp_path, method="vanilla")
+    alone = json.loads((camal / "scores.json").read_text())
+    both, _ = evaluate.evaluate(few(camal, compare=vanilla, video_episodes=1))
     assert both == alone
     name = "evaluation-versus-vanilla-seed-1"
     narrow, wide = (cv2.imread(str(camal / f"media/{stem}.png")) for stem in ("evaluation", name))
@@ -168,7 +187,7 @@ def test_runs_of_the_same_method_and_seed_are_told_apart(fake_engine, tmp_path, 
     strips = []
     real = media.attention_strip
     monkeypatch.setattr(media, "attention_strip", lambda *given: strips.append(given) or real(*given))
-    evaluate.evaluate(args(strong, compare=weak))
+    evaluate.evaluate(few(strong, compare=weak, video_episodes=1))
     names = ["camal seed 1 of strong", "camal seed 1 of weak"]
     runs = [play.load_run(folder, None, torch.device("cpu")) for folder in (strong, weak)]
     assert evaluate.names(runs) == names
@@ -183,10 +202,10 @@ def test_runs_of_the_same_method_and_seed_are_told_apart(fake_engine, tmp_path, 
 @pytest.mark.slow
 def test_maps_of_two_kinds_are_pointed_out_and_one_can_be_chosen(fake_engine, tmp_path, capsys) -> None:
     camal, vanilla = trained(tmp_path), trained(tmp_path, method="vanilla", attention="layercam")
-    scores, _ = evaluate.evaluate(args(camal, compare=vanilla))
+    scores, _ = evaluate.evaluate(few(camal, compare=vanilla))
     assert scores["settings"]["attention"] == "gradcam"
     assert "this run's map is gradcam, the other's layercam; --attention" in capsys.readouterr().err
-    scores, _ = evaluate.evaluate(args(camal, compare=vanilla, attention="hirescam"))
+    scores, _ = evaluate.evaluate(few(camal, compare=vanilla, attention="hirescam"))
     assert scores["settings"]["attention"] == "hirescam"
     assert "--attention" not in capsys.readouterr().err
 
@@ -297,7 +316,7 @@ def test_what_is_not_there_is_said_before_anything_is_played(folder, options, wo
 
 @pytest.mark.slow
 def test_runs_of_two_environments_cannot_be_compared(fake_engine, tmp_path) -> None:
-    basic, line = (trained(tmp_path, total_timesteps=64, env=env) for env in ("Basic", "DefendLine"))
+    basic, line = (trained(tmp_path, env=env) for env in ("Basic", "DefendLine"))
     with pytest.raises(UserError, match=r"another environment: scenario was basic\.cfg, now defend_the_line"):
         evaluate.evaluate(args(basic, compare=line))
 
@@ -305,7 +324,7 @@ def test_runs_of_two_environments_cannot_be_compared(fake_engine, tmp_path) -> N
 def test_a_run_of_ones_own_environment_is_played_without_its_file(fake_engine, tmp_path) -> None:
     toml = tmp_path / "Mine.toml"
     toml.write_bytes(load_definition("Basic").path.read_bytes())
-    folder = trained(tmp_path / "runs", env=str(toml), total_timesteps=64)
+    folder = trained(tmp_path / "runs", env=str(toml))
     toml.unlink()
     run = play.load_run(folder, None, torch.device("cpu"))
     assert run.definition.described() == run.trained["definition"]
@@ -316,7 +335,7 @@ def test_a_run_of_ones_own_environment_is_played_without_its_file(fake_engine, t
 
 @pytest.mark.slow
 def test_results_go_to_another_folder_if_asked(folder, tmp_path) -> None:
-    evaluate.evaluate(args(folder, output=tmp_path / "a" / "b", video_episodes=0))
+    evaluate.evaluate(few(folder, output=tmp_path / "a" / "b"))
     assert (tmp_path / "a/b/scores.json").exists()
     assert not (folder / "scores.json").exists()
     (tmp_path / "file").write_text("")
@@ -325,9 +344,8 @@ def test_results_go_to_another_folder_if_asked(folder, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_leaves_earlier_results_as_they_were(folder, monkeypatch) -> None:
-    evaluate.evaluate(args(folder))
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def test_a_full_disk_leaves_earlier_results_as_they_were(evaluated, monkeypatch) -> None:
+    before = {path: path.read_bytes() for path in evaluated.rglob("*") if path.is_file()}
     written = []
 
     def full(descriptor: int) -> None:
@@ -337,19 +355,18 @@ def test_a_full_disk_leaves_earlier_results_as_they_were(folder, monkeypatch) ->
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"No space left on device\. Free some space"):
-        evaluate.evaluate(args(folder, seed=1))
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+        evaluate.evaluate(few(evaluated, seed=1, video_episodes=1))
+    assert {path: path.read_bytes() for path in evaluated.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.slow
-def test_a_file_that_cannot_be_replaced_leaves_all_as_they_were(folder) -> None:
-    evaluate.evaluate(args(folder))
-    (folder / "scores.json").unlink()
-    (folder / "scores.json").mkdir()
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def test_a_file_that_cannot_be_replaced_leaves_all_as_they_were(evaluated) -> None:
+    (evaluated / "scores.json").unlink()
+    (evaluated / "scores.json").mkdir()
+    before = {path: path.read_bytes() for path in evaluated.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=r"can't write .*scores\.json: Is a directory\. Mend that"):
-        evaluate.evaluate(args(folder, seed=1))
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+        evaluate.evaluate(few(evaluated, seed=1))
+    assert {path: path.read_bytes() for path in evaluated.rglob("*") if path.is_file()} == before
 
 
 def test_help_is_quick_and_names_every_option() -> None:
@@ -377,8 +394,8 @@ def test_a_mistake_is_one_line_and_code_2(tmp_path) -> None:
 @pytest.mark.engine
 def test_a_trained_run_is_evaluated_on_the_engine_twice_the_same(tmp_path) -> None:
     folder = trained(tmp_path, num_envs=2, total_timesteps=32)
-    command = [str(folder), "--episodes", "2", "--max-steps", "20", "--torch-threads", "1", "--shift", "hud"]
-    command += ["--faithfulness-frames", "16", "--video-episodes", "1"]
+    command = [str(folder), "--episodes", "2", "--max-steps", "12", "--torch-threads", "1", "--shift", "hud"]
+    command += ["--faithfulness-frames", "4", "--video-episodes", "1"]
     done = run("-m", "camal_rl.evaluate", *command, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     contents = [(folder / "scores.json").read_bytes()]

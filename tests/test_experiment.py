@@ -369,7 +369,8 @@ measure_every = 0
 render_resolution = "160x120"
 [evaluate]
 episodes = 2
-max_steps = 20
+max_steps = 10
+video_episodes = 1
 faithfulness_frames = 0
 """
 

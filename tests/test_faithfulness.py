@@ -110,21 +110,21 @@ def test_without_a_target_in_view_there_is_nothing_to_measure(run: play.TrainedR
 @pytest.mark.slow
 def test_randomising_the_layers_destroys_the_map_and_leaves_the_agent(run: play.TrainedRun) -> None:
     torch.manual_seed(5)
-    agent = ppo.Agent(4, (4, 84, 84))
+    agent = ppo.Agent(4, (4, 60, 68))
     run = run._replace(agent=agent)
     before = {name: value.clone() for name, value in agent.state_dict().items()}
-    sample = play.Sample(60, np.random.default_rng(0))
+    sample = play.Sample(40, np.random.default_rng(0))
     rng = np.random.default_rng(1)
-    for _ in range(60):
-        image = rng.integers(256, size=(4, 84, 84), dtype=np.uint8)
-        sample.offer(image, np.ones((84, 84), np.uint8), np.zeros((7, 7), np.float32), 0)
+    for _ in range(40):
+        image = rng.integers(256, size=(4, 60, 68), dtype=np.uint8)
+        sample.offer(image, np.ones((60, 68), np.uint8), np.zeros((4, 5), np.float32), 0)
     state = torch.get_rng_state()
     result = faithfulness.sanity(run, sample)
     assert torch.equal(torch.get_rng_state(), state)
     assert result["randomised"][0] == "nothing"
     assert result["rank_correlation"][0] == pytest.approx(1)
     assert abs(result["rank_correlation"][-1]) < 0.3
-    assert result["frames"] == 60
+    assert result["frames"] == 40
     for name, value in agent.state_dict().items():
         assert torch.equal(value, before[name])
     again = faithfulness.sanity(run, sample)

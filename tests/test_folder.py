@@ -273,8 +273,10 @@ def rows_of(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_curves_hold_what_tensorboard_holds_and_are_cut_where_a_run_goes_on(fake_engine, tmp_path):
-    straight = ppo.train(small_args(tmp_path / "straight"))
+def test_curves_hold_what_tensorboard_holds_and_are_cut_where_a_run_goes_on(
+    fake_engine, trained_template, tmp_path
+):
+    straight = trained_template
     events = EventAccumulator(str(straight), size_guidance={"scalars": 0}).Reload()
     logged = [(tag, event.step) for tag in events.Tags()["scalars"] for event in events.Scalars(tag)]
     rows = [row.split(",") for row in rows_of(straight)]

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage, stats
-from torchmetrics.functional.classification import binary_auroc, binary_jaccard_index
 
 from camal_rl.masks import mask_weights
 from camal_rl.metrics import (
@@ -357,6 +356,9 @@ def test_upsampling_is_torchs_bilinear_interpolation() -> None:
 
 
 def test_iou_and_roc_auc_are_those_of_torchmetrics() -> None:
+    # Here, because it takes seconds that each worker of the suite would need.
+    from torchmetrics.functional.classification import binary_auroc, binary_jaccard_index
+
     rng = np.random.default_rng(6)
     masks = blobs(rng, 6, (24, 32))
     heat = upsample(rng.random((6, 7, 7), np.float32), (24, 32))

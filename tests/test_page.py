@@ -1,6 +1,7 @@
 """The page of a report: whatever it shows is inside it, escaped, small, and in its own colours."""
 
 import base64
+import functools
 import io
 import json
 import re
@@ -17,6 +18,8 @@ from camal_rl.results import figures, media, page
 from camal_rl.results.figures import BarPanel, Table
 from camal_rl.results.page import Drawing, Listing, Media, Page, Part
 from camal_rl.stats import Interval
+
+pytestmark = pytest.mark.usefixtures("drawn")
 
 NAN = float("nan")
 
@@ -37,6 +40,7 @@ def page_of(*parts: Part, findings: tuple[str, ...] = (), warnings: tuple[str, .
     return Page("Title", "Subtitle", findings, warnings, {"Section": parts, "Empty": []})
 
 
+@functools.cache
 def drawing(name: str) -> Drawing:
     panel = BarPanel("SBCI", "IoU", [("Mean", {"a": Interval(0.3, 0.2, 0.4)})])
     return Drawing(name, 'A "b" < c', figures.bars_figure(name, {"a": "A"}, [[panel]]))

@@ -142,13 +142,13 @@ def test_randomness_for_one_purpose_is_not_that_for_another() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", attention.METHODS)
-def test_every_map_that_can_be_trained_can_be_played(fake_engine, tmp_path, method) -> None:
-    folder = ppo.train(small_args(tmp_path, total_timesteps=64, attention=method))
-    run = play.load_run(folder, None, CPU)
+def test_every_map_that_can_be_trained_can_be_played(fake_engine, trained_folder, method) -> None:
+    change_args("attention", method)(trained_folder)
+    run = play.load_run(trained_folder, None, CPU)
     assert run.method == method
     (episode,) = play.play(run, play.episode_seeds(0, 1), settings(), keep=1)
     assert max(heat.max() for heat in episode.heats) == 1
-    chosen = play.load_run(folder, None, CPU, method="hirescam")
+    chosen = play.load_run(trained_folder, None, CPU, method="hirescam")
     assert chosen.method == "hirescam"
 
 
@@ -271,11 +271,10 @@ diverged = change_weights(lambda weights: weights["actor.weight"].fill_(float("n
         ),
     ],
 )
-def test_a_run_that_cannot_be_played_is_refused(fake_engine, tmp_path, harm, words) -> None:
-    folder = ppo.train(small_args(tmp_path, total_timesteps=64))
-    harm(folder)
+def test_a_run_that_cannot_be_played_is_refused(trained_folder, harm, words) -> None:
+    harm(trained_folder)
     with pytest.raises(UserError, match=words):
-        play.load_run(folder, None, CPU)
+        play.load_run(trained_folder, None, CPU)
 
 
 def test_an_environment_of_ones_own_is_given_by_its_file(fake_engine, tmp_path) -> None:
@@ -294,10 +293,9 @@ def test_an_environment_of_ones_own_is_given_by_its_file(fake_engine, tmp_path) 
     assert play.load_run(folder, own, CPU).steps == 64
 
 
-def test_another_vizdoom_is_said(fake_engine, tmp_path, capsys) -> None:
-    folder = ppo.train(small_args(tmp_path, total_timesteps=64))
-    change_args("vizdoom", "0.0")(folder)
-    play.load_run(folder, None, CPU)
+def test_another_vizdoom_is_said(trained_folder, capsys) -> None:
+    change_args("vizdoom", "0.0")(trained_folder)
+    play.load_run(trained_folder, None, CPU)
     assert "trained with ViZDoom 0.0, and this is" in capsys.readouterr().err
 
 

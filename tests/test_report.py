@@ -46,12 +46,37 @@ def painted(monkeypatch: pytest.MonkeyPatch, quick_figures: None) -> None:
 pytestmark = pytest.mark.usefixtures("quick_figures")
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def make(runs: Path, *options: str) -> tuple[list[str], dict[str, bytes]]:
     """What a report prints, and its files."""
     args = report.parse_args([str(runs), "--repetitions", "50", *options])
     printed = report.make(args)
-    output = args.output or runs / "report"
-    return printed, {path.name: path.read_bytes() for path in output.iterdir()}
+    return printed, contents(args.output or runs / "report")
+
+
+@pytest.fixture(scope="module")
+def reported_template(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study as it is and its report, made once; not to be touched."""
+    runs = shutil.copytree(template, tmp_path_factory.mktemp("reported") / "runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw", blank_figure)
+        make(runs)
+    return runs
+
+
+@pytest.fixture
+def files(reported_template: Path) -> dict[str, bytes]:
+    """The report's files."""
+    return contents(reported_template / "report")
+
+
+@pytest.fixture
+def reported(reported_template: Path, tmp_path: Path) -> Path:
+    """The study with its report, for the test alone."""
+    return shutil.copytree(reported_template, tmp_path / "runs")
 
 
 FILES = {
@@ -67,8 +92,7 @@ FILES = {
 # Numbers by hand
 
 
-def test_statistics_by_hand(runs: Path) -> None:
-    _, files = make(runs)
+def test_statistics_by_hand(files: dict[str, bytes]) -> None:
     assert set(files) == FILES
     found = statistics_of(files)
     assert (found["methods"], found["environments"]) == (["camal", "vanilla"], ["A", "B"])
@@ -87,10 +111,10 @@ def test_statistics_by_hand(runs: Path) -> None:
     assert above[min(above, key=lambda t: abs(t - 0.25))] == 0.75
 
 
-def test_repetitions_and_seed_are_the_bootstraps(runs: Path) -> None:
+def test_repetitions_and_seed_are_the_bootstraps(runs: Path, files: dict[str, bytes]) -> None:
     found = statistics_of(make(runs, "--seed", "7")[1])
     assert (found["repetitions"], found["seed"]) == (50, 7)
-    assert found["metrics"] != statistics_of(make(runs)[1])["metrics"]
+    assert found["metrics"] != statistics_of(files)["metrics"]
 
 
 def test_scores_in_csv(runs: Path) -> None:
@@ -121,8 +145,7 @@ def test_scores_in_csv(runs: Path) -> None:
     assert files["return.csv"].decode().splitlines()[2] == "camal,2,0.4,0.5"
 
 
-def test_tables_say_the_same_in_markdown_latex_and_html(runs: Path) -> None:
-    _, files = make(runs)
+def test_tables_say_the_same_in_markdown_latex_and_html(files: dict[str, bytes]) -> None:
     found = statistics_of(files)["metrics"]["iou"]["joint"]["sbci"]["camal"]["mean"]
     mean = f"{found['estimate']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
     markdown, latex, html = (files[name].decode() for name in ("tables.md", "tables.tex", "report.html"))
@@ -232,8 +255,8 @@ def test_with_one_environment_nothing_is_said_twice(runs: Path) -> None:
     assert "environments' means" not in files["report.md"].decode()
 
 
-def test_the_gap_of_an_iou_is_left_out_because_it_is_one_less_its_mean(runs: Path) -> None:
-    tables = make(runs)[1]["tables.md"].decode()
+def test_the_gap_of_an_iou_is_left_out_because_it_is_one_less_its_mean(files: dict[str, bytes]) -> None:
+    tables = files["tables.md"].decode()
     assert "| IoU: Mean |" in tables
     assert "| IoU: Gap |" not in tables
     assert "| Normalized return: Gap |" in tables
@@ -395,12 +418,11 @@ def test_one_method_is_described_and_not_compared(runs: Path, painted: None) -> 
     assert set(files) == FILES
 
 
-def test_an_earlier_report_stays_where_runs_are_damaged(runs: Path) -> None:
-    _, before = make(runs)
-    (runs / "A/camal/seed2/scores.json").write_text("{")
+def test_an_earlier_report_stays_where_runs_are_damaged(reported: Path, files: dict[str, bytes]) -> None:
+    (reported / "A/camal/seed2/scores.json").write_text("{")
     with pytest.raises(UserError, match=r"seed2/scores\.json"):
-        make(runs)
-    assert {path.name: path.read_bytes() for path in (runs / "report").iterdir()} == before
+        make(reported)
+    assert contents(reported / "report") == files
 
 
 @pytest.mark.parametrize("options", [("--repetitions", "0"), ("--seed", "-1"), ("--seed", str(2**32))])
@@ -446,17 +468,18 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_ctrl_c_leaves_an_earlier_report(
-    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    reported: Path,
+    files: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    _, before = make(runs)
-
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(comparison, "compute", interrupted)
-    assert report.main(Args(runs)) == 130
+    assert report.main(Args(reported)) == 130
     assert "Nothing was written" in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in (runs / "report").iterdir()} == before
+    assert contents(reported / "report") == files
 
 
 # The page

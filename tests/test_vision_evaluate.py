@@ -16,6 +16,8 @@ from camal_rl.vision import evaluate
 from camal_rl.vision.models import Features, Output
 from camal_rl.vision.samples import Samples
 
+pytestmark = pytest.mark.slow  # to import
+
 
 class Brightness(nn.Module):
     """Two classes, dark and bright, by the mean of its only feature map: the image, shrunk to 2 x 2."""

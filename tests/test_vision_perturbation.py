@@ -331,7 +331,9 @@ def shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(perturbation.datasets, "load", lambda data, folder: {"shapes": samples}[data])
 
 
-def test_several_data_sets_give_several_blocks(shapes: None, fake_engine: None, tmp_path: Path) -> None:
+def test_several_data_sets_give_several_blocks(
+    shapes: None, fake_engine: None, drawn: None, tmp_path: Path
+) -> None:
     output = tmp_path / "new" / "study"
     args = ["--data", "shapes", "shapes", "--env", "Basic", "--masks", "25", "--steps", "4"]
     printed = perturbation.make(parse(Args, "perturbation", [*args, "--output", str(output)]))
@@ -376,7 +378,7 @@ def test_several_data_sets_give_several_blocks(shapes: None, fake_engine: None, 
         assert text in drawn
 
 
-def test_the_same_command_gives_the_same_bytes(shapes: None, tmp_path: Path) -> None:
+def test_the_same_command_gives_the_same_bytes(shapes: None, drawn: None, tmp_path: Path) -> None:
     written = []
     for folder in (tmp_path / "one", tmp_path / "two"):
         perturbation.make(Args(data=("shapes",), masks=8, steps=3, output=folder))
@@ -429,6 +431,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str
 def test_the_command_runs_on_real_games_without_torchvision(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['torchvision'] = None; from camal_rl.vision import perturbation as p; "
+        "p.figures.draw = lambda name, *_: {}; "
         "from pathlib import Path; sys.exit(p.main(p.Args(env=('Basic',), masks=5, output=Path('out'))))"
     )
     done = run("-c", code, folder=tmp_path)
