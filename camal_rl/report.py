@@ -335,14 +335,14 @@ RUN_COLUMNS = {
 
 def every_run(study: Study) -> Table:
     """Return a row a run."""
-    table = study.table()[list(RUN_COLUMNS)]
+    table = study.table[list(RUN_COLUMNS)]
     rows = [[fixed(v, 3) if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(False)]
     return Table("Every run", list(RUN_COLUMNS.values()), rows, labels=2)
 
 
 def data_files(study: Study) -> dict[str, bytes]:
     """Return numbers of every run, and matrices of runs x environments; a field without a number is empty."""
-    files = {"scores.csv": study.table().to_csv(index=False).encode()}
+    files = {"scores.csv": study.table.to_csv(index=False).encode()}
     for metric, column in METRICS.items():
         matrices = {method: study.matrix(method, column) for method in study.methods}
         files[f"{metric}.csv"] = pd.concat(matrices, names=["method"]).to_csv().encode()
@@ -415,7 +415,7 @@ def _curve_panel(study: Study, env: str, metric: str, lines: Lines) -> LinePanel
 
 def _iou_levels(study: Study, env: str) -> dict[str, float]:
     constant = study.mean("iou_constant", environment=env, method=study.methods[0])
-    measured = study.table()["iou_constant"].notna().any()
+    measured = study.table["iou_constant"].notna().any()
     return {"mask": study.mean("iou_mask", environment=env), **({"constant": constant} if measured else {})}
 
 

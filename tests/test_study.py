@@ -1,6 +1,7 @@
 """Reading run folders that tests wrote: what is damaged, what is not comparable, and learning curves."""
 
 import copy
+import dataclasses
 import json
 import re
 import shutil
@@ -99,7 +100,7 @@ def test_hidden_folders_and_copies_are_no_runs(runs: Path) -> None:
     after = read_study(runs)
     left_out = ["A/camal/seed7", "A/camal copy/seed1", "A/camal copy/seed2", "A copy/vanilla/seed1"]
     assert after.copies == [*left_out, "A copy/vanilla/seed2"]
-    assert after._replace(copies=[]) == before
+    assert dataclasses.replace(after, copies=[]) == before
     (sentence,) = study.comparability(after)
     assert sentence.startswith(f"Left out as copies: {', '.join(left_out)} and 1 more")
 
@@ -125,7 +126,7 @@ def test_scores_of_earlier_versions_are_read(runs: Path) -> None:
     scores["iou_ceiling"] = scores.pop("iou_mask")
     del scores["iou_constant"], scores["iou_gradcam"]
     path.write_text(json.dumps(scores))
-    row = read_study(runs).table().set_index(["environment", "method", "seed"]).loc["A", "camal", 1]
+    row = read_study(runs).table.set_index(["environment", "method", "seed"]).loc["A", "camal", 1]
     assert row["iou_mask"] == 0.75
     assert np.isnan(row["iou_constant"])
     assert np.isnan(row["iou_gradcam"])
@@ -214,7 +215,7 @@ def test_every_wrong_type_anywhere_is_one_clear_error_or_none(runs: Path) -> Non
             try:
                 found = read_study(runs)
                 study.comparability(found)
-                assert len(found.table()) == 8 - len(found.copies)
+                assert len(found.table) == 8 - len(found.copies)
                 json.dumps([study.versions(run) | study.training(run) for run in found.runs])
             except UserError as error:
                 refused.append(str(error))

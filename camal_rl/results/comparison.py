@@ -162,7 +162,7 @@ def compute_further(
     study: Study, repetitions: int, seed: int, done: Callable[[], object] = lambda: None
 ) -> dict[str, Comparison]:
     """Compare the methods by the measures of `FURTHER` that their runs have; arguments as of `compute`."""
-    table = study.table().assign(steps_to_half=_steps_to_half(study))
+    table = study.table.assign(steps_to_half=_steps_to_half(study))
     found = {}
     for measure, (_, sign) in FURTHER.items():
         every = {method: pivot(table, method, measure, study.envs) for method in study.methods}

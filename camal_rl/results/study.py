@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -180,7 +182,8 @@ class Run(NamedTuple):
         return definition.random_return, definition.reference_return
 
 
-class Study(NamedTuple):
+@dataclass(frozen=True)
+class Study:
     """All runs below a folder, and what was meant to be there."""
 
     runs: list[Run]
@@ -195,8 +198,9 @@ class Study(NamedTuple):
         """Runs of a cell, by seed."""
         return [run for run in self.runs if (run.env, run.method) == (env, method)]
 
+    @cached_property
     def table(self) -> pd.DataFrame:
-        """Return a row a run: what it is, and its numbers, NaN where there is none."""
+        """A row a run: what it is, and its numbers, NaN where there is none."""
         looks = set.intersection(*(set(run.scores.shift) for run in self.runs))
 
         def normalized(run: Run, raw: float) -> float:
@@ -239,11 +243,11 @@ class Study(NamedTuple):
 
     def matrix(self, method: str, column: str) -> pd.DataFrame:
         """Return seeds x environments of a number of every run of a method; NaN where a run is missing."""
-        return pivot(self.table(), method, column, self.envs)
+        return pivot(self.table, method, column, self.envs)
 
     def mean(self, column: str, **where: str) -> float:
         """Mean of a number over the runs with this environment, method or both; NaN where there is none."""
-        table = self.table()
+        table = self.table
         for name, value in where.items():
             table = table[table[name] == value]
         return float(table[column].mean())
