@@ -1,6 +1,7 @@
 """Scores of many runs -> statistics, the paper's Figures 4 and 6, tables, and one HTML page that says it all.
 
-`study` reads the run folders, `comparison` computes, `figures` draws, `page` writes; here is what is said.
+`study` reads the run folders, `comparison` computes, `tables` tells, `figures` draws, `page` writes; here is
+what is said.
 """
 
 from __future__ import annotations
@@ -15,20 +16,18 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Annotated
 
-import pandas as pd
 import pydantic
 import tyro
 from tqdm import tqdm
 
 from camal_rl import __version__, stats
-from camal_rl.results import comparison, figures
-from camal_rl.results.comparison import FURTHER, METRICS, TAGS, Comparison, Lines, Pair, Results, name
-from camal_rl.results.figures import BarPanel, LinePanel, Table, fixed, percent, shown
+from camal_rl.results import comparison, figures, tables
+from camal_rl.results.comparison import METRICS, TAGS, Comparison, Lines, Pair, Results, name
+from camal_rl.results.figures import BarPanel, LinePanel, fixed, shown
 from camal_rl.results.page import Drawing, Listing, Media, Page, Part, publish
 from camal_rl.results.study import Study, comparability, read_study, some, training, variants
 from camal_rl.run.command_line import Positive, option, parse, run_at_once
 from camal_rl.run.files import make_folder
-from camal_rl.stats import Interval
 
 MEDIA_LIMIT = 3 * 2**20
 """Bytes of pictures and videos in the page."""
@@ -36,8 +35,6 @@ CHANCE_LIMIT = 0.12
 """Verdicts that chance makes more often than this are warned of; with 5 runs of each it does in 10 %."""
 DEAD_LIMIT = 0.5
 """Shares of dead maps that are at least this high are warned of."""
-STATISTIC_NAMES = {"mean": "Mean", "median": "Median", "iqm": "IQM", "optimality_gap": "Gap"}
-LABELS = {"iou": "IoU", "return": "Normalized return"}
 SHORT = {"iou": "IoU", "return": "return"}
 LEVELS = (
     "The line called mask is the IoU of the mask itself, shown at the resolution of attention. The one "
@@ -141,10 +138,12 @@ def warnings(study: Study, results: Mapping[str, Results]) -> list[str]:
             why = (run.scores.undefined or {}).get("iou", "scores.json gives no reason")
             sentences.append(f"{run.title} has no IoU: {why}.")
     for methods in combinations(study.methods, 2):
-        few = {env: rate for env in study.envs if (rate := _chance(results, methods, env)) > CHANCE_LIMIT}
+        few = {
+            env: rate for env in study.envs if (rate := tables.chance(results, methods, env)) > CHANCE_LIMIT
+        }
         if few:
             sentences.append(
-                f"Too few runs for a verdict on {pair(methods)} in {' or '.join(few)} alone: in "
+                f"Too few runs for a verdict on {tables.pair(methods)} in {' or '.join(few)} alone: in "
                 f"{100 * max(few.values()):.0f} % of experiments chance finds equal methods different."
             )
     for env, method in cells:
@@ -183,173 +182,6 @@ LIMITS = (
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Tables and data
-
-
-def pair(methods: Pair) -> str:
-    """Return what a probability of improvement is of, such as "CAMAL > Vanilla"."""
-    return " > ".join(map(name, methods))
-
-
-def _statistics(study: Study, metric: str) -> dict[str, str]:
-    """Return names of the statistics that add something: no gap that is 1 - mean, no median of one mean."""
-    vain = {"optimality_gap"} if metric == "iou" else set()
-    vain |= {"median"} if len(study.envs) == 1 else set()
-    return {key: label for key, label in STATISTIC_NAMES.items() if key not in vain}
-
-
-def tables(study: Study, results: Mapping[str, Results]) -> list[Table]:
-    """Return tables of all environments: statistics of each method, then improvement of each pair."""
-    rows, used = [], []
-    for metric, found in results.items():
-        for statistic, label in _statistics(study, metric).items():
-            intervals = [found.joint.sbci[method][statistic] for method in study.methods]
-            used += intervals
-            rows.append([f"{LABELS[metric]}: {label}", *(shown(interval, 3) for interval in intervals)])
-    note = (
-        "Point estimate and 95 % stratified bootstrap interval. IQM is the mean of the middle half, the gap "
-        "(optimality gap, low is good) how far scores stay below 1 on average."
-    )
-    columns = ["", *map(name, study.methods)]
-    title = "Over all environments" if len(study.envs) > 1 else f"In {study.envs[0]}"
-    overall = Table(title, columns, rows, " ".join([note, *_reasons(used)]))
-    return [overall, *(_improvement(study, results, methods) for methods in combinations(study.methods, 2))]
-
-
-def _improvement(study: Study, results: Mapping[str, Results], methods: Pair) -> Table:
-    rows, used = [], []
-    for where in ("", *study.envs) if len(study.envs) > 1 else study.envs:
-        row = [where or "All environments"]
-        for found in results.values():
-            compared = found.environments.get(where, found.joint)
-            used.append(compared.poi[methods])
-            row += [shown(compared.poi[methods], 2), compared.verdicts[methods]]
-        rows.append([*row, percent(_chance(results, methods, where) or math.nan, " %")])
-    note = (
-        "Point estimate, 95 % interval and verdict. Chance: how often equal methods would be found "
-        "significantly better or worse, with so many runs. Rows are not corrected for there "
-        "being several."
-    )
-    columns = ["", "IoU", "Verdict", "Return", "Verdict", "Chance"]
-    title = f"Probability of improvement: {pair(methods)}"
-    return Table(title, columns, rows, " ".join([note, *_reasons(used)]))
-
-
-def further_table(study: Study, further: Mapping[str, Comparison]) -> Table:
-    """Return means of the measures beside IoU and return, and how the first method compares by them."""
-    first, *others = study.methods
-    rows, used = [], []
-    for measure, found in further.items():
-        intervals = [found.sbci[method]["mean"] for method in study.methods]
-        improvements = [found.poi[first, other] for other in others]
-        used += [*intervals, *improvements]
-        digits = 0 if measure == "steps_to_half" else 3
-        row = [FURTHER[measure][0], *(shown(interval, digits) for interval in intervals)]
-        for other, improvement in zip(others, improvements, strict=True):
-            row += [shown(improvement, 2), found.verdicts[first, other]]
-        rows.append(row)
-    note = (
-        "Means over runs and environments, and the first method's probability of improvement. Areas lie "
-        "under the change of the value while the pixels that attention finds most important are removed "
-        "(faithful if great) or put back (faithful if small). Half the gain is half of what the best method "
-        "gained over random play; a run that never gets there counts with all its steps. Rows are not "
-        "corrected for there being several."
-    )
-    columns = ["", *map(name, study.methods)]
-    for other in others:
-        columns += [f"POI over {name(other)}", "Verdict"]
-    return Table(
-        "Faithfulness, other looks, speed of learning", columns, rows, " ".join([note, *_reasons(used)])
-    )
-
-
-def _chance(results: Mapping[str, Results], methods: Pair, env: str) -> float:
-    """Rate at which chance makes a verdict in an environment, or over all (""); 0 where none can be."""
-    every = [found.environments.get(env, found.joint) for found in results.values()]
-    return max(compared.false_positive_rate.get(methods, 0) for compared in every)
-
-
-def _reasons(intervals: Sequence[Interval]) -> list[str]:
-    return list(dict.fromkeys(interval.reason for interval in intervals if interval.reason))
-
-
-def by_environment(study: Study, results: Mapping[str, Results]) -> Table:
-    """Return means over runs by environment and method."""
-    rows, used = [], []
-    for env in study.envs:
-        low, high = study.scales.get(env, (0, 1))
-        for method in study.methods:
-            iou, scaled = (results[metric].environments[env].sbci[method]["mean"] for metric in METRICS)
-            used += [iou, scaled]
-            columns = ("iou_mask", "iou_constant", "iou_gradcam", "dead_map_fraction")
-            mask, constant, plain, dead = (study.mean(c, environment=env, method=method) for c in columns)
-            ends = (scaled.estimate, scaled.low, scaled.high)  # the scale is linear
-            middle, bottom, top = (None if end is None else low + end * (high - low) for end in ends)
-            raw = Interval(middle or 0, bottom, top)
-            row = [
-                env,
-                name(method),
-                str(len(study.of(env, method))),
-                shown(iou, 3),
-                fixed(plain, 3),
-                fixed(constant, 3),
-            ]
-            rows.append([*row, fixed(mask, 3), percent(dead, " %"), shown(scaled, 2), shown(raw, 1)])
-    note = (
-        "Means over runs. A normalized return is 0 for a random policy and 1 for the reference. Grad-CAM is "
-        "the IoU of Eq. 3's map, where attention is of another kind. Constant is "
-        "the IoU of each run's mean map, which never moves: what IoU is above it has followed the targets. "
-        "Mask is that of the mask itself when it is shown at the resolution of attention; attention can have "
-        "more. A dead map is all zero and counts as IoU 0."
-    )
-    titles = [
-        "Environment",
-        "Method",
-        "Runs",
-        "IoU",
-        "Grad-CAM",
-        "Constant",
-        "Mask",
-        "Dead maps",
-        "Normalized",
-        "Return",
-    ]
-    return Table("By environment", titles, rows, " ".join([note, *_reasons(used)]), labels=2)
-
-
-RUN_COLUMNS = {
-    "environment": "Environment",
-    "method": "Method",
-    "seed": "Seed",
-    "return": "Return",
-    "normalized_return": "Normalized",
-    "iou": "IoU",
-    "iou_mask": "Mask",
-    "iou_constant": "Constant",
-    "dead_map_fraction": "Dead maps",
-    "steps": "Steps",
-    "episodes": "Episodes",
-}
-"""Columns of `Study.table` that the page shows, and their titles."""
-
-
-def every_run(study: Study) -> Table:
-    """Return a row a run."""
-    table = study.table[list(RUN_COLUMNS)]
-    rows = [[fixed(v, 3) if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(False)]
-    return Table("Every run", list(RUN_COLUMNS.values()), rows, labels=2)
-
-
-def data_files(study: Study) -> dict[str, bytes]:
-    """Return numbers of every run, and matrices of runs x environments; a field without a number is empty."""
-    files = {"scores.csv": study.table.to_csv(index=False).encode()}
-    for metric, column in METRICS.items():
-        matrices = {method: study.matrix(method, column) for method in study.methods}
-        files[f"{metric}.csv"] = pd.concat(matrices, names=["method"]).to_csv().encode()
-    return files
-
-
-# ------------------------------------------------------------------------------------------------------------
 # Figures
 
 
@@ -364,7 +196,7 @@ def drawings(study: Study, results: Mapping[str, Results]) -> dict[str, Drawing]
         grids["environments"] = [_environment_panels(study, *found) for found in results.items()]
     files = {key: figures.bars_figure(key, methods, grid) for key, grid in grids.items()}
     profiles = [
-        LinePanel(LABELS[metric], found.profile.x, found.profile.bands, share=True)
+        LinePanel(tables.LABELS[metric], found.profile.x, found.profile.bands, share=True)
         for metric, found in results.items()
     ]
     above = "Share of runs above it"
@@ -381,9 +213,9 @@ def drawings(study: Study, results: Mapping[str, Results]) -> dict[str, Drawing]
 def _joint_panels(study: Study, metric: str, joint: Comparison) -> list[list[BarPanel]]:
     rows = [
         (label, {method: found[statistic] for method, found in joint.sbci.items()})
-        for statistic, label in _statistics(study, metric).items()
+        for statistic, label in tables.statistics_shown(study, metric).items()
     ]
-    grid = [[BarPanel("SBCI, 95 %", LABELS[metric], [row for row in rows if row[0] != "Gap"])]]
+    grid = [[BarPanel("SBCI, 95 %", tables.LABELS[metric], [row for row in rows if row[0] != "Gap"])]]
     if joint.poi:
         left, right = zip(*(map(name, both) for both in joint.poi), strict=True)
         rows_of_pairs = [(x, {both[1]: poi}) for x, (both, poi) in zip(left, joint.poi.items(), strict=True)]
@@ -398,7 +230,7 @@ def _environment_panels(study: Study, metric: str, found: Results) -> list[BarPa
     rows = [(env, {m: single[env].sbci[m]["mean"] for m in study.methods}) for env in study.envs]
     known = [_iou_levels(study, env) for env in study.envs if metric == "iou"]
     levels = {label: [found[label] for found in known] for label in (known[0] if known else ())}
-    panels = [BarPanel(f"Mean {SHORT[metric]}", LABELS[metric], rows, levels=levels)]
+    panels = [BarPanel(f"Mean {SHORT[metric]}", tables.LABELS[metric], rows, levels=levels)]
     if others:
         rows = [(env, {other: single[env].poi[first, other] for other in others}) for env in study.envs]
         over = name(others[0]) if len(others) == 1 else "other"
@@ -521,13 +353,13 @@ def report_page(
             "What this rests on": [rests, LIMITS],
             "Attention alignment": [figure["figure4"]],
             "Return": [figure["figure6"]],
-            "In numbers": tables(study, results),
-            "Environment by environment": [*environments, by_environment(study, results)],
-            "Beside alignment and return": [further_table(study, further)] if further else [],
+            "In numbers": tables.overall(study, results),
+            "Environment by environment": [*environments, tables.by_environment(study, results)],
+            "Beside alignment and return": [tables.further(study, further)] if further else [],
             "How scores are distributed": [figure["profiles"]],
             "How they were learned": curves,
             "What the agents look at": media(study),
-            "All runs": [every_run(study)],
+            "All runs": [tables.every_run(study)],
             "How it was made": [
                 Listing([shlex.join(["python", "-m", "camal_rl.report", *map(str, own)])]),
                 Listing(record, f"Options and versions of {first.title}{others}"),
@@ -567,7 +399,7 @@ def make(args: Args) -> list[str]:
         "metrics": results,
         "further": further,
     }
-    return publish(folder, page, statistics, data_files(study))
+    return publish(folder, page, statistics, tables.data_files(study))
 
 
 def main(args: Args) -> int:

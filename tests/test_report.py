@@ -1,7 +1,5 @@
 """The report on folders that tests wrote: numbers by hand, sentences for every outcome, a real browser."""
 
-import csv
-import io
 import json
 import os
 import re
@@ -117,34 +115,6 @@ def test_repetitions_and_seed_are_the_bootstraps(runs: Path, files: dict[str, by
     assert found["metrics"] != statistics_of(files)["metrics"]
 
 
-def test_scores_in_csv(runs: Path) -> None:
-    write_scores(runs, "B/vanilla/seed2", 60, None)
-    _, files = make(runs)
-    rows = list(csv.DictReader(io.StringIO(files["scores.csv"].decode())))
-    assert len(rows) == 8
-    assert rows[1] == {
-        "environment": "A",
-        "method": "camal",
-        "seed": "2",
-        "return": "40.0",
-        "normalized_return": "0.4",
-        "iou": "0.4",
-        "iou_mask": "0.75",
-        "iou_constant": "0.05",
-        "iou_gradcam": "0.1",
-        "dead_map_fraction": "0.25",
-        **dict.fromkeys(("removal_black", "insertion_black", "removal_blurred", "insertion_blurred"), ""),
-        **dict.fromkeys(("shifted_return", "lost_return"), ""),
-        "steps": "1000",
-        "episodes": "2",
-    }
-    assert (rows[-1]["iou"], rows[-1]["return"]) == ("", "60.0")
-    assert files["iou.csv"].decode().splitlines() == [
-        *("method,seed,A,B", "camal,1,0.2,0.3", "camal,2,0.4,0.5", "vanilla,1,0.1,0.1", "vanilla,2,0.3,")
-    ]
-    assert files["return.csv"].decode().splitlines()[2] == "camal,2,0.4,0.5"
-
-
 def test_tables_say_the_same_in_markdown_latex_and_html(files: dict[str, bytes]) -> None:
     found = statistics_of(files)["metrics"]["iou"]["joint"]["sbci"]["camal"]["mean"]
     mean = f"{found['estimate']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
@@ -253,13 +223,6 @@ def test_with_one_environment_nothing_is_said_twice(runs: Path) -> None:
     assert "All environments" not in tables
     assert "Median" not in tables
     assert "environments' means" not in files["report.md"].decode()
-
-
-def test_the_gap_of_an_iou_is_left_out_because_it_is_one_less_its_mean(files: dict[str, bytes]) -> None:
-    tables = files["tables.md"].decode()
-    assert "| IoU: Mean |" in tables
-    assert "| IoU: Gap |" not in tables
-    assert "| Normalized return: Gap |" in tables
 
 
 def test_the_verdict_is_the_same_wherever_it_is_said(runs: Path) -> None:
