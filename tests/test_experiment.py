@@ -420,7 +420,7 @@ def test_a_small_matrix_on_the_engine_stopped_and_started_again(tmp_path: Path) 
         assert scores["steps"] == 640
         assert len(scores["episodes"]) == 2
     log = (tmp_path / "runs/Basic/camal/seed1/experiment.log").read_text()
-    trainings = log.count("$ python -m camal_rl.ppo --env Basic --method camal")
+    trainings = log.count("$ python -m camal_rl.ppo --env Basic")
     assert trainings == 2  # stopped, done
     assert (tmp_path / "runs/Basic/camal/seed1/media/evaluation-versus-vanilla-seed-1.mp4").exists()
 

@@ -215,7 +215,8 @@ def test_attention_of_a_linear_head_is_the_weighted_sum_of_its_maps(method: str)
         row = row - model.network.fc.weight[0] / 4  # type: ignore[union-attr, index]
     if method == "layercam":
         row = row.relu()
-    expected = (row[None, :, None, None] * maps).mean(dim=1).relu()
+    signed = (row[None, :, None, None] * maps).mean(dim=1)
+    expected = signed.abs() if method == "magnitude" else signed.relu()
     found = class_cam(output, torch.tensor([1]), method, create_graph=False)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
 

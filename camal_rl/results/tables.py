@@ -115,40 +115,24 @@ def by_environment(study: Study, results: Mapping[str, Results]) -> Table:
         for method in study.methods:
             iou, scaled = (results[metric].environments[env].sbci[method]["mean"] for metric in METRICS)
             used += [iou, scaled]
-            columns = ("iou_mask", "iou_constant", "iou_gradcam", "dead_map_fraction")
-            mask, constant, plain, dead = (study.mean(c, environment=env, method=method) for c in columns)
+            measures = ("iou_mask", "iou_constant", "iou_gradcam", "dead_map_fraction")
+            mask, constant, plain, dead = (study.mean(m, environment=env, method=method) for m in measures)
             ends = (scaled.estimate, scaled.low, scaled.high)  # the scale is linear
             middle, bottom, top = (None if end is None else low + end * (high - low) for end in ends)
             raw = Interval(middle or 0, bottom, top)
-            row = [
-                env,
-                name(method),
-                str(len(study.of(env, method))),
-                shown(iou, 3),
-                fixed(plain, 3),
-                fixed(constant, 3),
-            ]
-            rows.append([*row, fixed(mask, 3), percent(dead, " %"), shown(scaled, 2), shown(raw, 1)])
+            levels = [fixed(value, 3) for value in (plain, constant, mask)]
+            row = [env, name(method), str(len(study.of(env, method))), shown(iou, 3), *levels]
+            rows.append([*row, percent(dead, " %"), shown(scaled, 2), shown(raw, 1)])
     note = (
-        "Means over runs. A normalized return is 0 for a random policy and 1 for the reference. Grad-CAM is "
-        "the IoU of Eq. 3's map, where attention is of another kind. Constant is "
+        "Means over runs. A normalized return is 0 for a random policy and 1 for the reference. Eq. 3 is "
+        "the IoU of Grad-CAM's map, where attention is of another kind. Constant is "
         "the IoU of each run's mean map, which never moves: what IoU is above it has followed the targets. "
         "Mask is that of the mask itself when it is shown at the resolution of attention; attention can have "
         "more. A dead map is all zero and counts as IoU 0."
     )
-    titles = [
-        "Environment",
-        "Method",
-        "Runs",
-        "IoU",
-        "Grad-CAM",
-        "Constant",
-        "Mask",
-        "Dead maps",
-        "Normalized",
-        "Return",
-    ]
-    return Table("By environment", titles, rows, " ".join([note, *_reasons(used)]), labels=2)
+    titles = ["Environment", "Method", "Runs", "IoU", "Eq. 3", "Constant", "Mask"]
+    columns = [*titles, "Dead maps", "Normalized", "Return"]
+    return Table("By environment", columns, rows, " ".join([note, *_reasons(used)]), labels=2)
 
 
 RUN_COLUMNS = {

@@ -74,7 +74,7 @@ class Args:
     # CAMAL
     camal_coef: Number = 1.0
     """lambda of Eq. 2 (Table 7)"""
-    attention: Literal["gradcam", "layercam", "hirescam", "diffgradcam"] = "gradcam"
+    attention: Literal["gradcam", "magnitude", "layercam", "hirescam", "diffgradcam"] = "gradcam"
     """how attention is extracted; gradcam is Eq. 3"""
     empty_mask: Literal["ignore", "suppress"] = "ignore"
     """images without a target: no loss, or beta alone"""
