@@ -326,8 +326,8 @@ def gae(
 
 # ----------------------------------------------------------------------------------------------------- losses
 
-CAMAL_SHARE = 0.2
-"""Strength of CAMAL's gradient over that of PPO's where the method is balanced, at most."""
+CAMAL_SHARE, BALANCE_EVERY = 0.2, 4
+"""Balanced: strength of CAMAL's gradient over that of PPO's, at most, and iterations between measurements."""
 
 
 class Batch(NamedTuple):
@@ -365,7 +365,7 @@ def take(batch: Batch, index: Tensor) -> Batch:
 
 
 def losses(
-    agent: Agent, batch: Batch, args: Args, camal_coef: float | Tensor, generator: Generator | None = None
+    agent: Agent, batch: Batch, args: Args, camal_coef: float, generator: Generator | None = None
 ) -> dict[str, Tensor]:
     """Return the loss of Eq. 2 and its terms for a part of a minibatch; the parts add up to the means of all.
 
@@ -400,9 +400,12 @@ def losses(
     return {"loss": loss, **means}
 
 
-def balanced_coef(
-    agent: Agent, minibatch: Batch, args: Args, generator: Generator, workers: Workers, parts: int
-) -> Tensor:
+def number_of_parts(args: Args) -> int:
+    """Return 1 part of a minibatch where attention draws noise, from one generator, else 0: as are fast."""
+    return int(args.attention in attention.RESAMPLING_METHODS)
+
+
+def balanced_coef(agent: Agent, batch: Batch, args: Args, generator: Generator, workers: Workers) -> float:
     """Return lambda, lowered so that CAMAL pulls at most `CAMAL_SHARE` times as strongly as PPO.
 
     Strength is the L2 norm of a minibatch's gradient at the last convolution, which every term of the loss
@@ -416,9 +419,11 @@ def balanced_coef(
         each = [torch.autograd.grad(term, weight, retain_graph=True)[0] for term in terms]
         return torch.stack(each).flatten(1).float()
 
-    ppo, own = torch.stack(workers.each(gradients, agent, minibatch, parts)).sum(dim=0).norm(dim=1)
-    share: Tensor = CAMAL_SHARE * ppo / own.clamp(min=1e-12)
-    return args.camal_coef * share.clamp(max=1)
+    order = torch.randperm(args.batch_size, generator=generator, device=generator.device)
+    minibatch = take(batch, order[: args.minibatch_size])
+    of_parts = workers.each(gradients, agent, minibatch, number_of_parts(args))
+    ppo, own = torch.stack(of_parts).sum(dim=0).norm(dim=1).tolist()
+    return float(args.camal_coef * min(1, CAMAL_SHARE * ppo / max(own, 1e-12)))
 
 
 # ----------------------------------------------------------------------------------------------------- update
@@ -438,18 +443,13 @@ def update(
         means["loss"].backward()
         return {name: mean.detach() for name, mean in means.items()}
 
-    camal_coef = torch.tensor(args.camal_coef)
-    parts = 1 if args.attention in attention.RESAMPLING_METHODS else 0  # their noise has one generator
-    history: list[Tensor] = []
+    camal_coef = optimizer.param_groups[0].get("camal_coef", args.camal_coef)
+    parts = number_of_parts(args)
+    history = []
     for _ in range(args.update_epochs):
         order = torch.randperm(args.batch_size, generator=generator, device=generator.device)
         for index in order.chunk(args.num_minibatches):
-            minibatch = take(batch, index)
-            if args.method == "balanced" and not history:  # CAMAL
-                camal_coef = balanced_coef(agent, minibatch, args, generator, workers, parts)
-            means = workers.learn(learn, agent, minibatch, parts)  # gradients add up in the agent
-            if args.method == "balanced":  # CAMAL
-                means["camal_coef"] = camal_coef
+            means = workers.learn(learn, agent, take(batch, index), parts)  # gradients add up in the agent
             means["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
             optimizer.step()
             history.append(torch.stack(list(means.values())))
@@ -500,11 +500,16 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
             played = (store.rewards, store.values, store.ends, next_value)
             advantages, returns = gae(*played, args.gamma, args.gae_lambda)
             batch = flatten(store, advantages, returns, args, device)
+            if args.method == "balanced" and iteration % BALANCE_EVERY == 1:  # CAMAL
+                coef = balanced_coef(agent, batch, args, generator, workers)
+                optimizer.param_groups[0]["camal_coef"] = coef  # a part of the checkpoint there
             means = update(agent, optimizer, batch, args, generator, workers)
 
             means["explained_variance"] = float(1 - (returns - store.values).var() / returns.var())
             scalars = {f"losses/{name}": mean for name, mean in means.items()}
             scalars["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
+            if args.method == "balanced":  # CAMAL
+                scalars["charts/camal_coef"] = optimizer.param_groups[0]["camal_coef"]
             scalars["charts/engine_restarts"] = envs.restarts
             scalars["charts/SPS"] = run.speed()
             run.log_episodes(envs.finished_episodes())

@@ -291,13 +291,14 @@ def test_balanced_camal_pulls_with_a_share_of_ppos_strength_at_the_last_convolut
     args = small_args(tmp_path, method="balanced", num_minibatches=1, camal_coef=1.5)
     torch.manual_seed(0)
     agent = ppo.Agent(4, (4, 52, 60))
-    batch = ppo.take(random_batch(args, agent), torch.arange(64))
+    batch = random_batch(args, agent)
+    generator = torch.Generator()
     with Workers(threads) as workers:
-        found = ppo.balanced_coef(agent, batch, args, torch.Generator(), workers, 0)
+        found = ppo.balanced_coef(agent, batch, args, generator, workers)
         monkeypatch.setattr(ppo, "CAMAL_SHARE", 1e6)
-        assert ppo.balanced_coef(agent, batch, args, torch.Generator(), workers, 0) == 1.5
+        assert ppo.balanced_coef(agent, batch, args, generator, workers) == 1.5
     assert all(parameter.grad is None for parameter in agent.parameters())
-    means = ppo.losses(agent, batch, args, found)
+    means = ppo.losses(agent, ppo.take(batch, torch.arange(64)), args, found)
     (means["loss"] - found * means["camal_loss"]).backward(retain_graph=True)
     strength = agent.conv3.weight.grad.norm()
     agent.zero_grad()
@@ -306,23 +307,20 @@ def test_balanced_camal_pulls_with_a_share_of_ppos_strength_at_the_last_convolut
     assert 0 < found < 1.5
 
 
-def test_an_update_is_balanced_by_its_first_minibatch(fake_engine, tmp_path, monkeypatch):
-    calls = []
-
-    def coef(*_: object) -> torch.Tensor:
-        calls.append(1)
-        return torch.tensor(0.25)
-
-    monkeypatch.setattr(ppo, "balanced_coef", coef)
-    folder = ppo.train(small_args(tmp_path, method="balanced"))
-    assert len(calls) == 4  # iterations
-    events = events_of(folder)
-    terms = ("policy_loss", "entropy", "value_loss", "camal_loss", "loss", "camal_coef")
-    policy, entropy, value, camal_loss, loss, found = (
-        np.array([scalar.value for scalar in events.Scalars(f"losses/{name}")]) for name in terms
+def test_lambda_is_balanced_every_few_iterations_also_in_a_run_that_goes_on(
+    fake_engine, tmp_path, monkeypatch
+):
+    found = iter([0.25, 0.125])
+    monkeypatch.setattr(ppo, "balanced_coef", lambda *_: next(found))
+    args = small_args(tmp_path, method="balanced", total_timesteps=64 * 6)
+    ppo.train(args, stop_after(2))
+    events = events_of(ppo.train(args))
+    names = ("losses/policy_loss", "losses/entropy", "losses/value_loss", "losses/camal_loss", "losses/loss")
+    policy, entropy, value, camal_loss, loss, coef = (
+        np.array([scalar.value for scalar in events.Scalars(tag)]) for tag in (*names, "charts/camal_coef")
     )
-    assert (found == 0.25).all()
-    assert policy - 0.01 * entropy + 0.5 * value + 0.25 * camal_loss == pytest.approx(loss, abs=1e-5)
+    assert coef.tolist() == [0.25] * 4 + [0.125] * 2
+    assert policy - 0.01 * entropy + 0.5 * value + coef * camal_loss == pytest.approx(loss, abs=1e-5)
 
 
 def test_vanilla_calls_no_function_of_attention_or_camal(fake_engine, tmp_path, monkeypatch):
@@ -549,7 +547,7 @@ def test_a_run_logs_cleanrls_tags_and_attention_for_every_method(fake_engine, tm
     if method != "vanilla":
         losses.add("losses/camal_loss")
     if method == "balanced":
-        losses.add("losses/camal_coef")
+        charts.add("charts/camal_coef")
     names = ("loss", "alpha", "beta", "iou", "iou_mask", "dead_map_fraction", "target_visible_fraction")
     assert set(events.Tags()["scalars"]) == charts | losses | {f"camal/{name}" for name in names}
     assert [event.step for event in events.Scalars("camal/iou")] == [64, 128, 192, 256]
