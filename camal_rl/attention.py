@@ -22,6 +22,7 @@ METHODS: tuple[str, ...] = (
     "diffgradcam",
     "smoothgrad",
     "integrated-gradients",
+    "magnitude",
 )
 Target: TypeAlias = Tensor | Callable[[Tensor], Tensor]
 
@@ -313,6 +314,11 @@ def critic_cam(
         generator: source of `smoothgrad`'s noise.
     """
     channels, height, width = agent.map_shape
+    if method == "magnitude":  # both signs: the mean over channels before Eq. 3's ReLU
+        pooled = pooled_weight(agent.fc.weight, (channels, height, width), channels_last=True)
+        active = output.hidden.detach().sign().to(pooled.dtype)  # (B, 512)
+        weights = active @ (agent.critic.weight.view(-1, 1) * pooled / channels)  # (B, K)
+        return torch.einsum("bk,bkhw->bhw", weights, output.feature_maps.to(pooled.dtype)).abs()
     if method in POOLED_METHODS:
         out_weight = agent.critic.weight  # (1, 512)
         if method == "diffgradcam":  # y_c - log sum of exp of the others: their softmax weighs their rows

@@ -30,8 +30,10 @@ class Args:
     # run
     env: Annotated[str, NAME] = "Basic"
     """environment or .toml; python -m camal_rl.environments lists"""
-    method: Annotated[Literal["camal", "vanilla", "suppress"], NAME] = "camal"
+    method: Annotated[Literal["camal", "vanilla", "suppress", "expand"], NAME] = "camal"
     """camal (Eq. 2), vanilla (plain PPO), suppress (beta, Table 4)"""
+    name: str = ""
+    """name of the run's folder and of its row in reports, in place of the method's"""
     seed: Count = 1
     """seed of weights, episodes and actions"""
     total_timesteps: Positive = 10_000_000
@@ -90,6 +92,18 @@ class Args:
     """lambda of Eq. 2 (Table 8)"""
     attention: Annotated[Map, NAME] = "gradcam"
     """gradcam (Eq. 3), layercam, hirescam, diffgradcam, smoothgrad, integrated-gradients"""
+    balance: Number = 0.0
+    """lambda_t = min(lambda, this * |g_PPO| / |g_CAMAL|), 0: lambda"""
+    scale: Literal["minmax", "running", "clamp"] = "minmax"
+    """how a map becomes H: per frame, by a running maximum, or clamped to [0, 1]"""
+    gate: Switch = False
+    """lambda times the critic's explained variance"""
+    project: Switch = False
+    """take what opposes PPO's gradient out of CAMAL's"""
+    phase: Count = 0
+    """CAMAL in a phase of its own every so many iterations, with KL and value cloning"""
+    phase_passes: Positive = 4
+    """passes over the rollout in such a phase"""
     empty_mask: Annotated[Literal["ignore", "suppress"], NAME] = "ignore"
     """frames without a target: ignore, or suppress (beta alone)"""
 
@@ -335,6 +349,7 @@ class Batch(NamedTuple):
     logprobs: Tensor  # (B,), when the actions were taken
     values: Tensor  # (B,), before the update
     returns: Tensor  # (B,)
+    logits: Tensor  # (B, actions), before the update
     advantages: Tensor  # (B,), normalized over a minibatch
     mask_weights: Tensor  # (B, 2, h, w)
     supervised: Tensor  # (B,), 1 where attention is supervised; over a minibatch they sum to 1
@@ -345,7 +360,7 @@ def flatten(store: Rollout, advantages: Tensor, returns: Tensor, args: Args, dev
     logprobs = store.logits.log_softmax(dim=2).gather(2, store.actions[:, :, None]).squeeze(2)
     has_target = store.mask_weights[:, :, 0].flatten(2).any(dim=2)  # (T, N)
     supervised = (has_target | (args.empty_mask == "suppress")).float()
-    fields = (store.images, store.actions, logprobs, store.values, returns, advantages)
+    fields = (store.images, store.actions, logprobs, store.values, returns, store.logits, advantages)
     all_fields = (*fields, store.mask_weights, supervised)
     return Batch._make(field.flatten(0, 1).to(device) for field in all_fields)
 
@@ -361,11 +376,24 @@ def take(batch: Batch, index: Tensor) -> Batch:
     return steps._replace(advantages=advantages, supervised=supervised)
 
 
-def losses(agent: Agent, batch: Batch, args: Args, generator: Generator | None = None) -> dict[str, Tensor]:
-    """Return the loss of Eq. 2 and its terms for a part of a minibatch; the parts add up to the means of all.
+class Balance(nn.Module):
+    """Moving averages of what lambda_t and H depend on."""
 
-    `generator` is for the methods of attention that draw noise.
-    """
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("norms", torch.zeros(2))
+        self.register_buffer("top", torch.zeros(()))
+        self.register_buffer("explained", torch.zeros(()))
+
+    def average(self, name: str, now: Tensor) -> None:
+        buffer = getattr(self, name)
+        buffer.copy_(0.9 * buffer + 0.1 * now if buffer.any() else now)
+
+
+def losses(
+    agent: Agent, batch: Batch, args: Args, generator: Generator | None = None, top: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Return the terms of the loss."""
     output = agent(batch.images)
     logprobs = output.logits.log_softmax(dim=1)  # (B, actions)
     log_ratio = logprobs.gather(1, batch.actions[:, None]).squeeze(1) - batch.logprobs
@@ -375,6 +403,7 @@ def losses(agent: Agent, batch: Batch, args: Args, generator: Generator | None =
     if args.clip_vloss:
         change = (output.value - batch.values).clamp(-args.clip_coef, args.clip_coef)
         value_error = torch.max(value_error, (batch.values + change - batch.returns) ** 2)
+    before = batch.logits.log_softmax(dim=1)
     terms = {
         "policy_loss": -torch.min(batch.advantages * ratio, batch.advantages * clipped_ratio),
         "value_loss": 0.5 * value_error,
@@ -382,50 +411,126 @@ def losses(agent: Agent, batch: Batch, args: Args, generator: Generator | None =
         "old_approx_kl": -log_ratio,
         "approx_kl": (ratio - 1) - log_ratio,
         "clipfrac": ((ratio - 1).abs() > args.clip_coef).float(),
+        "cloning": (before.exp() * (before - logprobs)).sum(1) + 0.5 * (output.value - batch.values) ** 2,
     }
     means = {name: term.sum() / args.minibatch_size for name, term in terms.items()}
-    loss = means["policy_loss"] - args.ent_coef * means["entropy"] + args.vf_coef * means["value_loss"]
-    if args.method != "vanilla":  # CAMAL
+    means["ppo_loss"] = (
+        means["policy_loss"] - args.ent_coef * means["entropy"] + args.vf_coef * means["value_loss"]
+    )
+    if args.method == "expand":
+        coarse = F.interpolate(batch.images.float(), (7, 7), mode="area")
+        blurred = F.interpolate(coarse, batch.images.shape[2:], mode="bilinear")
+        inside = F.interpolate((batch.mask_weights[:, :1] > 0).float(), batch.images.shape[2:])
+        other = agent(inside * batch.images + (1 - inside) * blurred)
+        same = logprobs.detach()
+        change = (same.exp() * (same - other.logits.log_softmax(1))).sum(1)
+        change = change + 0.5 * (output.value.detach() - other.value) ** 2
+        means["camal_loss"] = (batch.supervised * change).sum()
+    elif args.method != "vanilla":  # CAMAL
         cam = attention.critic_cam(agent, output, args.attention, generator)  # (B, h, w), Eq. 3
-        heat = attention.normalize(cam)  # in [0, 1]
+        heat = attention.normalize(cam) if args.scale == "minmax" else cam.clamp(0, 1)
+        if args.scale == "running" and top is not None:
+            heat = (cam / top).clamp(0, 1)
         alpha, beta = camal.projected_alpha_beta(heat, batch.mask_weights)  # (B,), Eq. 1
         costs = beta - alpha if args.method == "camal" else beta
         means["camal_loss"] = (batch.supervised * costs).sum()
-        loss = loss + args.camal_coef * means["camal_loss"]  # Eq. 2
-    return {"loss": loss, **means}
+        means["cam_max"] = cam.detach().max()
+    return means
 
 
 # ----------------------------------------------------------------------------------------------------- update
 
 
 def update(
-    agent: Agent, optimizer: Adam, batch: Batch, args: Args, generator: Generator, workers: Workers
+    agent: Agent,
+    optimizer: Adam,
+    batch: Batch,
+    args: Args,
+    generator: Generator,
+    workers: Workers,
+    balance: Balance,
+    phase_optimizer: Adam,
+    in_phase: bool,
 ) -> dict[str, float]:
-    """Optimise on a rollout for `update_epochs` passes; return every term's mean over all minibatches.
+    """Optimise on a rollout for `update_epochs` passes; return every term's mean over all minibatches."""
+    lambda_t = torch.tensor(args.camal_coef)
 
-    Raises:
-        FloatingPointError: with the name of the first term that is NaN or infinite.
-    """
+    def learn(replica: Agent, part: Batch, which: str = "both") -> dict[str, Tensor]:
+        means = losses(replica, part, args, generator, balance.top)
+        attended = means.get("camal_loss", 0)
+        if which == "phase":
+            loss = means["cloning"] + args.camal_coef * attended
+        elif which == "camal":
+            loss = attended + 0 * means["ppo_loss"]
+        elif which == "ppo" or args.phase:
+            loss = means["ppo_loss"] + 0 * attended
+        else:
+            loss = means["ppo_loss"] + lambda_t * attended
+        loss.backward()
+        return {"loss": loss.detach(), **{name: mean.detach() for name, mean in means.items()}}
 
-    def learn(replica: Agent, part: Batch) -> dict[str, Tensor]:
-        means = losses(replica, part, args, generator)
-        means["loss"].backward()
-        return {name: mean.detach() for name, mean in means.items()}
+    def gradient(minibatch: Batch, which: str) -> tuple[Tensor, dict[str, Tensor]]:
+        means = workers.learn(partial(learn, which=which), agent, minibatch, parts)
+        return torch.cat([parameter.grad.flatten() for parameter in agent.parameters()]), means
 
     parts = 1 if args.attention in attention.RESAMPLING_METHODS else 0  # their noise has one generator
     history = []
-    for _ in range(args.update_epochs):
+    measured = {}
+    for epoch in range(args.update_epochs):
         order = torch.randperm(args.batch_size, generator=generator, device=generator.device)
-        for index in order.chunk(args.num_minibatches):
-            means = workers.learn(learn, agent, take(batch, index), parts)  # gradients add up in the agent
+        for place, index in enumerate(order.chunk(args.num_minibatches)):
+            minibatch = take(batch, index)
+            if epoch == place == 0 and args.method != "vanilla":
+                ppo, means = gradient(minibatch, "ppo")
+                if "cam_max" in means:
+                    balance.average("top", means["cam_max"])
+                attended, _ = gradient(minibatch, "camal")
+                norms = torch.stack((ppo.norm(), attended.norm()))
+                balance.average("norms", norms)
+                if args.balance:
+                    lambda_t = lambda_t.clamp(max=args.balance * balance.norms[0] / balance.norms[1])
+                if args.gate:
+                    lambda_t = lambda_t * balance.explained.clamp(min=0)
+                cosine = ppo @ attended / norms.prod().clamp(min=1e-12)
+                measured = {
+                    "ppo_gradient": float(norms[0]),
+                    "camal_gradient": float(norms[1]),
+                    "cosine": float(cosine),
+                    "lambda": float(lambda_t),
+                }
+            if args.project:
+                ppo, _ = gradient(minibatch, "ppo")
+                attended, means = gradient(minibatch, "camal")
+                opposed = (ppo @ attended).clamp(max=0) / (ppo @ ppo).clamp(min=1e-12)
+                total = ppo + lambda_t * (attended - opposed * ppo)
+                sizes = [parameter.numel() for parameter in agent.parameters()]
+                for parameter, piece in zip(agent.parameters(), total.split(sizes), strict=True):
+                    parameter.grad = piece.view_as(parameter)
+            else:
+                means = workers.learn(learn, agent, minibatch, parts)  # gradients add up in the agent
             means["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
             optimizer.step()
             history.append(torch.stack(list(means.values())))
+    if in_phase:
+        with torch.no_grad():
+            outputs = [agent(images) for images in batch.images.split(args.minibatch_size)]
+        batch = batch._replace(
+            logits=torch.cat([output.logits for output in outputs]),
+            values=torch.cat([output.value for output in outputs]),
+        )
+        for _ in range(args.phase_passes):
+            order = torch.randperm(args.batch_size, generator=generator, device=generator.device)
+            for index in order.chunk(args.num_minibatches):
+                phase = workers.learn(partial(learn, which="phase"), agent, take(batch, index), parts)
+                nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+                phase_optimizer.step()
+        measured["phase_cloning"] = float(phase["cloning"])
+        measured["phase_camal"] = float(phase["camal_loss"])
     numbers = np.array(torch.stack(history).tolist())  # a GPU is waited for only here
     if not np.isfinite(numbers).all():
         minibatch, term = np.argwhere(~np.isfinite(numbers))[0]
         raise FloatingPointError(f"losses/{list(means)[term]} in minibatch {minibatch + 1}")
-    return dict(zip(means, numbers.mean(axis=0).tolist(), strict=True))
+    return dict(zip(means, numbers.mean(axis=0).tolist(), strict=True)) | measured
 
 
 # --------------------------------------------------------------------------------------------------- training
@@ -454,7 +559,9 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
         fused = device.type in ("cpu", "cuda")
         optimizer = Adam(agent.parameters(), args.learning_rate, eps=1e-5, fused=fused)
         generator = Generator(device).manual_seed(args.seed)
-        state = {"agent": agent, "optimizer": optimizer, "generator": generator, "envs": envs}
+        balance, phase_optimizer = Balance(), Adam(agent.parameters(), args.learning_rate, eps=1e-5)
+        more = {"balance": balance, "phase_optimizer": phase_optimizer}
+        state = {**more, "agent": agent, "optimizer": optimizer, "generator": generator, "envs": envs}
         if not run.resume(state):
             envs.reset(seed=np.random.SeedSequence(args.seed).generate_state(args.num_envs).tolist())
         store = allocate(args, agent, envs.images.shape[1])
@@ -462,15 +569,20 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
 
         for iteration in run.iterations():  # shows progress
             if args.anneal_lr:
-                optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - (iteration - 1) / run.total)
+                phase_optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"] = (
+                    args.learning_rate * (1 - (iteration - 1) / run.total)
+                )
             draws = torch.rand((args.num_steps, args.num_envs), generator=generator, device=device)
             next_value = rollout(agent, envs, store, args, draws.cpu().numpy(), workers, monitor)
             played = (store.rewards, store.values, store.ends, next_value)
             advantages, returns = gae(*played, args.gamma, args.gae_lambda)
             batch = flatten(store, advantages, returns, args, device)
-            means = update(agent, optimizer, batch, args, generator, workers)
+            in_phase = args.phase > 0 and iteration % args.phase == 0
+            more = (balance, phase_optimizer, in_phase)
+            means = update(agent, optimizer, batch, args, generator, workers, *more)
 
             means["explained_variance"] = float(1 - (returns - store.values).var() / returns.var())
+            balance.average("explained", torch.tensor(means["explained_variance"]))
             scalars = {f"losses/{name}": mean for name, mean in means.items()}
             scalars["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
             scalars["charts/engine_restarts"] = envs.restarts

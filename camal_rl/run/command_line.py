@@ -31,7 +31,9 @@ def option(value: str | None = None) -> Any:
 
 
 NAME, _COUNT, _NUMBER = option("NAME"), option("N"), option("X")
-Map = Literal["gradcam", "layercam", "hirescam", "diffgradcam", "smoothgrad", "integrated-gradients"]
+Map = Literal[
+    "gradcam", "layercam", "hirescam", "diffgradcam", "smoothgrad", "integrated-gradients", "magnitude"
+]
 """Kinds of attention maps: `attention.METHODS`, which would be torch's to import."""
 Switch = Annotated[bool, option()]
 Count = Annotated[int, pydantic.Field(ge=0, lt=2**63), _COUNT]

@@ -251,7 +251,7 @@ class RunFolder:
     def __init__(self, args: Any, definition: Any, chosen: Mapping[str, Any]) -> None:
         self.args = args
         self.definition = definition
-        self.path: Path = args.runs_dir / definition.name / args.method / f"seed{args.seed}"
+        self.path: Path = args.runs_dir / definition.name / (args.name or args.method) / f"seed{args.seed}"
         chosen = {"env": definition.name, **chosen}
         self.described = describe(args, chosen, definition=definition.described())
         self._cleanup = ExitStack()
