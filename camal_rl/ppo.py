@@ -430,7 +430,7 @@ def losses(
         cam = attention.critic_cam(agent, output, args.attention, generator)  # (B, h, w), Eq. 3
         heat = attention.normalize(cam) if args.scale == "minmax" else cam.clamp(0, 1)
         if args.scale == "running" and top is not None:
-            heat = (cam / top).clamp(0, 1)
+            heat = (cam / top.clamp(min=1e-8)).clamp(0, 1)
         alpha, beta = camal.projected_alpha_beta(heat, batch.mask_weights)  # (B,), Eq. 1
         costs = beta - alpha if args.method == "camal" else beta
         means["camal_loss"] = (batch.supervised * costs).sum()
