@@ -253,7 +253,10 @@ def closed_form_map(
 
 
 class _ClosedForm(torch.autograd.Function):
-    """Each map is ReLU(sum_k w[k] A[p, k]), or its magnitude; w = (out_weight * 1[hidden > 0]) pooled / K."""
+    """Each map is ReLU(sum_k w[k] A[p, k]), or the magnitude of that sum.
+
+    The weights are w = (out_weight * 1[hidden > 0]) pooled / K.
+    """
 
     @staticmethod
     def forward(

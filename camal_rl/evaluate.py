@@ -289,7 +289,7 @@ def to_json(scores: dict[str, Any]) -> bytes:
 def draw(runs: Sequence[TrainedRun], episodes: Sequence[Episode], args: Args) -> dict[Path, bytes]:
     """Draw the first run's episodes, the other run beside it; return files by path in the results' folder."""
     keep = min(args.video_episodes, args.episodes)
-    versus = "".join(f"-versus-{re.sub(r'[^A-Za-z0-9.]+', '-', name)}" for name in names(runs)[1:])
+    versus = "".join("-versus-" + re.sub(r"[^\w.+=-]+", "-", name) for name in names(runs)[1:])
     files: dict[Path, bytes] = {}
     shown: dict[str, bytes] = {}
     if (strips := pictures(runs, episodes, args)) is not None:

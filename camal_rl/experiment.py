@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
@@ -24,6 +24,7 @@ from camal_rl.run import cluster
 from camal_rl.run.command_line import (
     NAME,
     Count,
+    Method,
     Number,
     Positive,
     option,
@@ -36,8 +37,6 @@ from camal_rl.run.command_line import (
 from camal_rl.run.files import make_folder, write_whole
 from camal_rl.run.runner import Cell, Runner, bearable_jobs, describe, is_done, learned, run_here
 from camal_rl.run.toml import Table, read_toml
-
-Method = Literal["camal", "balanced", "vanilla", "suppress"]
 
 
 @dataclass
@@ -126,14 +125,13 @@ def _split(variants: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Options by name for variants as the command line has them, NAME=OPTIONS."""
     table: dict[str, tuple[str, ...]] = {}
     for variant in variants:
+        name, sign, options = variant.partition("=")
+        if not (name and sign) or name in table:
+            raise UserError(f"--variants {variant}: give each a name of its own, NAME=OPTIONS.")
         try:
-            name, options = variant.split("=", 1)
-            if not name or name in table:
-                raise ValueError(name)
             table[name] = tuple(shlex.split(options))
         except ValueError as error:
-            problem = f"--variants {shlex.quote(variant)}: give each a name of its own, NAME=OPTIONS."
-            raise UserError(problem) from error
+            raise UserError(f"--variants {variant}: {str(error).lower()}.") from error
     return table
 
 
@@ -291,11 +289,11 @@ def run(
         f"TensorBoard: tensorboard --logdir {matrix.runs_dir}",
         flush=True,
     )
-    older = [cell.title for cell in planned if is_done(cell) and by_other_code(cell.folder)]
+    older = [cell.title for cell in planned if cell not in missing and by_other_code(cell.folder)]
     if older:
         print(
-            f"Trained by other code of the package than this: {', '.join(older)}. Another --runs-dir, or a "
-            "variant of another name, trains runs of their own with this."
+            f"Done, but by other code of the package than this: {', '.join(older)}. To train with this code, "
+            "give another --runs-dir, or variants of other names."
         )
     beside = {row: comparisons(matrix, planned, row) for row in others}
     for comparison in itertools.chain(*beside.values()):

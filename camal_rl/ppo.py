@@ -14,11 +14,22 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from camal_rl.errors import UserError
 from camal_rl.run import command_line
-from camal_rl.run.command_line import NAME, Count, Factor, Fraction, Map, Number, Positive, RunName, Switch
+from camal_rl.run.command_line import (
+    NAME,
+    Count,
+    Factor,
+    Fraction,
+    Map,
+    Method,
+    Number,
+    Positive,
+    RunName,
+    Switch,
+)
 
 # -------------------------------------------------------------------------------------------------- arguments
 
@@ -30,7 +41,7 @@ class Args:
     # run
     env: Annotated[str, NAME] = "Basic"
     """environment or .toml; python -m camal_rl.environments lists"""
-    method: Annotated[Literal["camal", "balanced", "vanilla", "suppress"], NAME] = "camal"
+    method: Annotated[Method, NAME] = "camal"
     """camal, balanced (lambda adapts), vanilla, suppress (beta)"""
     name: RunName = ""
     """name of the run's folder, and in reports; the method's unless given"""
@@ -115,6 +126,10 @@ class Args:
 
     def __post_init__(self) -> None:
         command_line.check_ranges(self)
+        if self.name != self.method and self.name in get_args(Method):
+            raise UserError(
+                f"--name {self.name}: that is another method than {self.method}, choose another name."
+            )
         if self.batch_size % self.num_minibatches or self.batch_size < 2 * self.num_minibatches:
             raise UserError(
                 f"{self.num_envs} games x {self.num_steps} steps do not divide into {self.num_minibatches} "
@@ -326,8 +341,10 @@ def gae(
 
 # ----------------------------------------------------------------------------------------------------- losses
 
-CAMAL_SHARE, BALANCE_EVERY = 0.2, 4
-"""Balanced: strength of CAMAL's gradient over that of PPO's, at most, and iterations between measurements."""
+CAMAL_SHARE = 0.2
+"""Strength of CAMAL's gradient, relative to that of PPO's, that `balanced` allows."""
+BALANCE_EVERY = 4
+"""Iterations from one measurement of these strengths to the next."""
 
 
 class Batch(NamedTuple):
@@ -369,7 +386,7 @@ def losses(
 ) -> dict[str, Tensor]:
     """Return the loss of Eq. 2 and its terms for a part of a minibatch; the parts add up to the means of all.
 
-    `generator` is for the methods of attention that draw noise.
+    `camal_coef` is lambda; `generator` is for the methods of attention that draw noise.
     """
     output = agent(batch.images)
     logprobs = output.logits.log_softmax(dim=1)  # (B, actions)
@@ -401,12 +418,12 @@ def losses(
 
 
 def number_of_parts(args: Args) -> int:
-    """Return 1 part of a minibatch where attention draws noise, from one generator, else 0: as are fast."""
+    """Return how many parts a minibatch has: 1 where attention draws noise, 0 for as many as are fast."""
     return int(args.attention in attention.RESAMPLING_METHODS)
 
 
 def balanced_coef(agent: Agent, batch: Batch, args: Args, generator: Generator, workers: Workers) -> float:
-    """Return lambda, lowered so that CAMAL pulls at most `CAMAL_SHARE` times as strongly as PPO.
+    """Return lambda, lowered so that CAMAL now pulls at most `CAMAL_SHARE` times as strongly as PPO.
 
     Strength is the L2 norm of a minibatch's gradient at the last convolution, which every term of the loss
     passes through (as in GradNorm, Chen et al. 2018).
@@ -423,7 +440,7 @@ def balanced_coef(agent: Agent, batch: Batch, args: Args, generator: Generator, 
     minibatch = take(batch, order[: args.minibatch_size])
     of_parts = workers.each(gradients, agent, minibatch, number_of_parts(args))
     ppo, own = torch.stack(of_parts).sum(dim=0).norm(dim=1).tolist()
-    return float(args.camal_coef * min(1, CAMAL_SHARE * ppo / max(own, 1e-12)))
+    return float(min(args.camal_coef, CAMAL_SHARE * ppo / max(own, 1e-12)))
 
 
 # ----------------------------------------------------------------------------------------------------- update

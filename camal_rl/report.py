@@ -1,7 +1,7 @@
 """Scores of many runs -> statistics, the paper's Figures 4 and 6, tables, and one HTML page that says it all.
 
-`study` reads the run folders, `comparison` computes, `tables` tells, `figures` draws, `page` writes; here is
-what is said.
+`study` reads the run folders, `comparison` computes, `tables` puts in tables, `figures` draws, `page` writes;
+here is what is said.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Args:
     """Compare methods over environments and seeds: statistics, figures, tables and a page to read."""
 
     runs: tyro.conf.Positional[Annotated[Path, option("RUNS")]]
-    """folder that holds <env>/<method>/seed<k>/scores.json"""
+    """folder that holds <env>/<name>/seed<k>/scores.json"""
     output: Annotated[Path | None, option("DIR")] = None
     """folder to write to, RUNS/report if none is given"""
     repetitions: Positive = stats.REPETITIONS

@@ -136,7 +136,15 @@ def test_steps_to_half_the_gain_are_where_the_curve_first_comes_there(runs: Path
     for method, totals in {"camal": ((20, 40), (90, 50)), "vanilla": ((10, 30), (95, 60))}.items():
         steps = [first(total, half) for env, half in zip(totals, (14.7, 38.0), strict=True) for total in env]
         assert (camal if method == "camal" else vanilla) == pytest.approx(np.mean(steps), abs=10)
-    assert found.poi["camal", "vanilla"].estimate < 1
+    # In A 760 and 380 steps against all and 500, in B 440 and 780 against 420 and 660.
+    assert found.poi["camal", "vanilla"].estimate == (3 / 4 + 1 / 4) / 2
+
+
+def test_where_nobody_gains_nobody_gets_half_of_it(runs: Path) -> None:
+    for folder in runs.glob("*/*/seed*"):
+        write_curves(folder, {"charts/episodic_return": [(step, -step / 20) for step in range(10, 1001, 10)]})
+    found = compute_further(read_study(runs), FEW, seed=7)["steps_to_half"]
+    assert [found.sbci[method]["mean"].estimate for method in ("camal", "vanilla")] == [1000, 1000]
 
 
 def test_curves_are_means_over_seeds_with_bands(runs: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_variant_is_a_row_of_its_own_with_its_options(tmp_path: Path) -> None:
     [
         (["weak"], "--variants weak: give each a name of its own, NAME=OPTIONS"),
         (["a=--gamma 1", "a="], "--variants a=: give each a name of its own"),
-        (["a=--env 'Basic"], "give each a name of its own"),
+        (["a=--env 'Basic"], "--variants a=--env 'Basic: no closing quotation"),
         (["a=--seed 1"], "--seed can't be one of the options of a variant: the matrix sets it"),
         (["camal=--gamma 1"], "--variants: camal is a method: give the variant another name"),
         (["../a=--gamma 1"], "--name ../a: String should match pattern"),
@@ -308,7 +308,7 @@ def test_every_cell_is_trained_evaluated_and_shown_beside_the_other_method(
     (planned[2].folder / "args.json").write_text(json.dumps(args))
     monkeypatch.setattr(experiment, "cells", lambda _: planned)
     assert experiment.run(matrix, jobs=2) == 0
-    assert f"other code of the package than this: {planned[2].title}. Another" in capsys.readouterr().out
+    assert f"by other code of the package than this: {planned[2].title}. To" in capsys.readouterr().out
     (planned[3].folder / "scores.json").unlink()
     assert experiment.run(matrix, jobs=2) == 0  # only what is missing
     beside = ("evaluate", "TakeCover/camal/seed1")

@@ -62,10 +62,16 @@ def test_a_name_of_its_own_gives_a_run_a_folder_of_its_own(fake_engine, tmp_path
         assert run_folder.read_args_file(folder)["args"]["name"] == name
 
 
-@pytest.mark.parametrize("name", ["../weak", ".hidden", "a/b", "-", "two words"])
+@pytest.mark.parametrize("name", ["../weak", ".hidden", "a/b", "-", "two words", 101 * "a"])
 def test_a_name_that_is_no_folder_is_refused(name):
     with pytest.raises(UserError, match=f"--name {re.escape(name)}: String should match pattern"):
         ppo.Args(name=name)
+
+
+def test_another_methods_name_is_refused():
+    with pytest.raises(UserError, match="--name vanilla: that is another method than camal"):
+        ppo.Args(name="vanilla", method="camal")
+    assert ppo.Args(name="vanilla", method="vanilla").name == "vanilla"
 
 
 def test_args_json_tells_which_code_has_trained_a_run(fake_engine, tmp_path, monkeypatch, capsys):
@@ -80,7 +86,36 @@ def test_args_json_tells_which_code_has_trained_a_run(fake_engine, tmp_path, mon
     assert run_folder.read_args_file(folder)["code"] == {"code": [mine, "changed"]}
     monkeypatch.undo()
     ppo.train(small_args(tmp_path))
-    assert "It was trained by other code of the package: --name NAME" in capsys.readouterr().out
+    assert "It was trained by other code of the package than this." in capsys.readouterr().out
+
+
+def test_a_change_of_code_is_told_once(fake_engine, tmp_path, monkeypatch, capsys):
+    ppo.train(small_args(tmp_path), interrupted=itertools.chain([True]).__next__)
+    monkeypatch.setattr(run_folder, "code_hash", lambda: "changed")
+    capsys.readouterr()
+    for told in (1, 0):
+        folder = ppo.train(small_args(tmp_path), interrupted=itertools.chain([True]).__next__)
+        assert capsys.readouterr().err.count("code has changed") == told
+    assert run_folder.read_args_file(folder)["code"]["code"][1:] == ["changed"]
+
+
+def test_a_run_of_a_version_without_names_goes_on(fake_engine, tmp_path, capsys):
+    folder = ppo.train(small_args(tmp_path), interrupted=itertools.chain([True]).__next__)
+    content = json.loads((folder / "args.json").read_text())
+    before = learned(content)
+    del content["args"]["name"], content["code"]
+    (folder / "args.json").write_text(json.dumps(content))
+    assert learned(content) == before
+    ppo.train(small_args(tmp_path))
+    assert "code has changed" in capsys.readouterr().err
+    content = run_folder.read_args_file(folder)
+    assert content["args"]["name"] == "camal"
+    assert content["code"] == {"code": ["unknown", run_folder.code_hash()]}
+
+
+def test_a_run_says_its_name_when_it_begins(fake_engine, tmp_path, capsys):
+    ppo.train(small_args(tmp_path, total_timesteps=64, name="weak"))
+    assert ": Basic, weak, seed 1, 1 iterations of 64 steps" in capsys.readouterr().out
 
 
 def test_a_run_that_is_done_by_this_code_does_not_speak_of_other_code(trained_folder, capsys):

@@ -65,9 +65,23 @@ def test_a_variant_may_have_other_options_and_its_runs_the_same(runs: Path) -> N
         "They differ in options of training: gamma is 0.99 (2 rows) and 0.5 (weak); "
         'method is "camal" (2 rows) and "vanilla" (vanilla).'
     )
-    write_scores(runs, "A/weak/seed2", 20, 0.2, **weak | {"training__args": {"gamma": 0.7}})
+    for changes in ({"training__args": {"gamma": 0.7}}, {"method": "suppress"}):
+        write_scores(runs, "A/weak/seed2", 20, 0.2, **weak | changes)
+        (sentence,) = study.comparability(read_study(runs))
+        assert sentence.startswith("Not comparable: runs of weak were trained differently. ")
+    planned = '{"methods": ["camal", "suppress"], "variants": {"weak": []}}'  # none of suppress is there yet
+    (runs / "experiment.json").write_text(planned)
+    assert study.variants(read_study(runs))
+
+
+def test_runs_may_be_evaluated_by_the_maps_they_were_trained_with(runs: Path) -> None:
+    for seed in (1, 2):
+        other = {"name": "other", "method": "camal", "training__args": {"attention": "magnitude"}}
+        write_scores(runs, f"A/other/seed{seed}", 20, 0.2, settings__attention="magnitude", **other)
+    assert study.comparability(read_study(runs)) == []
+    write_scores(runs, "A/other/seed2", 20, 0.2, settings__attention="gradcam", **other)
     (sentence,) = study.comparability(read_study(runs))
-    assert sentence.startswith("Not comparable: runs of weak were trained differently. gamma is 0.5")
+    assert sentence.startswith("Not comparable: runs were evaluated differently. attention is")
 
 
 def test_runs_by_other_code_are_named(runs: Path) -> None:

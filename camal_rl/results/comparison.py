@@ -177,7 +177,7 @@ def _steps_to_half(study: Study) -> list[float]:
     """Agent steps until each run's return has made half the gain over random play that the best row makes.
 
     That gain is the highest mean over a row's runs at the end of their learning curves. A run that does not
-    get there counts with all of its steps; NaN where there is no curve.
+    get there counts with the steps of the longest; NaN where there is no curve.
     """
     found: dict[str, float] = {}
     for env in study.envs:
@@ -190,10 +190,11 @@ def _steps_to_half(study: Study) -> list[float]:
         last = {title: c[~np.isnan(c)][-1] for title, c in curves.items() if not np.isnan(c).all()}
         rows = [[last[run.title] for run in study.of(env, m) if run.title in last] for m in study.methods]
         best = max((float(np.mean(row)) for row in rows if row), default=math.nan)
-        level = (best + study.scales.get(env, (0.0, 1.0))[0]) / 2
+        random = study.scales.get(env, (0.0, 1.0))[0]
+        level = (best + random) / 2 if best > random else math.inf
         for run in runs:
             above = np.flatnonzero(curves[run.title] >= level)
-            steps = edges[1 + above[0]] if len(above) else run.scores.steps
+            steps = edges[1 + above[0] if len(above) else -1]
             found[run.title] = float(steps) if run.title in last else math.nan
     return [found[run.title] for run in study.runs]
 

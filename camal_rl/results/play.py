@@ -24,6 +24,7 @@ from camal_rl.errors import UserError
 from camal_rl.game.definition import Definition, available, copied_toml, load_definition
 from camal_rl.game.shift import Shift
 from camal_rl.run import folder as run_folder
+from camal_rl.run.runner import with_name
 
 
 class TrainedRun(NamedTuple):
@@ -77,8 +78,7 @@ def load_run(folder: Path, toml: Path | None, device: torch.device, method: str 
         UserError: there is no run, its files are damaged, or the environment is another.
     """
     trained = run_folder.read_args_file(folder)
-    args = trained["args"]
-    args.setdefault("name", args.get("method"))  # runs of versions before it have none
+    args = trained["args"] = with_name(trained["args"])
     path = folder / "checkpoint.pt"
     mismatch = f"{folder}: checkpoint.pt does not belong to args.json"
     try:
@@ -264,7 +264,7 @@ class _Game:
     def act(self, action: int, value: float, heat: np.ndarray, dead: bool, plain: np.ndarray) -> None:
         """Record the frame and what was made of it, then act; an episode that ends gets its ending.
 
-        `plain` is the attention of Eq. 3, where `heat` is another kind.
+        `plain` is the attention of Eq. 3, the same as `heat` where that is Grad-CAM.
         """
         episode, mask = self.episode, self.env.mask
         if mask.any():
@@ -335,7 +335,9 @@ def play(
             output, cam = run.attend(images, noise)
             heats = attention.normalize(cam).cpu().numpy()  # (N, h, w)
             dead = attention.is_dead(cam).tolist()
-            plain = attention.normalize(attention.critic_cam(run.agent, output)).cpu().numpy()  # (N, h, w)
+            plain = heats
+            if run.method != "gradcam":
+                plain = attention.normalize(attention.critic_cam(run.agent, output)).cpu().numpy()
             probabilities = output.logits.double().softmax(dim=1).cpu().numpy()  # (N, actions)
             values = output.value.tolist()
             moves = []

@@ -68,7 +68,7 @@ class Shifted(Content):
 
 
 def _area(reference: str, change: str) -> Any:
-    """The area under a curve of faithfulness, of pixels in the order of attention; None where it lacks."""
+    """The area under a curve of faithfulness, of pixels in attention's order; None where there is none."""
     path = AliasPath("faithfulness", reference, "attention", change, "value_change", "area")
     return Field(None, validation_alias=path)
 
@@ -99,8 +99,11 @@ class Scores(Content):
     undefined: dict[str, Any] | None = None
 
 
-AREAS = ("removal_black", "insertion_black", "removal_blurred", "insertion_blurred")
-"""Areas of faithfulness: mean change of value while pixels are removed, or inserted into the reference."""
+MEASURES = (
+    *("iou", "iou_mask", "iou_constant", "iou_gradcam", "dead_map_fraction"),
+    *("removal_black", "insertion_black", "removal_blurred", "insertion_blurred"),
+)
+"""Fields of `Scores` on attention; each is None where it was not or could not be measured."""
 
 
 class Experiment(Content):
@@ -152,7 +155,7 @@ def read_content(path: Path, kind: type[C], hint: str) -> C:
 
 
 class Run(NamedTuple):
-    """A run that was evaluated. Its folder says what it is; its name there is that of its row, a method."""
+    """A run that was evaluated. Its folder says what it is; `method` is the name of its row there."""
 
     folder: Path
     env: str
@@ -201,10 +204,10 @@ class Study:
     @cached_property
     def table(self) -> pd.DataFrame:
         """A row a run: what it is, and its numbers, NaN where there is none."""
-        looks = set.intersection(*(set(run.scores.shift) for run in self.runs))
+        looks = sorted(set.intersection(*(set(run.scores.shift) for run in self.runs)))
 
-        def normalized(run: Run, raw: float) -> float:
-            return float(stats.normalize(np.array(raw), *run.scale))
+        def normalized(run: Run, raw: Sequence[float]) -> float:
+            return float(stats.normalize(np.array(raw), *run.scale).mean()) if raw else np.nan
 
         rows = [
             {
@@ -212,33 +215,15 @@ class Study:
                 "method": run.method,
                 "seed": run.seed,
                 "return": run.scores.mean_return,
-                "normalized_return": normalized(run, run.scores.mean_return),
-                "iou": run.scores.iou,
-                "iou_mask": run.scores.iou_mask,
-                "iou_constant": run.scores.iou_constant,
-                "iou_gradcam": run.scores.iou_gradcam,
-                "dead_map_fraction": run.scores.dead_map_fraction,
-                **{name: getattr(run.scores, name) for name in AREAS},
-                "shifted_return": np.mean(
-                    [normalized(run, run.scores.shift[look].mean_return) for look in looks]
-                )
-                if looks
-                else None,
+                "normalized_return": normalized(run, [run.scores.mean_return]),
+                **{name: getattr(run.scores, name) for name in MEASURES},
+                "shifted_return": normalized(run, [run.scores.shift[look].mean_return for look in looks]),
                 "steps": run.scores.steps,
                 "episodes": len(run.scores.episodes),
             }
             for run in self.runs
         ]
-        measures = (
-            "iou",
-            "iou_mask",
-            "iou_constant",
-            "iou_gradcam",
-            "dead_map_fraction",
-            *AREAS,
-            "shifted_return",
-        )
-        table = pd.DataFrame(rows).astype(dict.fromkeys(measures, float))
+        table = pd.DataFrame(rows).astype(dict.fromkeys(MEASURES, float))
         return table.assign(lost_return=table["normalized_return"] - table["shifted_return"])
 
     def matrix(self, method: str, column: str) -> pd.DataFrame:
@@ -290,7 +275,7 @@ def read_study(folder: Path) -> Study:
     runs = [run for run in runs if run.title not in copies]
     if not runs:
         raise UserError(
-            f"{folder} holds no <env>/<method>/seed<k>/scores.json: train and evaluate first, "
+            f"{folder} holds no <env>/<name>/seed<k>/scores.json: train and evaluate first, "
             "python -m camal_rl.experiment."
         )
     asked = [Path(env).stem if env.endswith(".toml") else env for env in planned.envs]
@@ -343,12 +328,19 @@ def comparability(study: Study) -> list[str]:
             )
     names = ("episodes", "seed", "greedy", "max_steps", "tau", "attention")
     evaluation = {run.title: {name: run.scores.settings.get(name) for name in names} for run in runs}
+    for run in runs:
+        if run.scores.settings.get("attention") == run.scores.training.args.get("attention"):
+            evaluation[run.title]["attention"] = "that of training"
     sentences += differences("Not comparable: runs were evaluated differently.", evaluation)
     steps = {run.title: {"agent steps": run.scores.steps} for run in runs}
     trained = {run.title: steps[run.title] | (training(run) if not run.is_variant else {}) for run in runs}
     sentences += differences("Not comparable: runs were trained differently.", trained)
     for method in study.methods:
-        of_row = {run.title: training(run) for run in runs if run.is_variant and run.method == method}
+        of_row = {
+            run.title: training(run) | {"method": run.scores.method}
+            for run in runs
+            if run.is_variant and run.method == method
+        }
         sentences += differences(f"Not comparable: runs of {method} were trained differently.", of_row)
     for env in study.envs:
         of_env = {run.title: run.scores.training.definition.model_dump() for run in runs if run.env == env}
@@ -361,7 +353,7 @@ def variants(study: Study) -> list[str]:
     if not any(run.is_variant for run in study.runs):
         return []
     first = {run.method: training(run) | {"method": run.scores.method} for run in reversed(study.runs)}
-    rows = {method: first[method] for method in study.methods}
+    rows = {method: first[method] for method in study.methods if method in first}
     return differences("They differ in options of training:", rows, "rows")
 
 

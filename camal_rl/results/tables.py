@@ -86,7 +86,7 @@ def further(study: Study, found: Mapping[str, Comparison]) -> Table:
         "Means over runs and environments, and the first method's probability of improvement. Areas lie "
         "under the change of the value while the pixels that attention finds most important are removed "
         "(faithful if great) or put back (faithful if small). Half the gain is half of what the best method "
-        "gained over random play; a run that never gets there counts with all its steps. Rows are not "
+        "gained over random play; a run that never gets there counts with all steps. Rows are not "
         "corrected for there being several."
     )
     columns = ["", *map(name, study.methods)]
@@ -125,7 +125,7 @@ def by_environment(study: Study, results: Mapping[str, Results]) -> Table:
             rows.append([*row, percent(dead, " %"), shown(scaled, 2), shown(raw, 1)])
     note = (
         "Means over runs. A normalized return is 0 for a random policy and 1 for the reference. Eq. 3 is "
-        "the IoU of Grad-CAM's map, where attention is of another kind. Constant is "
+        "the IoU of Grad-CAM's map, whichever map a run is trained by. Constant is "
         "the IoU of each run's mean map, which never moves: what IoU is above it has followed the targets. "
         "Mask is that of the mask itself when it is shown at the resolution of attention; attention can have "
         "more. A dead map is all zero and counts as IoU 0."

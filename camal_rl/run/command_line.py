@@ -31,6 +31,8 @@ def option(value: str | None = None) -> Any:
 
 
 NAME, _COUNT, _NUMBER = option("NAME"), option("N"), option("X")
+Method = Literal["camal", "balanced", "vanilla", "suppress"]
+"""Methods that agents are trained with."""
 Map = Literal[
     "gradcam", "magnitude", "layercam", "hirescam", "diffgradcam", "smoothgrad", "integrated-gradients"
 ]
@@ -39,7 +41,7 @@ Switch = Annotated[bool, option()]
 Count = Annotated[int, pydantic.Field(ge=0, lt=2**63), _COUNT]
 Positive = Annotated[int, pydantic.Field(ge=1, lt=2**63), _COUNT]
 Number = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False), _NUMBER]
-RunName = Annotated[str, pydantic.Field(pattern=r"^(\w[\w.+=-]*)?$"), NAME]
+RunName = Annotated[str, pydantic.Field(pattern=r"^(\w[\w.+=-]{0,99})?$"), NAME]
 Factor = Annotated[float, pydantic.Field(gt=0), _NUMBER]
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1), _NUMBER]
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from camal_rl import __version__
 from camal_rl.errors import UserError
 from camal_rl.run.files import make_folder, write_whole
-from camal_rl.run.runner import GAME, LEARNED
+from camal_rl.run.runner import GAME, LEARNED, with_name
 
 CHECKPOINT_VERSION = 4
 FREE_OPTIONS = frozenset(
@@ -96,6 +96,8 @@ def check_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) ->
     if not (folder / "args.json").exists():
         return False
     before = read_args_file(folder, tuple(described))
+    if "name" in described["args"]:
+        before["args"] = with_name(before["args"])
     differences, longer = [], False
     for group, now in described.items():
         names = LEARNED if group == "definition" else sorted(before[group].keys() | now.keys())
@@ -149,13 +151,14 @@ def write_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]], be
         UserError: the folder can't be made or written.
     """
     make_folder(folder, "--runs-dir")
-    code = [code_hash()]
-    if begun and by_other_code(folder):
+    code = _trained_by(folder) if begun else []
+    if begun and code[-1] != code_hash():
         print(
             f"camal_rl: the package's code has changed since {folder} was last trained; args.json says so.",
             file=sys.stderr,
         )
-        code = [*_trained_by(folder), *code]
+    if code[-1:] != [code_hash()]:
+        code.append(code_hash())
     content = {"version": __version__, **described, "code": {"code": code}}
     write_whole(folder / "args.json", (json.dumps(content, indent=2) + "\n").encode())
 
@@ -176,10 +179,9 @@ def by_other_code(folder: Path) -> bool:
 
 
 def _trained_by(folder: Path) -> list[str]:
-    """The `code_hash` of all code that has trained a run, in that order."""
-    if not (folder / "args.json").exists():
-        return []
-    return list(read_args_file(folder, ()).get("code", {}).get("code", []))
+    """The `code_hash` of all code that has trained a run, in that order; earlier versions noted none."""
+    content = read_args_file(folder, ()) if (folder / "args.json").exists() else {}
+    return list(content.get("code", {}).get("code", ["unknown"]))
 
 
 # ------------------------------------------------------------------------------------------- lock, checkpoint
@@ -331,9 +333,7 @@ class RunFolder:
             return False
         print(f"{self.path} is already done: {self.step:,} steps. More takes a larger --total-timesteps.")
         if by_other_code(self.path):
-            print(
-                "It was trained by other code of the package: --name NAME trains a run of its own with this."
-            )
+            print("It was trained by other code of the package than this. To train it anew, give a --name.")
         self._say_what_comes_next()
         return True
 
@@ -353,7 +353,7 @@ class RunFolder:
         """
         self._cleanup.enter_context(lock(self.path, "train"))
         checkpoint = self._load()  # another process may have trained since
-        options = self.described["args"] | self.described["definition"]
+        options = self.described["definition"] | self.described["args"]
         print(
             f"camal_rl {__version__}: {options['env']}, {options['name']}, seed {self.args.seed}, "
             f"{self.total:,} iterations of {self.args.batch_size:,} steps "

@@ -77,7 +77,12 @@ def learned(described: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("precision", "device_type"):
         options.pop(name, None)
     definition = {name: described["definition"].get(name) for name in LEARNED}
-    return {"args": options, "definition": definition}
+    return {"args": with_name(options), "definition": definition}
+
+
+def with_name(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an agent's run with its name, which earlier versions left out: it was the method's."""
+    return {"name": options.get("method"), **options}
 
 
 def is_done(cell: Cell) -> bool:
