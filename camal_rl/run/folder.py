@@ -152,7 +152,7 @@ def write_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]], be
     """
     make_folder(folder, "--runs-dir")
     code = _trained_by(folder) if begun else []
-    if begun and code[-1] != code_hash():
+    if code and code[-1] != code_hash():
         print(
             f"camal_rl: the package's code has changed since {folder} was last trained; args.json says so.",
             file=sys.stderr,
@@ -180,8 +180,9 @@ def by_other_code(folder: Path) -> bool:
 
 def _trained_by(folder: Path) -> list[str]:
     """The `code_hash` of all code that has trained a run, in that order; earlier versions noted none."""
-    content = read_args_file(folder, ()) if (folder / "args.json").exists() else {}
-    return list(content.get("code", {}).get("code", ["unknown"]))
+    if not (folder / "args.json").exists():
+        return []
+    return list(read_args_file(folder, ()).get("code", {}).get("code", ["unknown"]))
 
 
 # ------------------------------------------------------------------------------------------- lock, checkpoint
