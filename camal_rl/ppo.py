@@ -18,18 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from camal_rl.errors import UserError
 from camal_rl.run import command_line
-from camal_rl.run.command_line import (
-    NAME,
-    Count,
-    Factor,
-    Fraction,
-    Map,
-    Method,
-    Number,
-    Positive,
-    RunName,
-    Switch,
-)
+from camal_rl.run.command_line import NAME, Count, Factor, Fraction, Map, Number, Positive, Switch
 
 # -------------------------------------------------------------------------------------------------- arguments
 
@@ -41,9 +30,9 @@ class Args:
     # run
     env: Annotated[str, NAME] = "Basic"
     """environment or .toml; python -m camal_rl.environments lists"""
-    method: Annotated[Method, NAME] = "camal"
+    method: Annotated[command_line.Method, NAME] = "camal"
     """camal, balanced (lambda adapts), vanilla, suppress (beta)"""
-    name: RunName = ""
+    name: command_line.RunName = ""
     """name of the run's folder, and in reports; the method's unless given"""
     seed: Count = 1
     """seed of weights, episodes and actions"""
@@ -126,10 +115,8 @@ class Args:
 
     def __post_init__(self) -> None:
         command_line.check_ranges(self)
-        if self.name != self.method and self.name in get_args(Method):
-            raise UserError(
-                f"--name {self.name}: that is another method than {self.method}, choose another name."
-            )
+        if self.name != self.method and self.name in get_args(command_line.Method):
+            raise UserError(f"--name {self.name} is the name of another method: choose another one.")
         if self.batch_size % self.num_minibatches or self.batch_size < 2 * self.num_minibatches:
             raise UserError(
                 f"{self.num_envs} games x {self.num_steps} steps do not divide into {self.num_minibatches} "

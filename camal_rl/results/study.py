@@ -175,7 +175,7 @@ class Run(NamedTuple):
 
     @property
     def is_variant(self) -> bool:
-        """Whether it has a name of its own, and so may have options of its own."""
+        """True where it has a name of its own, and so may have options of its own."""
         return self.scores.name not in ("", self.scores.method)
 
     @property
