@@ -69,7 +69,7 @@ def test_a_name_that_is_no_folder_is_refused(name):
 
 
 def test_another_methods_name_is_refused():
-    with pytest.raises(UserError, match="--name vanilla is the name of another method: choose another one."):
+    with pytest.raises(UserError, match="--name vanilla is the name of another method: choose another one"):
         ppo.Args(name="vanilla", method="camal")
     assert ppo.Args(name="vanilla", method="vanilla").name == "vanilla"
 
