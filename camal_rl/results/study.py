@@ -386,7 +386,8 @@ def differences(sentence: str, options: Mapping[str, Mapping[str, Any]], unit: s
                 groups.setdefault(json.dumps(known[name]), []).append(title)
         if len(groups) > 1:
             common, *others = sorted(groups.items(), key=lambda group: -len(group[1]))
-            told = [f"{common[0]} ({len(common[1])} {unit})"]
+            many = f"{len(common[1])} {unit}" if len(common[1]) > 1 else common[1][0]
+            told = [f"{common[0]} ({many})"]
             told += [f"{value} ({some(titles)})" for value, titles in others]
             parts.append(f"{name} is {' and '.join(told)}")
     return [f"{sentence} {'; '.join(parts)}."] if parts else []
