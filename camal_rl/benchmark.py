@@ -71,13 +71,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from camal_rl import attention, camal, ppo
-from camal_rl.doom import DoomEnv, DoomVectorEnv
+from camal_rl.doom import FRAME_STACK, DoomVectorEnv, number_of_actions
 from camal_rl.game.definition import load_definition
-from camal_rl.masks import Projection
 from camal_rl.results.figures import DASHES, Table, colour, draw, markdown
 from camal_rl.run.device import choose_device, choose_precision, prepare_device
 from camal_rl.run.files import make_folder, write_together
 from camal_rl.run.machine import cores, processor
+from camal_rl.run.players import start_games
+from camal_rl.run.workers import Workers
 
 FORMAT = 2  # of benchmark.json
 IMAGES = 32  # in a classifier's batch (Table 7)
@@ -85,6 +86,8 @@ Values = dict[str, list[float]]
 """Values of each way, such as a method, one a repetition: in ms, or as a way named SPS or MiB says."""
 Cases = dict[str, Values]
 """Values by case, such as a size."""
+Ways = Mapping[str, Callable[[], object]]
+"""What is timed, by name."""
 progress = partial(tqdm, leave=False, disable=None)  # none where nobody looks
 METHODS: tuple[Literal["camal", "vanilla"], ...] = ("camal", "vanilla")
 
@@ -96,9 +99,12 @@ class Plan(NamedTuple):
     repetitions: int
     turns: int = 5  # in a repetition, and iterations of a training
     resolutions: tuple[Literal["160x120", "320x240"], ...] = ("160x120", "320x240")
+    games: tuple[int, ...] = (8,)  # of CAMAL's cost, and beside the raw engine
     runs: tuple[int, ...] = (1, 2, 3, 4)  # at once
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     num_envs: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    cores: tuple[int, ...] = (1, 2)
+    devices: tuple[str, ...] = ("auto",)
     frame_sizes: tuple[tuple[int, int], ...] = ((84, 84), (120, 160), (240, 320))
     length: int = 60  # iterations of the training whose memory is watched
 
@@ -112,17 +118,24 @@ def make_plan(args: Args) -> Plan:
     load_definition(args.env)
     choose_device(args.device)
     threads = args.torch_threads or min(torch.get_num_threads(), cores())
-    plan = Plan(ppo.Args(env=args.env, device=args.device, torch_threads=threads), args.repetitions)
+    base = ppo.Args(env=args.env, device=args.device, torch_threads=threads)
+    plan = Plan(base, args.repetitions, devices=(args.device,))
     if args.quick:
         plan = plan._replace(repetitions=1, turns=2, runs=(1, 2), batch_sizes=(1, 16, 128))
         plan = plan._replace(num_envs=(2, 8), frame_sizes=((84, 84), (120, 160)), length=12)
+    if threads > 4:
+        halves = tuple(max(1, threads >> shift) for shift in range(5))
+        plan = plan._replace(games=(8, 2 * threads), runs=(1, threads // 2, threads), cores=halves[::-1])
+        plan = plan._replace(num_envs=tuple(threads << shift for shift in range(-1, 3)))
+    if choose_device(args.device).type == "cuda":
+        plan = plan._replace(devices=("cpu", args.device))
     return plan
 
 
 # --------------------------------------------------------------------------------------------- how to measure
 
 
-def take_turns(ways: Mapping[str, Callable[[], object]], plan: Plan) -> Values:
+def take_turns(ways: Ways, plan: Plan) -> Values:
     """Time functions in turns, after a call of each that does not count; return medians, one a repetition."""
     for function in ways.values():
         function()
@@ -167,14 +180,14 @@ def train(args: ppo.Args, iterations: int) -> tuple[float, list[float]]:
 
 
 def memory(process: int) -> float:
-    """MiB of a process and its children, what they share counted once (PSS); 0 where there is no /proc."""
-    total = 0
+    """MiB of a process and all below it, what they share counted once (PSS); 0 where there is no /proc."""
+    total = 0.0
     with suppress(OSError):  # it has ended meanwhile
+        text = Path(f"/proc/{process}/smaps_rollup").read_text()
+        total += sum(map(int, re.findall(r"^Pss: *(\d+) kB", text, re.MULTILINE))) / 1024
         children = [file.read_text().split() for file in Path(f"/proc/{process}/task").glob("*/children")]
-        for member in (process, *itertools.chain(*children)):
-            text = Path(f"/proc/{member}/smaps_rollup").read_text()
-            total += sum(map(int, re.findall(r"^Pss: *(\d+) kB", text, re.MULTILINE)))
-    return total / 1024
+        total += sum(map(memory, map(int, itertools.chain(*children))))
+    return total
 
 
 def words_of(args: Any) -> list[str]:
@@ -188,27 +201,27 @@ def words_of(args: Any) -> list[str]:
 
 
 class Loop:
-    """The body of the loop of `ppo.train`, without its run folder; `stack` ends engines and threads."""
+    """The body of the loop of `ppo.train`, without its run folder; `stack` ends engines and workers."""
 
-    def __init__(self, args: ppo.Args, stack: ExitStack) -> None:
+    def __init__(self, args: ppo.Args, stack: ExitStack, play: Callable[..., Tensor] = ppo.rollout) -> None:
         self.args = args
         self.device, _, self.workers = prepare_device(args.device, args.precision, args.torch_threads, stack)
-        map_size = None if args.method == "vanilla" else ppo.feature_map_size(args.frame_size)
-        looks = (args.frame_size, args.render_resolution)
-        self.envs = DoomVectorEnv(args.env, args.num_envs, *looks, map_size=map_size)
-        stack.enter_context(closing(self.envs))
-        self.envs.reset(seed=args.seed)
+        definition = load_definition(args.env)
         torch.manual_seed(args.seed)
-        self.agent = ppo.Agent(self.envs.num_actions, self.envs.images.shape[1:]).to(self.device)
+        image_shape = (FRAME_STACK, *args.frame_size)
+        self.agent = ppo.Agent(number_of_actions(definition), image_shape).to(self.device)
+        self.store = ppo.allocate(args, self.agent)
+        make = partial(ppo.make_envs, definition, args)
+        self.envs, self._play = start_games(make, play, self.agent, self.store, args, self.workers)
+        stack.enter_context(closing(self.envs))
+        self.envs.reset(seed=range(args.num_envs))
         fused = self.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.Adam(self.agent.parameters(), args.learning_rate, eps=1e-5, fused=fused)
         self.generator = torch.Generator(self.device)
-        self.store = ppo.allocate(args, self.agent, self.envs.images.shape[1])
 
     def play(self) -> Tensor:
         """Play a rollout, and return the values of the newest observations."""
-        draws = np.random.default_rng(0).random((self.args.num_steps, self.args.num_envs))
-        return ppo.rollout(self.agent, self.envs, self.store, self.args, draws, self.workers)
+        return self._play(np.random.default_rng(0).random((self.args.num_steps, self.args.num_envs)))
 
     def iterate(self) -> None:
         """Play and learn."""
@@ -226,60 +239,57 @@ class Loop:
 
 
 def overhead(plan: Plan) -> Cases:
-    """Iterations of 1,024 agent steps (rollout and update, no logging), and updates alone, in turns.
+    """Iterations (rollout and update, no logging), and updates alone, in turns.
 
     The learning rate is 0, so that both methods play the same games: some views take longer to draw.
     """
-    with ExitStack() as stack:
-        options = [dataclasses.replace(plan.base, method=method, learning_rate=0.0) for method in METHODS]
-        loops = {args.method: Loop(args, stack) for args in options}
-        iteration = take_turns({method: loop.iterate for method, loop in loops.items()}, plan)
-        update = take_turns({method: loop.update for method, loop in loops.items()}, plan)
-        return {"iteration": iteration, "update": update}
-
-
-def rollout(plan: Plan) -> Cases:
-    """Rollouts of 1,024 agent steps, raw engines, and the projection of as many masks by one thread.
-
-    Each of the raw engines plays at random in a thread of its own, and frames and labels are taken.
-    """
     cases = {}
-    for resolution in plan.resolutions:
-        args = dataclasses.replace(plan.base, render_resolution=resolution)
+    for games in plan.games:
         with ExitStack() as stack:
-            loop = Loop(args, stack)
-            raw = DoomVectorEnv(args.env, args.num_envs, render_resolution=resolution)
-            stack.enter_context(closing(raw))
-            raw.reset(seed=args.seed)
-            ways: dict[str, Callable[[], object]] = {
-                "raw engine": partial(play_raw, raw, args.num_steps),
-                "rollout": loop.play,
-                "projection": partial(project, loop.envs, args.num_steps),
-            }
-            cases[f"rendered at {resolution}"] = take_turns(ways, plan)
+            base = dataclasses.replace(plan.base, num_envs=games, learning_rate=0.0)
+            loops = {method: Loop(dataclasses.replace(base, method=method), stack) for method in METHODS}
+            for part in ("iterate", "update"):
+                ways: Ways = {method: getattr(loop, part) for method, loop in loops.items()}
+                cases[f"{part}, {games} games"] = take_turns(ways, plan)
     return cases
 
 
-def play_raw(envs: DoomVectorEnv, steps: int) -> None:
-    """Act at random in every game's engine, in a thread for each, and take frame and labels; no more."""
+def rollout(plan: Plan) -> Cases:
+    """Rollouts of 128 agent steps in every game, and raw engines that as many processes or threads play.
 
-    def play(env: DoomEnv) -> None:
-        for action in np.random.default_rng(0).integers(len(env.actions), size=steps).tolist():
-            env.game.make_action(env.actions[action], env.definition.frame_skip)
-            if env.game.is_episode_finished():
-                env.game.new_episode()
-            state = env.game.get_state()
-            _ = state.screen_buffer, state.labels_buffer
+    The raw engines are played at random, and frames and labels are taken.
+    """
+    cases = {}
+    for resolution, games in itertools.product(plan.resolutions, plan.games):
+        args = dataclasses.replace(plan.base, render_resolution=resolution, num_envs=games)
+        with ExitStack() as stack:
+            kinds = {"raw engine": play_raw, "rollout": ppo.rollout}
+            ways: Ways = {way: Loop(args, stack, kind).play for way, kind in kinds.items()}
+            cases[f"{games} games rendered at {resolution}"] = take_turns(ways, plan)
+    return cases
 
-    with ThreadPoolExecutor(envs.num_envs) as threads:
-        list(threads.map(play, envs.envs))
 
+def play_raw(
+    agent: ppo.Agent,
+    envs: DoomVectorEnv,
+    store: ppo.Rollout,
+    args: ppo.Args,
+    draws: np.ndarray,
+    workers: Workers,
+) -> Tensor:
+    """Act at random in every game's engine, and take frame and labels; no more. Arguments as of a rollout."""
 
-def project(envs: DoomVectorEnv, times: int) -> None:
-    """Project every game's newest mask so many times."""
-    projection = Projection(envs.envs[0].label_size, envs.mask_weights.shape[2:])
-    for _ in range(times):
-        projection.weights(np.stack([projection(env.mask, env.mask_box) for env in envs.envs]))
+    def play(games: slice) -> None:
+        for actions in (draws[:, games] * envs.num_actions).astype(int).tolist():
+            for env, action in zip(envs.envs[games], actions, strict=True):
+                env.game.make_action(env.actions[action], env.definition.frame_skip)
+                if env.game.is_episode_finished():
+                    env.game.new_episode()
+                state = env.game.get_state()
+                _ = state.screen_buffer, state.labels_buffer
+
+    workers.run(play, workers.slices(envs.num_envs))
+    return torch.zeros(envs.num_envs)
 
 
 def runs(plan: Plan) -> Cases:
@@ -332,8 +342,22 @@ def scaling(plan: Plan) -> Cases:
     In the longer training, for whose thirds the median is shown, every iteration measures attention with a
     picture and saves a checkpoint.
     """
+    most, on = max(plan.games), {device: f", {device}" * (len(plan.devices) > 1) for device in plan.devices}
     varied: dict[str, dict[str, Any]] = {
-        **{f"{number} games": {"num_envs": number} for number in plan.num_envs},
+        **{
+            f"{number} games{text}": {"num_envs": number, "device": device}
+            for device, text in on.items()
+            for number in plan.num_envs
+        },
+        **{
+            f"{most} games, {number} cores, {way}": {
+                "num_envs": most,
+                "torch_threads": number,
+                "play_in": way,
+            }
+            for number in plan.cores
+            for way in ("threads", "processes")
+        },
         **{f"frames of {h}x{w}": {"frame_size": (h, w)} for h, w in plan.frame_sizes},
         **{f"rendered at {size}": {"render_resolution": size} for size in plan.resolutions},
     }
@@ -354,7 +378,7 @@ def startup(plan: Plan) -> Cases:
     """New processes: one that prints its help, and one that ends after its first gradient step."""
     short = dataclasses.replace(plan.base, num_steps=2, num_minibatches=1, update_epochs=1, measure_every=0)
     command = [sys.executable, "-m", "camal_rl.ppo", "--help"]
-    ways: dict[str, Callable[[], object]] = {
+    ways: Ways = {
         "--help": partial(subprocess.run, command, stdout=subprocess.DEVNULL, check=True),
         "first gradient step, and end": partial(train, short, 1),
     }

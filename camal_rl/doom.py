@@ -24,7 +24,14 @@ from gymnasium.vector.utils import batch_space
 
 from camal_rl.errors import UserError
 from camal_rl.game.definition import RENDER_RESOLUTIONS, Definition, load_definition
-from camal_rl.game.engine import ENGINE_ERRORS, TIME_LIMIT, EngineError, check_shared_memory, start_engine
+from camal_rl.game.engine import (
+    ENGINE_ERRORS,
+    TIME_LIMIT,
+    EngineError,
+    check_shared_memory,
+    load_config,
+    start_engine,
+)
 from camal_rl.game.frames import Stack, grey, shrinking, zero_pixels
 from camal_rl.masks import Box, Projection, target_mask
 
@@ -356,6 +363,17 @@ def replay(
 
 def _in_colour(game: vizdoom.DoomGame) -> None:
     game.set_screen_format(vizdoom.ScreenFormat.RGB24)
+
+
+def number_of_actions(definition: Definition) -> int:
+    """Return the number of an environment's actions, without starting it.
+
+    Raises:
+        UserError: it has no button to press.
+    """
+    game = vizdoom.DoomGame()
+    load_config(game, definition.scenario)
+    return len(_single_buttons(game.get_available_buttons()))
 
 
 def _single_buttons(buttons: Sequence[vizdoom.Button]) -> list[list[float]]:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from camal_rl.errors import UserError
 from camal_rl.run import command_line
-from camal_rl.run.command_line import NAME, Count, Factor, Fraction, Map, Number, Positive, Switch
+from camal_rl.run.command_line import NAME, Count, Factor, Fraction, Map, Number, Positive, Switch, option
 
 # -------------------------------------------------------------------------------------------------- arguments
 
@@ -46,10 +46,12 @@ class Args:
     """iterations between measurements of attention, 0 for none"""
 
     # environment
-    frame_size: Annotated[tuple[int, int], command_line.option("H W")] = (84, 84)
+    frame_size: Annotated[tuple[int, int], option("H W")] = (84, 84)
     """height and width of what the agent sees, in pixels (CleanRL)"""
-    render_resolution: Annotated[Literal["160x120", "200x150", "256x192", "320x240"], NAME] = "320x240"
-    """what is drawn: 160x120, 200x150, 256x192, 320x240"""
+    render_resolution: Annotated[
+        Literal["160x120", "200x150", "256x192", "320x240"], option("160x120|200x150|256x192|320x240")
+    ] = "320x240"
+    """what the engine draws, in pixels"""
     reward: Annotated[Literal["clip", "scale", "raw"], NAME] = "clip"
     """clip to [-1, 1] (Table 8), scale by the TOML's factor, or raw"""
     max_episode_steps: Count = 0
@@ -100,8 +102,8 @@ class Args:
     """fp32, tf32 (CUDA), bf16; auto: bf16 where it is native"""
     torch_threads: Count = 0
     """CPU threads that play and learn, 0 for all cores"""
-    detect_anomaly: Switch = False
-    """name the operation that makes NaN; slow"""
+    play_in: Annotated[Literal["auto", "threads", "processes"], NAME] = "auto"
+    """what they play in: threads, processes; auto: by their number"""
 
     @property
     def batch_size(self) -> int:
@@ -112,6 +114,11 @@ class Args:
     def minibatch_size(self) -> int:
         """Agent steps of a minibatch."""
         return self.batch_size // self.num_minibatches
+
+    @property
+    def mask_stride(self) -> int:
+        """Agent steps of a game from one mask that is kept to the next: about 128 of a rollout."""
+        return max(1, self.batch_size // 128)
 
     def __post_init__(self) -> None:
         command_line.check_ranges(self)
@@ -146,11 +153,12 @@ from torch import Generator, Tensor, nn
 from torch.optim import Adam
 
 from camal_rl import attention, camal
-from camal_rl.doom import DoomVectorEnv
-from camal_rl.game.definition import load_definition
+from camal_rl.doom import FRAME_STACK, DoomVectorEnv, number_of_actions
+from camal_rl.game.definition import RENDER_RESOLUTIONS, Definition, load_definition
 from camal_rl.run.device import inference_replica, prepare_device
 from camal_rl.run.folder import RunFolder
 from camal_rl.run.monitor import Monitor
+from camal_rl.run.players import start_games
 from camal_rl.run.workers import Workers
 
 # ------------------------------------------------------------------------------------------------------ agent
@@ -238,17 +246,20 @@ class Rollout(NamedTuple):
     rewards: Tensor  # (T, N), clipped or scaled
     ends: Tensor  # (T, N), 1 where the step ended an episode
     mask_weights: Tensor  # (T, N, 2, h, w), the masks projected to attention's resolution (CAMAL)
+    masks: Tensor  # uint8 (ceil(T / mask_stride), N, h_label, w_label), those that attention is measured with
 
 
-def allocate(args: Args, agent: Agent, stack: int) -> Rollout:
-    """Return an empty rollout in the CPU's memory, of images that stack so many frames."""
+def allocate(args: Args, agent: Agent) -> Rollout:
+    """Return an empty rollout in the CPU's memory."""
     shape = (args.num_steps, args.num_envs)
-    images = torch.zeros((*shape, *args.frame_size, stack), dtype=torch.uint8).movedim(-1, 2)
+    images = torch.zeros((*shape, *args.frame_size, FRAME_STACK), dtype=torch.uint8).movedim(-1, 2)
     logits = torch.zeros((*shape, agent.actor.out_features))
     actions = torch.zeros(shape, dtype=torch.int64)
     values, rewards, ends = (torch.zeros(shape) for _ in range(3))
     mask_weights = torch.zeros((*shape, 2, *agent.map_shape[1:]))
-    return Rollout(images, logits, values, actions, rewards, ends, mask_weights)
+    kept = len(range(0, args.num_steps, args.mask_stride))
+    masks = torch.zeros((kept, args.num_envs, *RENDER_RESOLUTIONS[args.render_resolution]), dtype=torch.uint8)
+    return Rollout(images, logits, values, actions, rewards, ends, mask_weights, masks)
 
 
 def rollout(
@@ -258,30 +269,29 @@ def rollout(
     args: Args,
     draws: np.ndarray,
     workers: Workers,
-    monitor: Monitor | None = None,
 ) -> Tensor:
     """Play `num_steps` in every game into `store`; each thread plays its own games and waits for no other.
 
-    `draws`, (T, N), are uniform in [0, 1) and choose the actions. Returns the newest observations' values.
+    `draws`, (T, N), are uniform in [0, 1) and choose the actions. Returns the newest observations' values. A
+    replica of the agent on the CPU decides, wherever the agent is: a GPU would be waited for in every step.
     """
-    device = agent.fc.weight.device
-    slices = workers.slices(args.num_envs)
-    replica = inference_replica(agent, workers.dtype, -(-args.num_envs // len(slices)))
+    slices = workers.slices(envs.num_envs)
+    replica = inference_replica(agent, workers.play_dtype, -(-envs.num_envs // len(slices)))
     # For small copies numpy keeps the interpreter's lock; torch lets go of it, and threads wait.
     memory: Any = Rollout._make(field.numpy() for field in store)
 
     @torch.no_grad()
     def forward(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        output: Output = replica(torch.from_numpy(images).to(device))
-        return output.logits.cpu().numpy(), output.value.cpu().numpy()
+        output: Output = replica(torch.from_numpy(images))
+        return output.logits.numpy(), output.value.numpy()
 
     def play(games: slice) -> None:
         for step in range(args.num_steps):
             memory.images[step, games] = envs.images[games]
             if args.method != "vanilla":
                 memory.mask_weights[step, games] = envs.mask_weights[games]  # CAMAL
-            if monitor is not None:
-                monitor.keep_masks(step, games, envs.masks)
+            if step % args.mask_stride == 0:
+                memory.masks[step // args.mask_stride, games] = envs.masks[games]
             logits, values = forward(envs.images[games])
             actions = sample(logits, draws[step, games])
             rewards, terminated, truncated, last_images = envs.step_games(games, actions.tolist())
@@ -295,6 +305,13 @@ def rollout(
 
     workers.run(play, slices)
     return torch.from_numpy(forward(envs.images)[1])
+
+
+def make_envs(definition: Definition, args: Args, num_envs: int) -> DoomVectorEnv:
+    """Start games, whose masks are projected to attention's resolution where it is supervised."""
+    map_size = None if args.method == "vanilla" else feature_map_size(args.frame_size)
+    games = (definition, num_envs, args.frame_size, args.render_resolution)
+    return DoomVectorEnv(*games, max_episode_steps=args.max_episode_steps, map_size=map_size)
 
 
 def sample(logits: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -369,7 +386,7 @@ def take(batch: Batch, index: Tensor) -> Batch:
 
 
 def losses(
-    agent: Agent, batch: Batch, args: Args, camal_coef: float, generator: Generator | None = None
+    agent: Agent, batch: Batch, args: Args, camal_coef: float | Tensor, generator: Generator | None = None
 ) -> dict[str, Tensor]:
     """Return the loss of Eq. 2 and its terms for a part of a minibatch; the parts add up to the means of all.
 
@@ -442,18 +459,18 @@ def update(
         FloatingPointError: with the name of the first term that is NaN or infinite.
     """
 
-    def learn(replica: Agent, part: Batch) -> dict[str, Tensor]:
+    def learn(replica: Agent, part: Batch, camal_coef: Tensor) -> dict[str, Tensor]:
         means = losses(replica, part, args, camal_coef, generator)
         means["loss"].backward()
         return {name: mean.detach() for name, mean in means.items()}
 
-    camal_coef = optimizer.param_groups[0].get("camal_coef", args.camal_coef)
+    coef = torch.tensor(optimizer.param_groups[0].get("camal_coef", args.camal_coef), device=generator.device)
     parts = number_of_parts(args)
     history = []
     for _ in range(args.update_epochs):
         order = torch.randperm(args.batch_size, generator=generator, device=generator.device)
         for index in order.chunk(args.num_minibatches):
-            means = workers.learn(learn, agent, take(batch, index), parts)  # gradients add up in the agent
+            means = workers.learn(learn, agent, take(batch, index), coef, parts=parts)  # adds up gradients
             means["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
             optimizer.step()
             history.append(torch.stack(list(means.values())))
@@ -475,32 +492,30 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
     """
     definition = load_definition(args.env)
     with ExitStack() as stack:
-        stack.enter_context(torch.autograd.set_detect_anomaly(args.detect_anomaly))
         device, precision, workers = prepare_device(args.device, args.precision, args.torch_threads, stack)
         chosen = {"precision": precision, "device_type": device.type}
         run = stack.enter_context(RunFolder(args, definition, chosen))
         if run.is_done():  # and says so
             return run.path
-        map_size = None if args.method == "vanilla" else feature_map_size(args.frame_size)
-        games = (definition, args.num_envs, args.frame_size, args.render_resolution)
-        envs = DoomVectorEnv(*games, max_episode_steps=args.max_episode_steps, map_size=map_size)
-        stack.enter_context(closing(envs))
         torch.manual_seed(args.seed)
-        agent = Agent(envs.num_actions, envs.images.shape[1:]).to(device)
+        agent = Agent(number_of_actions(definition), (FRAME_STACK, *args.frame_size)).to(device)
+        store = allocate(args, agent)
+        make = partial(make_envs, definition, args)
+        envs, play = start_games(make, rollout, agent, store, args, workers)
+        stack.enter_context(closing(envs))
         fused = device.type in ("cpu", "cuda")
         optimizer = Adam(agent.parameters(), args.learning_rate, eps=1e-5, fused=fused)
         generator = Generator(device).manual_seed(args.seed)
         state = {"agent": agent, "optimizer": optimizer, "generator": generator, "envs": envs}
         if not run.resume(state):
             envs.reset(seed=np.random.SeedSequence(args.seed).generate_state(args.num_envs).tolist())
-        store = allocate(args, agent, envs.images.shape[1])
-        monitor = Monitor(args, run, envs.masks)
+        monitor = Monitor(args, run)
 
         for iteration in run.iterations():  # shows progress
             if args.anneal_lr:
                 optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - (iteration - 1) / run.total)
             draws = torch.rand((args.num_steps, args.num_envs), generator=generator, device=device)
-            next_value = rollout(agent, envs, store, args, draws.cpu().numpy(), workers, monitor)
+            next_value = play(draws.cpu().numpy())
             played = (store.rewards, store.values, store.ends, next_value)
             advantages, returns = gae(*played, args.gamma, args.gae_lambda)
             batch = flatten(store, advantages, returns, args, device)
@@ -518,7 +533,7 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
             scalars["charts/SPS"] = run.speed()
             run.log_episodes(envs.finished_episodes())
             run.log(scalars)
-            monitor.measure(agent, store.images, workers)
+            monitor.measure(agent, store, workers)
             stop = interrupted()
             if stop or run.passed(args.checkpoint_every):
                 run.save(state)

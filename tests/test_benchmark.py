@@ -25,7 +25,9 @@ from camal_rl.errors import UserError
 def plan(tmp_path: Path, fake_engine: None) -> Plan:
     """A plan that takes no time, on games that are not real."""
     base = small_args(tmp_path, num_envs=2, num_steps=8, num_minibatches=1, update_epochs=1)
-    tiny = Plan(base, repetitions=2, turns=2, resolutions=(SMALL,), runs=(1, 2), batch_sizes=(1, 2))
+    tiny = Plan(
+        base, repetitions=2, turns=2, resolutions=(SMALL,), games=(2,), runs=(1, 2), batch_sizes=(1, 2)
+    )
     return tiny._replace(num_envs=(1, 2), frame_sizes=((52, 60),), length=6)
 
 
@@ -102,24 +104,25 @@ def assert_complete(cases: Cases, names: list[str], ways: set[str], repetitions:
 
 def test_overhead_is_that_of_iterations_and_of_updates(plan: Plan) -> None:
     cases = benchmark.overhead(plan)
-    assert_complete(cases, ["iteration", "update"], {"camal", "vanilla"})
+    assert_complete(cases, ["iterate, 2 games", "update, 2 games"], {"camal", "vanilla"})
 
 
 def test_rollouts_are_measured_beside_raw_engines(plan: Plan) -> None:
     cases = benchmark.rollout(plan)
-    assert_complete(cases, [f"rendered at {SMALL}"], {"raw engine", "rollout", "projection"})
+    assert_complete(cases, [f"2 games rendered at {SMALL}"], {"raw engine", "rollout"})
 
 
 def test_raw_engines_play_every_step_in_every_game(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     with ExitStack() as stack:
-        envs = Loop(plan.base, stack).envs
+        loop = Loop(plan.base, stack, benchmark.play_raw)
+        envs: Any = loop.envs
         tics: list[int] = []
         act = type(envs.envs[0].game).make_action
         monkeypatch.setattr(
             type(envs.envs[0].game), "make_action", lambda *given: tics.append(given[2]) or act(*given)
         )
-        benchmark.play_raw(envs, 20)
-        assert tics == [envs.definition.frame_skip] * 40
+        loop.play()
+        assert tics == [envs.definition.frame_skip] * 16
 
 
 WAYS = ["no attention", "one pass a sample", "one pass (Eq. 4)", "closed form"]
@@ -168,7 +171,8 @@ def test_trainings_at_once_have_seeds_of_their_own_and_their_speeds_add_up(
 
 def test_scaling_varies_one_size_at_a_time_and_watches_a_long_training(plan: Plan, trained: Trained) -> None:
     cases = benchmark.scaling(plan)
-    varied = ["1 games", "2 games", "frames of 52x60", f"rendered at {SMALL}"]
+    on_cores = [f"2 games, {number} cores, {way}" for number in (1, 2) for way in ("threads", "processes")]
+    varied = ["1 games", "2 games", *on_cores, "frames of 52x60", f"rendered at {SMALL}"]
     thirds = [f"6 iterations, third {third}" for third in (1, 2, 3)]
     assert list(cases) == varied + thirds
     assert all(cases[case] == {"SPS": [100.0] * 2, "MiB": [30.0] * 2} for case in varied)
@@ -329,9 +333,9 @@ def test_help_needs_no_torch(tmp_path: Path) -> None:
 
 @pytest.mark.engine
 def test_rollouts_are_measured_on_the_engine(tmp_path: Path) -> None:
-    plan = Plan(small_args(tmp_path, num_envs=2, num_steps=8), 1, turns=1, resolutions=(SMALL,))
-    ways = {"raw engine", "rollout", "projection"}
-    assert_complete(benchmark.rollout(plan), [f"rendered at {SMALL}"], ways, 1)
+    plan = Plan(small_args(tmp_path, num_envs=2, num_steps=8), 1, turns=1, resolutions=(SMALL,), games=(2,))
+    ways = {"raw engine", "rollout"}
+    assert_complete(benchmark.rollout(plan), [f"2 games rendered at {SMALL}"], ways, 1)
 
 
 @pytest.mark.slow

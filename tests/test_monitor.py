@@ -39,14 +39,14 @@ def test_what_is_logged_is_what_the_functions_on_full_masks_say(
     envs = doom.DoomVectorEnv("Basic", 4, args.frame_size, args.render_resolution, map_size=(3, 4))
     envs.reset(seed=1)
     run = Logged()
-    monitor = Monitor(args, run, envs.masks)
+    monitor = Monitor(args, run)
     monkeypatch.setattr(monitor, "_draw", lambda *_: None)
-    store = ppo.allocate(args, agent, 4)
+    store = ppo.allocate(args, agent)
     with Workers(threads) as workers:
-        ppo.rollout(agent, envs, store, args, np.random.default_rng(0).random((16, 4)), workers, monitor)
-        monitor.measure(agent, store.images, workers)
+        ppo.rollout(agent, envs, store, args, np.random.default_rng(0).random((16, 4)), workers)
+        monitor.measure(agent, store, workers)
     envs.close()
-    masks = monitor.masks.reshape(64, 120, 160)
+    masks = store.masks.reshape(64, 120, 160).numpy()
     cam = attention.critic_cam(agent, agent(store.images.flatten(0, 1))).detach()
     heat = attention.normalize(cam)
     seen = masks.any(axis=(1, 2))
@@ -66,12 +66,10 @@ def test_what_is_logged_is_what_the_functions_on_full_masks_say(
     assert run.status["iou"] == f"{expected['iou']:.2f}"
 
 
-def test_about_as_many_frames_are_measured_as_are_asked_for(fake_engine, tmp_path):
+def test_attention_is_measured_on_about_128_frames(tmp_path):
     for steps, games, frames in ((16, 4, 64), (128, 4, 128), (100, 4, 136)):
         args = small_args(tmp_path, num_steps=steps, num_envs=games, total_timesteps=10**4)
-        envs = doom.DoomVectorEnv("Basic", games, args.frame_size, args.render_resolution)
-        assert len(Monitor(args, None, envs.masks).masks.reshape(-1, 120, 160)) == frames
-        envs.close()
+        assert len(ppo.allocate(args, ppo.Agent(4, (4, 52, 60))).masks.flatten(0, 1)) == frames
 
 
 @pytest.mark.parametrize(("method", "warnings"), [("camal", 1), ("vanilla", 0)])
@@ -89,15 +87,14 @@ def test_a_run_whose_maps_stay_dead_is_told_so_once(
 def test_dead_maps_are_counted_on_the_frames_whose_iou_is_measured(fake_engine, tmp_path, monkeypatch):
     run = Logged()
     run.iteration = 2  # at the first one attention is drawn
-    monitor = Monitor(small_args(tmp_path, checkpoint_every=10**6), run, np.zeros((4, 120, 160), np.uint8))
+    args, agent = small_args(tmp_path, checkpoint_every=10**6), ppo.Agent(4, (4, 52, 60))
+    monitor = Monitor(args, run)
     cams, weights, scores = torch.zeros(64, 3, 4), torch.zeros(64, 2, 3, 4), np.full((64, 2), np.nan)
     weights[:8, 0], scores[:8] = 1, 0.5  # eight frames with a target,
     cams[:6, 0, 0] = 1  # six of them with a map that isn't dead
     monkeypatch.setattr(monitor, "_maps", lambda *_: (cams, weights, scores))
     with Workers(1) as workers:
-        monitor.measure(
-            ppo.Agent(4, (4, 52, 60)), torch.zeros((16, 4, 4, 52, 60), dtype=torch.uint8), workers
-        )
+        monitor.measure(agent, ppo.allocate(args, agent), workers)
     assert run.scalars["camal/dead_map_fraction"] == 0.25
 
 
@@ -106,7 +103,7 @@ def test_frames_are_measured_where_the_agent_is(fake_engine, tmp_path, monkeypat
     args = small_args(tmp_path, checkpoint_every=10**6)
     run = Logged()
     run.iteration = 2  # at the first one attention is drawn
-    monitor = Monitor(args, run, np.zeros((4, 120, 160), np.uint8))
+    monitor = Monitor(args, run)
     devices = []
 
     def maps(agent: ppo.Agent, images: torch.Tensor, masks: np.ndarray, workers: Workers) -> tuple:
@@ -114,9 +111,10 @@ def test_frames_are_measured_where_the_agent_is(fake_engine, tmp_path, monkeypat
         return torch.zeros(64, 3, 4), torch.zeros(64, 2, 3, 4), np.zeros((64, 2))
 
     monkeypatch.setattr(monitor, "_maps", maps)
-    agent = ppo.Agent(4, (4, 52, 60)).to("meta")
+    agent = ppo.Agent(4, (4, 52, 60))
+    store = ppo.allocate(args, agent)
     with Workers(1) as workers:
-        monitor.measure(agent, torch.zeros((16, 4, 4, 52, 60), dtype=torch.uint8), workers)
+        monitor.measure(agent.to("meta"), store, workers)
     assert devices == ["meta"]
 
 

@@ -358,8 +358,12 @@ ENGINE_MEMORY = 2**20
 """Bytes of shared memory for an engine. It maps 10 MiB and, rendering 320x240, fills 0.2 (measured)."""
 
 
-def check_shared_memory(engines: int) -> None:
+def check_shared_memory(engines: int, more: int = 0) -> None:
     """Refuse to start engines that shared memory can't hold: where it runs out they die of SIGBUS.
+
+    Args:
+        engines: how many.
+        more: bytes that are needed besides.
 
     Raises:
         UserError: not enough is free.
@@ -368,7 +372,7 @@ def check_shared_memory(engines: int) -> None:
         stats = os.statvfs("/dev/shm")
     except OSError:  # no such thing on this system
         return
-    if (free := stats.f_bavail * stats.f_frsize) < (needed := engines * ENGINE_MEMORY):
+    if (free := stats.f_bavail * stats.f_frsize) < (needed := engines * ENGINE_MEMORY + more):
         raise UserError(
             f"shared memory is full: /dev/shm has {free / 2**20:.1f} MiB free, and {engines} game engine"
             f"{'s need' if engines > 1 else ' needs'} {needed / 2**20:.0f} MiB. Free some, use fewer "

@@ -42,26 +42,28 @@ def prepare_device(
     torch.set_num_threads(1)
     torch.backends.cudnn.deterministic = True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = chosen == "tf32"
+    on_cpu = device.type == "cpu"
     dtype = torch.bfloat16 if chosen == "bf16" else torch.float32
-    return device, chosen, stack.enter_context(Workers(threads, dtype, divide=device.type == "cpu"))
+    play_dtype = dtype if on_cpu or computes_bf16() else torch.float32
+    return device, chosen, stack.enter_context(Workers(threads, dtype, play_dtype, divide=on_cpu))
 
 
 @torch.no_grad()
 def inference_replica(agent: Any, dtype: torch.dtype, batch_size: int) -> Any:
-    """Return a replica of an agent for many small batches without gradients: what a pass prepares is ready.
+    """Return a replica of an agent on the CPU for many small batches without gradients, with all prepared.
 
-    The weights for pixels are scaled. On a CPU in bf16 the hidden layer's weight is laid out, which would be
-    most of the layer's time in every pass. torch.compile uses the same operations, which have no public name;
-    where they are missing the layer is left as it is.
+    The weights for pixels are scaled. In bf16 the hidden layer's weight is laid out, which would be most of
+    the layer's time in every pass. torch.compile uses the same operations, which have no public name; where
+    they are missing the layer is left as it is.
     """
-    replica = agent.replica(dtype)
+    replica = agent.replica(dtype).cpu()
     conv = replica.conv1
     weight, bias = (conv.weight / 255).to(dtype), conv.bias.to(dtype)
     conv1 = partial(F.conv2d, weight=weight, bias=bias, stride=conv.stride)
     fc, ops = replica.fc, torch.ops.mkldnn
     names = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")
-    packs = dtype == torch.bfloat16 and fc.weight.device.type == "cpu"
-    if packs and all(hasattr(ops, name) for name in names) and ops._is_mkldnn_bf16_supported():
+    in_bf16 = dtype == torch.bfloat16
+    if in_bf16 and all(hasattr(ops, name) for name in names) and ops._is_mkldnn_bf16_supported():
         packed = ops._reorder_linear_weight(fc.weight, batch_size)
         fc = partial(ops._linear_pointwise, W=packed, B=fc.bias, attr="none", scalars=[], algorithm="")
     del replica.conv1, replica.fc  # or functions could not take the places of modules
@@ -104,9 +106,14 @@ def choose_precision(name: str, device: torch.device) -> Precision:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type != "cpu":
         return "fp32"
-    # Without the instructions a CPU emulates bf16 and takes longer. torch has no public name for this yet.
+    return "bf16" if computes_bf16() else "fp32"
+
+
+def computes_bf16() -> bool:
+    """Return whether the processor has instructions for bf16; without, it emulates them and takes longer."""
+    # torch has no public name for this yet.
     native = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile"))
-    return "bf16" if any(supported() for supported in native) else "fp32"
+    return any(supported() for supported in native)
 
 
 def keep_freed_memory() -> None:

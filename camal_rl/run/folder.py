@@ -36,7 +36,7 @@ CHECKPOINT_VERSION = 4
 FREE_OPTIONS = frozenset(
     (
         *("runs_dir", "data_dir", "checkpoint_every", "measure_every", "test_every"),
-        *("device", "torch_threads", "detect_anomaly"),
+        *("device", "torch_threads", "play_in"),
     )
 )
 """Options, of agents and of classifiers, that change where and how fast a run is done, or what is kept of it,
@@ -316,16 +316,11 @@ class RunFolder:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._cleanup.close()
-        problem = ""
         if isinstance(error, FloatingPointError):
-            problem = f"{error} is NaN or infinite"
-        elif isinstance(error, RuntimeError) and "nan values" in str(error):  # with detect_anomaly
-            problem = f"a gradient ({error}) is NaN"
-        if problem:
             raise UserError(
-                f"iteration {self.iteration:,}: {problem}, and training has stopped. The last checkpoint is "
-                "as it was. Try a lower --learning-rate or --max-grad-norm, or --precision fp32; "
-                "--detect-anomaly names the operation that makes NaN."
+                f"iteration {self.iteration:,}: {error} is NaN or infinite, and training has stopped. The "
+                "last checkpoint is as it was. Try a lower --learning-rate or --max-grad-norm, or "
+                "--precision fp32."
             ) from error
 
     def is_done(self) -> bool:

@@ -17,8 +17,6 @@ from camal_rl.run.files import make_folder, write_whole
 from camal_rl.run.folder import RunFolder
 from camal_rl.run.workers import Workers
 
-MEASURED_FRAMES = 128
-"""Frames on which attention is measured, about: more take time and, being alike, hardly tell more."""
 DEAD_MEASUREMENTS = 10
 DEAD_WARNING = (
     f"All attention maps were zero in {DEAD_MEASUREMENTS} measurements, and nothing pulls on a dead map. "
@@ -32,37 +30,28 @@ class Monitor:
     Args:
         args: `ppo.Args`.
         run: where scalars and pictures go.
-        masks: those of the games now, uint8 (N, H, W), for their shape.
     """
 
-    def __init__(self, args: Any, run: RunFolder, masks: np.ndarray) -> None:
+    def __init__(self, args: Any, run: RunFolder) -> None:
         self.args = args
         self.run = run
-        self.stride = max(1, args.batch_size // MEASURED_FRAMES)
-        steps = len(range(0, args.num_steps, self.stride))
-        self.masks = np.zeros((steps, *masks.shape), np.uint8)  # (steps, N, H, W)
         self._dead = 0  # measurements in a row in which all maps were
 
-    def keep_masks(self, step: int, games: slice, masks: np.ndarray) -> None:
-        """Keep the masks of these games, if attention is measured at this step of the rollout."""
-        if step % self.stride == 0:
-            self.masks[step // self.stride, games] = masks[games]
-
     @torch.no_grad()
-    def measure(self, agent: Any, images: Tensor, workers: Workers) -> None:
+    def measure(self, agent: Any, store: Any, workers: Workers) -> None:
         """Measure and log attention, if it is time.
 
         Args:
             agent: network with the interface of `attention.critic_cam`.
-            images: those of the rollout, uint8 (T, N, stack, H, W).
+            store: `ppo.Rollout`.
             workers: threads that share the work.
         """
         every = self.args.measure_every
         draw = every > 0 and (self.run.iteration == 1 or self.run.passed(self.args.checkpoint_every))
         if not draw and (every == 0 or (self.run.iteration - 1) % every):
             return
-        images = images[:: self.stride].flatten(0, 1).to(next(agent.parameters()).device)
-        masks = self.masks.reshape(-1, *self.masks.shape[2:])
+        images = store.images[:: self.args.mask_stride].flatten(0, 1).to(next(agent.parameters()).device)
+        masks = store.masks.flatten(0, 1).numpy()
         cam, weights, scores = self._maps(agent, images, masks, workers)
         heat = attention.normalize(cam)
         loss, alpha, beta, visible = camal.projected_loss(
@@ -125,7 +114,7 @@ class Monitor:
         for row in order[np.linspace(0, len(order) - 1, 4).astype(int)].tolist():
             frame, map_ = images[row, -1].cpu().numpy(), heat[row].cpu().numpy()
             step, game = divmod(row, self.args.num_envs)
-            of = f"frame {step * self.stride + 1} of {self.args.num_steps}"
+            of = f"frame {step * self.args.mask_stride + 1} of {self.args.num_steps}"
             caption = f"step {self.run.step:,}, game {game + 1}, {of}"
             strips.append(media.attention_strip(frame, masks[row], {"": map_}, caption))
         picture = media.stack_strips(strips)

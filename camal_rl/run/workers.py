@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +14,34 @@ SMALLEST_PART = 64
 """Samples below which a minibatch is not divided further: convolutions of fewer take longer for each."""
 
 
+class Recording:
+    """A function of tensors on a GPU as a CUDA graph: its many small kernels start together, not one by one.
+
+    Args:
+        function: what is recorded; it waits for nothing and draws nothing at random.
+        tensors: its arguments the first time; those of other times have the same shapes.
+    """
+
+    def __init__(self, function: Callable[..., Any], tensors: Sequence[Tensor]) -> None:
+        self._tensors = [tensor.clone() for tensor in tensors]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # what libraries prepare at their first calls can't be recorded
+            for _ in range(2):
+                function(*self._tensors)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._results = function(*self._tensors)
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Any:
+        """Return what the function returns, in tensors that the next call overwrites."""
+        for mine, tensor in zip(self._tensors, tensors, strict=True):
+            mine.copy_(tensor)
+        self._graph.replay()
+        return self._results
+
+
 class Workers:
     """Threads that play and learn side by side, each with a part of the games or of the minibatch.
 
@@ -20,16 +49,28 @@ class Workers:
 
     Args:
         threads: number of threads, with the one that calls.
-        dtype: number type that networks compute in.
+        dtype: number type that networks learn in.
+        play_dtype: number type that they decide in, on the CPU; as they learn, unless given.
         divide: whether a minibatch is divided among the threads, which is for CPUs.
     """
 
-    def __init__(self, threads: int, dtype: torch.dtype = torch.float32, divide: bool = True) -> None:
+    def __init__(
+        self,
+        threads: int,
+        dtype: torch.dtype = torch.float32,
+        play_dtype: torch.dtype | None = None,
+        divide: bool = True,
+    ) -> None:
         self.threads = threads
         self.dtype = dtype
+        self.play_dtype = play_dtype or dtype
         self.divide = divide
-        self._pool = ThreadPoolExecutor(max(threads - 1, 1), thread_name_prefix="worker")
         self._replicas: list[Any] = []
+        self._recording: Recording | None = None
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max(self.threads - 1, 1), thread_name_prefix="worker")
 
     def __enter__(self) -> Workers:
         return self
@@ -46,7 +87,7 @@ class Workers:
         if self.threads == 1:
             return [function(*call_arguments) for call_arguments in zip(*arguments, strict=True)]
         first, *others = zip(*arguments, strict=True)
-        share = max(1, self.threads // (1 + len(others)))
+        share = self.share(1 + len(others))
 
         def call(call_arguments: tuple[Any, ...]) -> Any:
             torch.set_num_threads(share)  # of the thread that says so
@@ -61,27 +102,53 @@ class Workers:
         return [result, *(future.result() for future in futures)]
 
     def learn(
-        self, function: Callable[[Any, Any], dict[str, Tensor]], agent: Any, minibatch: Any, parts: int = 0
+        self,
+        function: Callable[..., dict[str, Tensor]],
+        agent: Any,
+        minibatch: Any,
+        *also: Tensor,
+        parts: int = 0,
     ) -> dict[str, Tensor]:
         """Take each part of a minibatch through a replica of the agent, whose own gradients become their sum.
 
         Args:
-            function: (replica, part of the minibatch) -> means by name; it calls `backward` on their sum.
+            function: (replica, part of the minibatch, *also) -> means by name; it calls `backward` on their
+                sum. A GPU repeats what it did at its first call, with other numbers in all the tensors.
             agent, minibatch, parts: as for `each`.
+            also: tensors that are not divided.
 
         Returns:
-            The sums of all parts' means.
+            The sums of all parts' means. On a GPU the next call overwrites them.
         """
-        results = self.each(function, agent, minibatch, parts)
-        replicas = self._replicas[: len(results)]
-        for parameter, *copies in zip(
-            agent.parameters(), *(replica.parameters() for replica in replicas), strict=True
-        ):
-            gradient = copies[0].grad.to(parameter.dtype)
-            for copy in copies[1:]:
-                gradient += copy.grad
+
+        def add_up(*tensors: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
+            fields, others = tensors[: len(minibatch)], tensors[len(minibatch) :]
+            results = self.each(
+                lambda replica, part: function(replica, part, *others),
+                agent,
+                type(minibatch)._make(fields),
+                parts,
+            )
+            replicas = self._replicas[: len(results)]
+            gradients = []
+            for parameter, *copies in zip(
+                agent.parameters(), *(replica.parameters() for replica in replicas), strict=True
+            ):
+                gradients.append(copies[0].grad.to(parameter.dtype))
+                for copy in copies[1:]:
+                    gradients[-1] += copy.grad
+            sums = {name: torch.stack([means[name] for means in results]).sum() for name in results[0]}
+            return sums, gradients
+
+        tensors = (*minibatch, *also)
+        if not minibatch[0].is_cuda or parts:
+            means, gradients = add_up(*tensors)
+        else:
+            self._recording = self._recording or Recording(add_up, tensors)
+            means, gradients = self._recording(tensors)
+        for parameter, gradient in zip(agent.parameters(), gradients, strict=True):
             parameter.grad = gradient
-        return {name: torch.stack([means[name] for means in results]).sum() for name in results[0]}
+        return means
 
     def each(
         self, function: Callable[[Any, Any], Any], agent: Any, minibatch: Any, parts: int = 0
@@ -110,6 +177,10 @@ class Workers:
     def parts(self, length: int, at_least: int = 1) -> int:
         """Return into how many parts this length is divided, none of them shorter than `at_least`."""
         return max(1, min(self.threads, length // at_least))
+
+    def share(self, parts: int) -> int:
+        """Return the number of torch's threads of each of so many parts."""
+        return max(1, self.threads // parts)
 
     def slices(self, length: int) -> list[slice]:
         """Return the part of each thread of this length, as equal as can be."""

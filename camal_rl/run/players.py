@@ -1,0 +1,204 @@
+"""Processes that play: the threads of one share an interpreter, which only one of them can use at a time."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
+from functools import partial
+from itertools import chain
+from multiprocessing.connection import Connection
+from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.multiprocessing import get_context
+
+from camal_rl.errors import UserError
+from camal_rl.game.engine import check_shared_memory
+from camal_rl.run.workers import Workers
+
+ENOUGH_PROCESSES = 4
+"""Processes that play faster together than as many threads of one."""
+PATIENCE = 10.0
+"""Seconds in which a process can end by itself before it is killed."""
+
+
+def start_games(
+    make: Callable[[int], Any],
+    rollout: Callable[..., Tensor],
+    agent: Any,
+    store: Any,
+    args: Any,
+    workers: Workers,
+) -> tuple[Any, Callable[[np.ndarray], Tensor]]:
+    """Start a training's games, in this process or dealt out to several; return them, and what plays them.
+
+    Args:
+        make: number of games -> `DoomVectorEnv`.
+        rollout: `ppo.rollout`, or what plays instead.
+        agent: network that decides.
+        store: `ppo.Rollout` to play into.
+        args: `ppo.Args`.
+        workers: threads that play, or as many processes.
+
+    Returns:
+        Games, with a trainer's methods of `DoomVectorEnv`, and a function that plays a rollout by draws,
+        (T, N), and returns the newest observations' values, (N,).
+
+    Raises:
+        UserError: as `DoomVectorEnv`.
+    """
+    slices = workers.slices(args.num_envs)
+    in_processes = len(slices) >= ENOUGH_PROCESSES if args.play_in == "auto" else args.play_in == "processes"
+    if in_processes:
+        players = Players(make, rollout, slices, agent, store, args, workers)
+        return players, players.play
+    envs = make(args.num_envs)
+    return envs, partial(rollout, agent, envs, store, args, workers=workers)
+
+
+class Players:
+    """Games that are dealt out to processes; arguments as of `start_games`, and each process's games.
+
+    The agent's weights and the rollout lie in memory that all processes share. A process ignores the signals
+    that stop a training, which are for the trainer, and ends when the trainer does, however that ends.
+
+    Raises:
+        UserError: a process ends.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], Any],
+        rollout: Callable[..., Tensor],
+        slices: Sequence[slice],
+        agent: Any,
+        store: Any,
+        args: Any,
+        workers: Workers,
+    ) -> None:
+        self.slices = slices
+        self.restarts = 0
+        self._episodes: list[Any] = []
+        self._agent = agent
+        self._processes: list[Any] = []
+        self._connections: list[Connection] = []
+        self._weights = agent.replica(torch.float32).cpu()
+        shared = (*store, *self._weights.parameters())
+        check_shared_memory(slices[-1].stop, sum(tensor.nbytes for tensor in shared))
+        for tensor in shared:
+            tensor.share_memory_()
+        context = get_context("forkserver")
+        context.set_forkserver_preload(["camal_rl.ppo"])  # so that torch is imported once for all
+        threads, dtype = workers.share(len(slices)), workers.play_dtype
+        try:
+            for games in slices:
+                mine, its = context.Pipe()
+                given = (its, games, make, rollout, self._weights, store, args, threads, dtype)
+                process = context.Process(target=_serve, args=given, daemon=True)
+                process.start()
+                its.close()
+                self._processes.append(process)
+                self._connections.append(mine)
+            self._answers()
+        except BaseException:
+            self.close()
+            raise
+
+    @torch.no_grad()
+    def play(self, draws: np.ndarray) -> Tensor:
+        """Play a rollout by draws, (T, N), and return the newest observations' values, (N,)."""
+        for weight, newest in zip(self._weights.parameters(), self._agent.parameters(), strict=True):
+            weight.copy_(newest)
+        return torch.cat(self._each("play", [{"draws": draws[:, games]} for games in self.slices]))
+
+    def reset(self, *, seed: Sequence[int]) -> None:
+        """Start an episode in every game."""
+        self._each("reset", [{"seed": seed[games]} for games in self.slices])
+
+    def finished_episodes(self) -> list[Any]:
+        """Return the episodes that have ended since the last call, in the order of their ends."""
+        episodes, self._episodes = self._episodes, []
+        return sorted(episodes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return each game's exact state, as `DoomVectorEnv.state_dict`."""
+        states = self._each("state_dict", [{}] * len(self.slices))
+        return {"envs": list(chain(*(state["envs"] for state in states)))}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replay to the states of `state_dict`."""
+        self._each("load_state_dict", [{"state": {"envs": state["envs"][games]}} for games in self.slices])
+
+    def close(self) -> None:
+        """End all processes and their engines."""
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            process.join(PATIENCE)
+            process.kill()
+        self._connections, self._processes = [], []
+
+    def _each(self, method: str, options: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Call a method in all processes at once."""
+        with suppress(OSError):  # a process has ended, and so gives no answer
+            for connection, words in zip(self._connections, options, strict=True):
+                connection.send((method, words))
+        return self._answers()
+
+    def _answers(self) -> list[Any]:
+        answers = []
+        for connection, process in zip(self._connections, self._processes, strict=True):
+            try:
+                answers.append(connection.recv())
+            except (EOFError, OSError) as error:
+                process.join(PATIENCE)
+                raise UserError(
+                    f"a process that plays has ended (exit code {process.exitcode}): check free memory "
+                    "(`free -m`) and who may have ended it (`dmesg`). The same command goes on from the last "
+                    "checkpoint."
+                ) from error
+        for answer, _, _ in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        results, episodes, restarts = zip(*answers, strict=True)
+        self._episodes += chain(*episodes)
+        self.restarts = sum(restarts)
+        return list(results)
+
+
+def _serve(
+    connection: Connection,
+    games: slice,
+    make: Callable[[int], Any],
+    rollout: Callable[..., Tensor],
+    agent: Any,
+    store: Any,
+    args: Any,
+    threads: int,
+    dtype: torch.dtype,
+) -> None:
+    """Start some of the games, and do with them what the trainer asks for until it ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    with suppress(EOFError, OSError):  # from the connection, when the trainer ends
+        try:
+            envs = make(games.stop - games.start)
+        except Exception as error:
+            connection.send((error, [], 0))
+            return
+        mine = type(store)._make(field[:, games] for field in store)
+        play = partial(rollout, agent, envs, mine, args, workers=Workers(1, dtype))
+        answer: Any = None
+        with closing(envs):
+            while True:
+                connection.send((answer, envs.finished_episodes(), envs.restarts))
+                method, options = connection.recv()
+                try:
+                    answer = (play if method == "play" else getattr(envs, method))(**options)
+                except Exception as error:
+                    answer = ExceptionWithTraceback(error, error.__traceback__)
