@@ -275,17 +275,17 @@ def rollout(
     `draws`, (T, N), are uniform in [0, 1) and choose the actions. Returns the newest observations' values. A
     replica of the agent on the CPU decides, wherever the agent is: a GPU would be waited for in every step.
     """
-    slices = workers.slices(envs.num_envs)
-    replica = inference_replica(agent, workers.play_dtype, -(-envs.num_envs // len(slices)))
     # For small copies numpy keeps the interpreter's lock; torch lets go of it, and threads wait.
     memory: Any = Rollout._make(field.numpy() for field in store)
 
     @torch.no_grad()
-    def forward(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        output: Output = replica(torch.from_numpy(images))
-        return output.logits.numpy(), output.value.numpy()
+    def play(games: slice) -> Tensor:
+        replica = inference_replica(agent, workers.play_dtype, games.stop - games.start)
 
-    def play(games: slice) -> None:
+        def forward(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            output: Output = replica(torch.from_numpy(images))
+            return output.logits.numpy(), output.value.numpy()
+
         for step in range(args.num_steps):
             memory.images[step, games] = envs.images[games]
             if args.method != "vanilla":
@@ -303,8 +303,9 @@ def rollout(
             memory.actions[step, games], memory.rewards[step, games] = actions, rewards
             memory.ends[step, games] = terminated | truncated
 
-    workers.run(play, slices)
-    return torch.from_numpy(forward(envs.images)[1])
+        return torch.from_numpy(forward(envs.images[games])[1])
+
+    return torch.cat(workers.run(play, workers.slices(envs.num_envs)))
 
 
 def make_envs(definition: Definition, args: Args, num_envs: int) -> DoomVectorEnv:

@@ -272,8 +272,8 @@ def trained_folder(trained_template: Path, tmp_path: Path) -> Path:
     return shutil.copytree(trained_template, tmp_path / "Basic" / "camal" / "seed1")
 
 
-def wait_until(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 15
+def wait_until(condition: Callable[[], bool], seconds: float = 15) -> bool:
+    deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
     return condition()

@@ -710,14 +710,14 @@ def test_steps_after_the_last_checkpoint_are_done_again_and_logged_once(
 # The real engine
 
 
-def engines_started_with(marker: str) -> set[str]:
-    """Engine processes alive that inherited an environment with this marker."""
-    found = set()
+def engines_started_with(marker: str) -> dict[int, int]:
+    """Engine processes alive that inherited an environment with this marker, with what started them."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it may just have ended
             is_engine = (process / "comm").read_text().strip() == "vizdoom"
             if is_engine and marker.encode() in (process / "environ").read_bytes():
-                found.add(process.name)
+                found[int(process.name)] = int((process / "stat").read_text().split()[3])
     return found
 
 
@@ -726,26 +726,33 @@ def nothing_left_behind(monkeypatch: pytest.MonkeyPatch):
     marker = uuid.uuid4().hex
     monkeypatch.setenv("CAMAL_RL_TEST", marker)
     before = orphaned_segments()
-    yield
+    yield marker
     deadline = time.monotonic() + 10
-    while left := engines_started_with(marker) | (orphaned_segments() - before):
+    while left := {*engines_started_with(marker), *(orphaned_segments() - before)}:
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize(
-    ("env", "method"), [("Basic", "camal"), ("DefendCenter", "vanilla"), ("TakeCover", "camal")]
+    ("env", "method", "play_in"),
+    [
+        ("Basic", "camal", "processes"),
+        ("DefendCenter", "vanilla", "threads"),
+        ("TakeCover", "camal", "threads"),
+    ],
 )
 def test_resuming_gives_the_weights_of_a_run_that_was_not_interrupted(
-    env, method, tmp_path, nothing_left_behind
+    env, method, play_in, tmp_path, nothing_left_behind
 ):
+    """Nor does it matter whether threads or processes play, before and after."""
     options = {
         "env": env, "method": method, "frame_size": (84, 84), "render_resolution": "320x240",
-        "num_envs": 2, "num_steps": 32, "total_timesteps": 256, "reward": "scale", "precision": "auto",
+        "num_envs": 3, "num_steps": 32, "total_timesteps": 384, "reward": "scale", "precision": "auto",
+        "torch_threads": 2, "num_minibatches": 1,
     }  # fmt: skip
     straight = ppo.train(small_args(tmp_path / "straight", **options))
-    ppo.train(small_args(tmp_path / "stopped", **options), stop_after(2))
+    ppo.train(small_args(tmp_path / "stopped", play_in=play_in, **options), stop_after(2))
     resumed = ppo.train(small_args(tmp_path / "stopped", **options))
     assert checkpoint_of(straight)["iteration"] == 4
     assert_same(*map(checkpoint_of, (straight, resumed)))
@@ -807,9 +814,12 @@ def stopped(run: list[str], folder: Path, number: signal.Signals, code: int) -> 
     return done
 
 
+PROCESSES = ("--play-in", "processes", "--torch-threads", "2")
+
+
 @pytest.mark.engine
 def test_sigterm_to_the_whole_process_group_saves_and_ends(tmp_path, nothing_left_behind):
-    run = command("--total-timesteps", 2048, *ENGINE_RUN[2:], "--runs-dir", tmp_path)
+    run = command("--total-timesteps", 2048, *ENGINE_RUN[2:], *PROCESSES, "--runs-dir", tmp_path)
     assert 1 <= stopped(run, tmp_path / "Basic/camal/seed1", signal.SIGTERM, 143) < 16
 
 
@@ -844,6 +854,30 @@ def test_a_killed_trainer_goes_on_from_its_last_checkpoint(tmp_path, capsys):
     assert re.search(r"Going on from step (256|512|768|1,024)", capsys.readouterr().out)
     steps = [event.step for event in events_of(folder).Scalars("losses/value_loss")]
     assert steps == list(range(128, 1281, 128))
+
+
+@pytest.mark.engine
+def test_a_killed_process_that_plays_ends_the_training_in_one_line(tmp_path, nothing_left_behind):
+    run = command("--total-timesteps", 10**6, *ENGINE_RUN[2:], *PROCESSES, "--runs-dir", tmp_path)
+    trainer = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert wait_until(lambda: len(engines_started_with(nothing_left_behind)) == 4, 60)
+    os.kill(max(engines_started_with(nothing_left_behind).values()), signal.SIGKILL)
+    _, errors = trainer.communicate(timeout=60)
+    assert trainer.returncode == 2
+    assert "a process that plays has ended (exit code -9)" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+
+
+@pytest.mark.engine
+def test_processes_that_play_end_with_a_trainer_that_is_killed(tmp_path, nothing_left_behind):
+    run = command("--total-timesteps", 10**6, *ENGINE_RUN[2:], *PROCESSES, "--runs-dir", tmp_path)
+    trainer = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert wait_until(lambda: len(engines_started_with(nothing_left_behind)) == 4, 60)
+    players = set(engines_started_with(nothing_left_behind).values())
+    assert len(players) == 2
+    trainer.kill()
+    trainer.wait()
+    assert wait_until(lambda: not any(Path(f"/proc/{process}").exists() for process in players))
 
 
 BAD_TOML = (ROOT / "envs/Basic.toml").read_text().replace("frame_skip", "frame_skp")
