@@ -71,7 +71,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from camal_rl import attention, camal, ppo
-from camal_rl.doom import FRAME_STACK, DoomVectorEnv, number_of_actions
+from camal_rl.doom import FRAME_STACK, DoomVectorEnv, single_buttons
 from camal_rl.game.definition import load_definition
 from camal_rl.results.figures import DASHES, Table, colour, draw, markdown
 from camal_rl.run.device import choose_device, choose_precision, prepare_device
@@ -209,7 +209,7 @@ class Loop:
         definition = load_definition(args.env)
         torch.manual_seed(args.seed)
         image_shape = (FRAME_STACK, *args.frame_size)
-        self.agent = ppo.Agent(number_of_actions(definition), image_shape).to(self.device)
+        self.agent = ppo.Agent(len(single_buttons(definition.buttons())), image_shape).to(self.device)
         self.store = ppo.allocate(args, self.agent)
         make = partial(ppo.make_envs, definition, args)
         self.envs, self._play = start_games(make, play, self.agent, self.store, args, self.workers)

@@ -24,14 +24,7 @@ from gymnasium.vector.utils import batch_space
 
 from camal_rl.errors import UserError
 from camal_rl.game.definition import RENDER_RESOLUTIONS, Definition, load_definition
-from camal_rl.game.engine import (
-    ENGINE_ERRORS,
-    TIME_LIMIT,
-    EngineError,
-    check_shared_memory,
-    load_config,
-    start_engine,
-)
+from camal_rl.game.engine import ENGINE_ERRORS, TIME_LIMIT, EngineError, check_shared_memory, start_engine
 from camal_rl.game.frames import Stack, grey, shrinking, zero_pixels
 from camal_rl.masks import Box, Projection, target_mask
 
@@ -143,7 +136,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         self._failures = 0  # engines that ended since the last action that went well
         self.buttons = [button.name for button in self.game.get_available_buttons()]
         try:
-            self.actions = _single_buttons(self.game.get_available_buttons())
+            self.actions = single_buttons(self.game.get_available_buttons())
         except UserError:
             self.close()
             raise
@@ -347,7 +340,7 @@ def replay(
     """
     size = RENDER_RESOLUTIONS[render_resolution]
     with closing(start_engine(definition.scenario, *size, _in_colour)) as game:
-        buttons = _single_buttons(game.get_available_buttons())
+        buttons = single_buttons(game.get_available_buttons())
         game.set_seed(episode_seed)
         game.new_episode()
         for tic in range(len(actions) * definition.frame_skip):
@@ -365,18 +358,7 @@ def _in_colour(game: vizdoom.DoomGame) -> None:
     game.set_screen_format(vizdoom.ScreenFormat.RGB24)
 
 
-def number_of_actions(definition: Definition) -> int:
-    """Return the number of an environment's actions, without starting it.
-
-    Raises:
-        UserError: it has no button to press.
-    """
-    game = vizdoom.DoomGame()
-    load_config(game, definition.scenario)
-    return len(_single_buttons(game.get_available_buttons()))
-
-
-def _single_buttons(buttons: Sequence[vizdoom.Button]) -> list[list[float]]:
+def single_buttons(buttons: Sequence[vizdoom.Button]) -> list[list[float]]:
     """Return the actions: nothing, then each binary button alone, the last first, as in ViZDoom's wrapper."""
     binary = [index for index, button in enumerate(buttons) if not vizdoom.is_delta_button(button)]
     if not binary:

@@ -153,7 +153,7 @@ from torch import Generator, Tensor, nn
 from torch.optim import Adam
 
 from camal_rl import attention, camal
-from camal_rl.doom import FRAME_STACK, DoomVectorEnv, number_of_actions
+from camal_rl.doom import FRAME_STACK, DoomVectorEnv, single_buttons
 from camal_rl.game.definition import RENDER_RESOLUTIONS, Definition, load_definition
 from camal_rl.run.device import inference_replica, prepare_device
 from camal_rl.run.folder import RunFolder
@@ -346,7 +346,7 @@ def gae(
 
 # ----------------------------------------------------------------------------------------------------- losses
 
-CAMAL_SHARE = 0.2
+CAMAL_SHARE = 0.5
 """Strength of CAMAL's gradient, relative to that of PPO's, that `balanced` allows."""
 BALANCE_EVERY = 4
 """Iterations from one measurement of these strengths to the next."""
@@ -499,7 +499,7 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> Path:
         if run.is_done():  # and says so
             return run.path
         torch.manual_seed(args.seed)
-        agent = Agent(number_of_actions(definition), (FRAME_STACK, *args.frame_size)).to(device)
+        agent = Agent(len(single_buttons(definition.buttons())), (FRAME_STACK, *args.frame_size)).to(device)
         store = allocate(args, agent)
         make = partial(make_envs, definition, args)
         envs, play = start_games(make, rollout, agent, store, args, workers)

@@ -66,6 +66,12 @@ class Definition:
     def _folded_names(self) -> frozenset[str]:
         return frozenset(name.casefold() for name in self.target_names)
 
+    def buttons(self) -> list[vizdoom.Button]:
+        """Return the scenario's buttons, without starting it."""
+        game = vizdoom.DoomGame()
+        load_config(game, self.scenario)
+        return list(game.get_available_buttons())
+
     def is_target(self, name: str, category: str) -> bool:
         """Return True for the label of a target; names compare as the engine does, without case."""
         return category in self.target_categories or name.casefold() in self._folded_names
