@@ -124,9 +124,9 @@ def make_plan(args: Args) -> Plan:
         plan = plan._replace(repetitions=1, turns=2, runs=(1, 2), batch_sizes=(1, 16, 128))
         plan = plan._replace(num_envs=(2, 8), frame_sizes=((84, 84), (120, 160)), length=12)
     if threads > 4:
-        halves = tuple(max(1, threads >> shift) for shift in range(5))
-        plan = plan._replace(games=(8, 2 * threads), runs=(1, threads // 2, threads), cores=halves[::-1])
-        plan = plan._replace(num_envs=tuple(threads << shift for shift in range(-1, 3)))
+        plan = plan._replace(games=(8, 2 * threads), runs=(1, threads // 2, threads))
+        plan = plan._replace(num_envs=(threads // 2, 2 * threads, 4 * threads))
+        plan = plan._replace(cores=(1, 2, 4, *range(8, threads + 1, 8)))
     if choose_device(args.device).type == "cuda":
         plan = plan._replace(devices=("cpu", args.device))
     return plan
@@ -293,10 +293,11 @@ def play_raw(
 
 
 def runs(plan: Plan) -> Cases:
-    """SPS of several trainings at once, added up, each with one thread or with all of them."""
+    """SPS of several trainings at once, added up, each with one thread or with its share of all."""
     cases: Cases = defaultdict(lambda: defaultdict(list))
-    threads = sorted({1, plan.base.torch_threads})
-    for _, count, of_each in progress(list(itertools.product(range(plan.repetitions), plan.runs, threads))):
+    all_threads = plan.base.torch_threads
+    ways = [(count, of_each) for count in plan.runs for of_each in sorted({1, all_threads // count or 1})]
+    for _, (count, of_each) in progress(list(itertools.product(range(plan.repetitions), ways))):
         args = [dataclasses.replace(plan.base, torch_threads=of_each, seed=seed) for seed in range(count)]
         with ThreadPoolExecutor(count) as pool:
             speeds = [sps for sps, _ in pool.map(train, args, [plan.turns] * count)]
@@ -342,7 +343,8 @@ def scaling(plan: Plan) -> Cases:
     In the longer training, for whose thirds the median is shown, every iteration measures attention with a
     picture and saves a checkpoint.
     """
-    most, on = max(plan.games), {device: f", {device}" * (len(plan.devices) > 1) for device in plan.devices}
+    on = {device: f", {device}" * (len(plan.devices) > 1) for device in plan.devices}
+    most = max(8, max(plan.cores))
     varied: dict[str, dict[str, Any]] = {
         **{
             f"{number} games{text}": {"num_envs": number, "device": device}

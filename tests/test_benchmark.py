@@ -163,15 +163,15 @@ def test_trainings_at_once_have_seeds_of_their_own_and_their_speeds_add_up(
     plan: Plan, trained: Trained
 ) -> None:
     cases = benchmark.runs(plan._replace(base=dataclasses.replace(plan.base, torch_threads=2)))
-    ways = itertools.product((1, 2), (1, 2))
+    ways = ((1, 1), (1, 2), (2, 1))
     expected = {f"{count} at once, torch threads: {n}": {"SPS": [100.0 * count] * 2} for count, n in ways}
     assert cases == expected
-    assert {(args.seed, args.torch_threads) for args, _ in trained} == {(0, 1), (0, 2), (1, 1), (1, 2)}
+    assert {(args.seed, args.torch_threads) for args, _ in trained} == {(0, 1), (0, 2), (1, 1)}
 
 
 def test_scaling_varies_one_size_at_a_time_and_watches_a_long_training(plan: Plan, trained: Trained) -> None:
     cases = benchmark.scaling(plan)
-    on_cores = [f"2 games, {number} cores, {way}" for number in (1, 2) for way in ("threads", "processes")]
+    on_cores = [f"8 games, {number} cores, {way}" for number in (1, 2) for way in ("threads", "processes")]
     varied = ["1 games", "2 games", *on_cores, "frames of 52x60", f"rendered at {SMALL}"]
     thirds = [f"6 iterations, third {third}" for third in (1, 2, 3)]
     assert list(cases) == varied + thirds

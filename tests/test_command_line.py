@@ -78,6 +78,8 @@ def test_a_second_signal_stops_at_once(capfd: pytest.CaptureFixture[str]) -> Non
         (OSError(28, "No space left on device"), "No space left on device. Mend that"),
         (MemoryError(), "out of memory: choose a smaller --batch-size."),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "out of memory"),
+        (RuntimeError("CUDA error: out of memory"), "out of memory"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(

@@ -24,6 +24,7 @@ from camal_rl.errors import UserError
 from camal_rl.game.definition import Definition, available, copied_toml, load_definition
 from camal_rl.game.shift import Shift
 from camal_rl.run import folder as run_folder
+from camal_rl.run.device import allow_tf32
 from camal_rl.run.runner import with_name
 
 
@@ -94,6 +95,7 @@ def load_run(folder: Path, toml: Path | None, device: torch.device, method: str 
         agent = ppo.Agent(len(parameters["actor.weight"]), (FRAME_STACK, *args["frame_size"]))
         agent.load_state_dict(parameters)
         dtype = torch.bfloat16 if args["precision"] == "bf16" else torch.float32
+        allow_tf32(args["precision"] == "tf32")
         run = TrainedRun(
             folder=folder,
             trained=trained,

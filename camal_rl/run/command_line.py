@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -141,7 +142,7 @@ def run_to_checkpoint(run: Callable[[Callable[[], bool]], object], unit: str, sm
             UserError(f"{error.strerror or error}. Mend that, then run the same command again.")
         )
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and "alloc" not in str(error):  # as torch's errors say
+        if not (isinstance(error, MemoryError) or re.search("(?i)alloc|out of memory", str(error))):
             raise
         return print_mistake(UserError(f"out of memory: choose a smaller {smaller}."))
     except KeyboardInterrupt:

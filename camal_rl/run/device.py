@@ -41,7 +41,9 @@ def prepare_device(
     threads = threads or min(torch.get_num_threads(), cores())
     torch.set_num_threads(1)
     torch.backends.cudnn.deterministic = True
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = chosen == "tf32"
+    allow_tf32(chosen == "tf32")
+    if device.type == "cuda":
+        stack.enter_context(torch.cuda.device(device))  # also for graphs, which record on the current device
     on_cpu = device.type == "cpu"
     dtype = torch.bfloat16 if chosen == "bf16" else torch.float32
     play_dtype = dtype if on_cpu or computes_bf16() else torch.float32
@@ -114,6 +116,11 @@ def computes_bf16() -> bool:
     # torch has no public name for this yet.
     native = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile"))
     return any(supported() for supported in native)
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Let a GPU multiply fp32 in TF32 or not; torch does by default, and in convolutions alone."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def keep_freed_memory() -> None:

@@ -148,7 +148,7 @@ class Workers:
             means, gradients = self._recording(tensors)
         for parameter, gradient in zip(agent.parameters(), gradients, strict=True):
             parameter.grad = gradient
-        return means
+        return dict(means)
 
     def each(
         self, function: Callable[[Any, Any], Any], agent: Any, minibatch: Any, parts: int = 0

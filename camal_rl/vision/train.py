@@ -116,7 +116,7 @@ from tqdm import tqdm
 from camal_rl import attention, camal, metrics
 from camal_rl.masks import mask_weights
 from camal_rl.run import folder as run_folder
-from camal_rl.run.device import choose_device, choose_precision, keep_freed_memory
+from camal_rl.run.device import allow_tf32, choose_device, choose_precision, keep_freed_memory
 from camal_rl.run.machine import cores
 from camal_rl.vision import datasets, evaluate, priors
 from camal_rl.vision.models import (
@@ -460,7 +460,7 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> bool:
         torch.set_num_threads(
             args.torch_threads or max(1, min(torch.get_num_threads(), cores()) // group.size)
         )
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = work.precision == "tf32"
+        allow_tf32(work.precision == "tf32")
         if group.rank == 0:
             print(
                 f"camal_rl {__version__}: {args.model}, {args.data} ({len(work.samples.labels):,} images), "
