@@ -1,13 +1,13 @@
 """PPO of other libraries on the work that our training does, but without masks: milliseconds an iteration.
 
-Each library needs an environment of its own, and has its own best settings for a machine of few cores:
+Each library needs an environment of its own, and has its own best settings:
 
     python3 -m venv sf && sf/bin/pip install torch sample-factory==2.1.1 vizdoom
     python3 -m venv sb3 && sb3/bin/pip install torch stable-baselines3==2.9.2 vizdoom opencv-python-headless
     python tests/peers.py sample-factory=sf/bin/python stable-baselines3=sb3/bin/python
 
 measures camal_rl, with CAMAL, and the libraries in turns, and writes peers.json and peers.md; it takes half
-an hour on two cores.
+an hour on two cores. On a machine with a GPU and 16 cores, add --device cuda --num-envs 32 --threads 16.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,9 +31,8 @@ import torch
 import vizdoom
 
 FRAME_SIZE, FRAME_STACK = 84, 4
-NUM_ENVS, NUM_STEPS, EPOCHS, MINIBATCHES = 8, 128, 4, 4
-BATCH_SIZE = NUM_ENVS * NUM_STEPS
-WARMUP, ITERATIONS = 2, 10
+NUM_STEPS, EPOCHS, MINIBATCHES = 128, 4, 4
+WARMUP = 2  # iterations that do not count
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,12 +41,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("libraries", nargs="+", metavar="NAME=PYTHON", help="interpreters that have them")
     parser.add_argument("--env", default="Basic", help="environment or .toml file")
     parser.add_argument("--repetitions", type=int, default=3, help="repetitions of every measurement")
+    parser.add_argument("--iterations", type=int, default=10, help="iterations of every measurement")
+    parser.add_argument("--num-envs", type=int, default=8, help="games at once, a multiple of 4")
+    parser.add_argument("--sizes", nargs="+", default=["160x120", "320x240"], help="what is drawn")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="torch threads to try")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark"), help="folder for the results")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    for option in ("scenario", "frame-skip", "render-resolution"):
+    for option in ("scenario", "frame-skip"):
         parser.add_argument(f"--{option}", default="", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.batch_size = args.num_envs * NUM_STEPS
+    args.total_steps = (WARMUP + args.iterations) * args.batch_size
+    return args
 
 
 # -------------------------------------------------------------------------------------------- all, in turns
@@ -56,34 +62,58 @@ def compare(args: argparse.Namespace) -> None:
     """Measure camal_rl and the libraries in turns, and write the results."""
     from camal_rl import benchmark, ppo
     from camal_rl.game.definition import load_definition
-    from camal_rl.results.figures import markdown
+    from camal_rl.results.figures import Table, markdown
 
     definition = load_definition(args.env)
     game = {"scenario": definition.scenario, "frame-skip": definition.frame_skip, "device": args.device}
+    game |= {"num-envs": args.num_envs, "iterations": args.iterations}
+    ours = {"env": args.env, "device": args.device, "num_envs": args.num_envs}
     cases: benchmark.Cases = {}
     versions = {}
-    kinds = [(size, threads) for size in ("160x120", "320x240") for threads in args.threads]
+    kinds = [(size, threads) for size in args.sizes for threads in args.threads]
     for size, threads in kinds * args.repetitions:
         values = cases.setdefault(f"rendered at {size}, torch threads: {threads}", {})
-        looks: dict[str, Any] = {"render_resolution": size, "torch_threads": threads}
-        sps, _ = benchmark.train(ppo.Args(env=args.env, device=args.device, **looks), ITERATIONS)
-        values.setdefault("camal_rl", []).append(1000 * BATCH_SIZE / sps)
+        looks = {"render_resolution": size, "torch_threads": threads, "total_timesteps": args.total_steps}
+        words = benchmark.words_of(ppo.Args(**ours, **looks))
+        values.setdefault("camal_rl", []).append(1000 * camal_rl(words) / args.iterations)
         for name, python in (word.split("=", 1) for word in args.libraries):
-            options = {**game, "render-resolution": size, "threads": threads}
+            options = {**game, "sizes": size, "threads": threads}
             words = [word for option, value in options.items() for word in (f"--{option}", str(value))]
             command = [python, __file__, name, *words]
-            said = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1]
-            versions[name] = json.loads(said)["versions"]
-            values.setdefault(name, []).append(json.loads(said)["ms"])
-        print(json.dumps(cases), flush=True)
+            with tempfile.TemporaryFile() as output:  # a pipe stays open while a lost game runs
+                subprocess.run(command, stdout=output, check=True)
+                output.seek(0)
+                said = json.loads(output.readlines()[-1])
+            versions[name] = said["versions"]
+            values.setdefault(name, []).append(said["ms"])
+            print(json.dumps(cases), flush=True)
     base = ppo.Args(device=args.device, torch_threads=max(args.threads))
     machine = f"{benchmark.machine(base)} {json.dumps(versions)}"
-    table = markdown(benchmark.tabulate("Other libraries: an iteration of 1,024 steps", cases, "camal_rl"))
+    title = f"Other libraries: an iteration of {args.batch_size:,} steps"
+    speeds = [
+        [case, *(f"{1000 * args.batch_size / np.median(ms):.0f}" for ms in values.values())]
+        for case, values in cases.items()
+    ]
+    tables = (
+        benchmark.tabulate(title, cases, "camal_rl"),
+        Table("Other libraries: median SPS", ["", *next(iter(cases.values()))], speeds),
+    )
+    table = "\n".join(map(markdown, tables))
     content = {"format": benchmark.FORMAT, "parts": {"peers": {"machine": machine, "cases": cases}}}
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "peers.json").write_text(json.dumps(content, indent=1) + "\n")
     (args.output / "peers.md").write_text(f"{table}\n{machine}\n")
     print(table)
+
+
+def camal_rl(words: list[str]) -> float:
+    """Seconds of all iterations that count, of our training with these options."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "camal_rl.ppo", *words, "--runs-dir", folder]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        curves = next(Path(folder).rglob("curves.csv")).read_text()
+    ended = [int(step) / float(sps) for step, sps in re.findall(r"charts/SPS,(\d+),(.+)", curves)]
+    return ended[-1] - ended[WARMUP - 1]
 
 
 # --------------------------------------------------------------------------------------------- the same games
@@ -142,14 +172,14 @@ class Doom(gymnasium.Env[np.ndarray, np.int64]):
 def make_doom(*anything: object, **options: object) -> Doom:
     """Make the environment that the command line asks for, which is the same in every process."""
     args = parse_args()
-    return Doom(args.scenario, args.render_resolution, int(args.frame_skip))
+    return Doom(args.scenario, args.sizes[0], int(args.frame_skip))
 
 
 # ----------------------------------------------------------------------------------------------- each library
 
 
 def stable_baselines3(args: argparse.Namespace) -> float:
-    """Seconds an iteration of PPO with CnnPolicy, the same network, and a process for each environment."""
+    """Seconds of all iterations that count, of PPO with CnnPolicy, the same network, and a process a game."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.vec_env import SubprocVecEnv
@@ -164,19 +194,19 @@ def stable_baselines3(args: argparse.Namespace) -> float:
             return True
 
     torch.set_num_threads(args.threads[0])
-    settings = {"n_steps": NUM_STEPS, "batch_size": BATCH_SIZE // MINIBATCHES, "n_epochs": EPOCHS}
+    settings = {"n_steps": NUM_STEPS, "batch_size": args.batch_size // MINIBATCHES, "n_epochs": EPOCHS}
     settings |= {"learning_rate": 2.5e-4, "clip_range": 0.1, "ent_coef": 0.01, "vf_coef": 0.5}
-    envs = SubprocVecEnv([make_doom] * NUM_ENVS)
+    envs = SubprocVecEnv([make_doom] * args.num_envs)
     try:
         model = PPO("CnnPolicy", envs, max_grad_norm=0.5, device=args.device, **settings)
-        model.learn((WARMUP + ITERATIONS) * BATCH_SIZE, Stamps())
-        return (time.perf_counter() - began[WARMUP]) / ITERATIONS
+        model.learn(args.total_steps, Stamps())
+        return time.perf_counter() - began[WARMUP]
     finally:
         envs.close()
 
 
 def sample_factory(args: argparse.Namespace) -> float:
-    """Seconds an iteration of APPO, which plays while it learns, in as many processes as there are cores."""
+    """Seconds of all iterations that count, of APPO, which plays while it learns, in a process a core."""
     from sample_factory.algo.runners.runner import AlgoObserver, Runner
     from sample_factory.algo.utils.misc import ExperimentStatus
     from sample_factory.cfg.arguments import parse_full_cfg, parse_sf_args
@@ -190,17 +220,18 @@ def sample_factory(args: argparse.Namespace) -> float:
             ended.append(time.perf_counter())
 
     cores = len(os.sched_getaffinity(0))
-    workers = max(count for count in range(1, NUM_ENVS + 1) if count <= cores and NUM_ENVS % count == 0)
-    per_worker = NUM_ENVS // workers
+    workers = max(count for count in range(1, cores + 1) if args.num_envs % count == 0)
+    per_worker = args.num_envs // workers
     settings = f"""
         --algo=APPO --env=doom --experiment=benchmark --device={"cpu" if args.device == "cpu" else "gpu"}
         --async_rl=True --serial_mode=False --num_workers={workers} --num_envs_per_worker={per_worker}
         --worker_num_splits={2 if per_worker % 2 == 0 else 1} --rollout={NUM_STEPS}
-        --batch_size={BATCH_SIZE // MINIBATCHES} --num_batches_per_epoch={MINIBATCHES} --num_epochs={EPOCHS}
-        --use_rnn=False --encoder_conv_architecture=convnet_atari --encoder_conv_mlp_layers=512
+        --batch_size={args.batch_size // MINIBATCHES} --num_batches_per_epoch={MINIBATCHES}
+        --num_epochs={EPOCHS} --use_rnn=False
+        --encoder_conv_architecture=convnet_atari --encoder_conv_mlp_layers=512
         --nonlinearity=relu --obs_scale=255.0 --normalize_input=False --normalize_returns=False
         --learning_rate=2.5e-4 --ppo_clip_ratio=0.1 --exploration_loss_coeff=0.01 --value_loss_coeff=0.5
-        --max_grad_norm=0.5 --train_for_env_steps={(WARMUP + ITERATIONS) * BATCH_SIZE}
+        --max_grad_norm=0.5 --train_for_env_steps={args.total_steps}
         --summaries_use_frameskip=False
     """  # with the last, a step counts once however long its action is held
     with tempfile.TemporaryDirectory() as folder:
@@ -212,7 +243,7 @@ def sample_factory(args: argparse.Namespace) -> float:
         for stage in (runner.init, runner.run):
             if (status := stage()) != ExperimentStatus.SUCCESS:
                 raise SystemExit(f"Sample Factory ended with status {status}")
-    return (ended[WARMUP + ITERATIONS - 1] - ended[WARMUP - 1]) / ITERATIONS
+    return ended[WARMUP - 1 + int(args.iterations)] - ended[WARMUP - 1]
 
 
 def give_learner_threads() -> None:
@@ -236,4 +267,4 @@ if __name__ == "__main__":
     else:
         SECONDS = LIBRARIES[NAME](ARGS)
         VERSIONS = {name: metadata.version(name) for name in (NAME, "torch", "vizdoom")}
-        print("\n" + json.dumps({"ms": 1000 * SECONDS, "versions": VERSIONS}), flush=True)
+        print("\n" + json.dumps({"ms": 1000 * SECONDS / ARGS.iterations, "versions": VERSIONS}), flush=True)
