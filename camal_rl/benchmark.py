@@ -122,9 +122,11 @@ def make_plan(args: Args) -> Plan:
     plan = Plan(base, args.repetitions, devices=(args.device,))
     if args.quick:
         plan = plan._replace(repetitions=1, turns=2, runs=(1, 2), batch_sizes=(1, 16, 128))
-        plan = plan._replace(num_envs=(2, 8), frame_sizes=((84, 84), (120, 160)), length=12)
+        plan = plan._replace(
+            resolutions=("320x240",), num_envs=(2, 8), frame_sizes=((84, 84), (120, 160)), length=12
+        )
     if threads > 4:
-        plan = plan._replace(games=(8, 2 * threads), runs=(1, threads // 2, threads))
+        plan = plan._replace(games=(2 * threads,), runs=(1, threads // 2))
         plan = plan._replace(num_envs=(threads // 2, 2 * threads, 4 * threads))
         plan = plan._replace(cores=(1, 2, 4, *range(8, threads + 1, 8)))
     if choose_device(args.device).type == "cuda":
@@ -154,13 +156,15 @@ def take_turns(ways: Ways, plan: Plan) -> Values:
     return medians
 
 
-def train(args: ppo.Args, iterations: int) -> tuple[float, list[float]]:
+def train(args: ppo.Args, iterations: int, warmup: int = 2) -> tuple[float, list[float]]:
     """Train in a process of its own, as the command does; return SPS, and memory in MiB once a second.
+
+    The time of the iterations that warm up does not count: a device and its libraries start in them.
 
     Raises:
         UserError: it failed.
     """
-    args = dataclasses.replace(args, total_timesteps=iterations * args.batch_size)
+    args = dataclasses.replace(args, total_timesteps=(warmup + iterations) * args.batch_size)
     samples = []
     with tempfile.TemporaryDirectory(prefix="camal_rl-benchmark-") as folder:
         command = [sys.executable, "-m", "camal_rl.ppo", *words_of(args), "--runs-dir", folder]
@@ -176,7 +180,8 @@ def train(args: ppo.Args, iterations: int) -> tuple[float, list[float]]:
         if process.returncode:
             raise UserError(f"a training failed: {said[-1].removeprefix('camal_rl: ') if said else '?'}")
         curves = next(Path(folder).rglob("curves.csv")).read_text()
-    return float(re.findall(r"charts/SPS,\d+,(.+)", curves)[-1]), samples
+    ended = [int(step) / float(sps) for step, sps in re.findall(r"charts/SPS,(\d+),(.+)", curves)]
+    return iterations * args.batch_size / (ended[-1] - [0, *ended][warmup]), samples
 
 
 def memory(process: int) -> float:
@@ -382,7 +387,7 @@ def startup(plan: Plan) -> Cases:
     command = [sys.executable, "-m", "camal_rl.ppo", "--help"]
     ways: Ways = {
         "--help": partial(subprocess.run, command, stdout=subprocess.DEVNULL, check=True),
-        "first gradient step, and end": partial(train, short, 1),
+        "first gradient step, and end": partial(train, short, 1, warmup=0),
     }
     return {"python -m camal_rl.ppo": take_turns(ways, plan)}
 

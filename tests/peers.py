@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -73,9 +72,9 @@ def compare(args: argparse.Namespace) -> None:
     kinds = [(size, threads) for size in args.sizes for threads in args.threads]
     for size, threads in kinds * args.repetitions:
         values = cases.setdefault(f"rendered at {size}, torch threads: {threads}", {})
-        looks = {"render_resolution": size, "torch_threads": threads, "total_timesteps": args.total_steps}
-        words = benchmark.words_of(ppo.Args(**ours, **looks))
-        values.setdefault("camal_rl", []).append(1000 * camal_rl(words) / args.iterations)
+        looks: dict[str, Any] = {"render_resolution": size, "torch_threads": threads}
+        sps, _ = benchmark.train(ppo.Args(**ours, **looks), args.iterations)
+        values.setdefault("camal_rl", []).append(1000 * args.batch_size / sps)
         for name, python in (word.split("=", 1) for word in args.libraries):
             options = {**game, "sizes": size, "threads": threads}
             words = [word for option, value in options.items() for word in (f"--{option}", str(value))]
@@ -104,16 +103,6 @@ def compare(args: argparse.Namespace) -> None:
     (args.output / "peers.json").write_text(json.dumps(content, indent=1) + "\n")
     (args.output / "peers.md").write_text(f"{table}\n{machine}\n")
     print(table)
-
-
-def camal_rl(words: list[str]) -> float:
-    """Seconds of all iterations that count, of our training with these options."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "camal_rl.ppo", *words, "--runs-dir", folder]
-        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-        curves = next(Path(folder).rglob("curves.csv")).read_text()
-    ended = [int(step) / float(sps) for step, sps in re.findall(r"charts/SPS,(\d+),(.+)", curves)]
-    return ended[-1] - ended[WARMUP - 1]
 
 
 # --------------------------------------------------------------------------------------------- the same games

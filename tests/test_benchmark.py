@@ -155,7 +155,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
     """What `train` was asked for; it trains nothing and says 100 SPS, and memory that falls from 30 to 10."""
     asked: Trained = []
     told = (100.0, [30.0, 30.0, 20.0, 20.0, 10.0, 10.0])
-    monkeypatch.setattr(benchmark, "train", lambda args, iterations: asked.append((args, iterations)) or told)
+    monkeypatch.setattr(
+        benchmark, "train", lambda args, iterations, warmup=2: asked.append((args, iterations)) or told
+    )
     return asked
 
 

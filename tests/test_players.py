@@ -3,45 +3,29 @@
 import multiprocessing
 import os
 import signal
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import small_args
 from torch import Tensor
 
+from camal_rl import ppo
 from camal_rl.errors import UserError
-from camal_rl.run.players import Players, start_games
+from camal_rl.run.players import Players, shares_of_cores, start_games
 from camal_rl.run.workers import Workers
 
 
-class Store(NamedTuple):
-    """A rollout of one field."""
-
-    draws: Tensor  # (T, N)
-
-
-class Agent(torch.nn.Module):
-    """One weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(1))
-
-    def replica(self, dtype: torch.dtype) -> "Agent":
-        return Agent().to(dtype)
-
-
 class FakeGames:
-    """Games whose state is the seed they were given."""
+    """Games whose state is the seed they were given, and whose images are full of it."""
 
     def __init__(self, num_envs: int) -> None:
         if num_envs > 3:
             raise UserError("too many games")
         self.num_envs, self.restarts = num_envs, num_envs
         self.seeds: list[int] = []
-        self.threads = torch.get_num_threads()
 
     def reset(self, seed: list[int]) -> None:
         self.seeds = seed
@@ -59,60 +43,83 @@ class FakeGames:
         pass
 
 
+def images_of(seeds: list[int]) -> np.ndarray:
+    """Images, uint8 (n, 4, 52, 60), that differ."""
+    return np.array([np.random.default_rng(seed).integers(256, size=(4, 52, 60)) for seed in seeds], np.uint8)
+
+
 def play(
-    agent: Agent, envs: FakeGames, store: Store, args: Any, draws: np.ndarray, workers: Workers
+    agent: ppo.Agent, envs: FakeGames, store: ppo.Rollout, args: Any, draws: np.ndarray, workers: Workers
 ) -> Tensor:
-    """Write the draws times the agent's weight; the values are what a caller has to find out."""
-    if args.fails:
+    """Write the draws, and what the agent thinks of every game's image."""
+    if args.method == "suppress":
         raise ValueError("a mistake in here")
-    if args.ends:
+    if args.method == "balanced":
         os.kill(os.getpid(), signal.SIGKILL)
-    store.draws[:] = torch.from_numpy(draws) * agent.weight
-    return torch.tensor([[*envs.seeds], [envs.threads] * envs.num_envs, [workers.threads] * envs.num_envs]).T
+    with torch.no_grad():
+        output = agent(torch.from_numpy(images_of(envs.seeds)))
+    store.rewards[:] = torch.from_numpy(draws)
+    store.logits[0] = output.logits
+    assert (torch.get_num_threads(), workers.threads) == (1, 1)
+    return output.value
 
 
-def start(num_envs: int, threads: int = 2, fails: bool = False, ends: bool = False) -> Any:
-    args = SimpleNamespace(num_envs=num_envs, play_in="processes", fails=fails, ends=ends)
-    agent, store = Agent(), Store(torch.zeros(4, num_envs))
-    players, playing = start_games(FakeGames, play, agent, store, args, Workers(threads))
-    assert isinstance(players, Players)
-    return players, playing, agent, store
+def start(folder: Path, num_envs: int, **options: Any) -> Any:
+    args = small_args(folder, num_envs=num_envs, play_in="processes", **options)
+    torch.manual_seed(0)
+    agent = ppo.Agent(4, (4, 52, 60))
+    store = ppo.allocate(args, agent)
+    games, playing = start_games(FakeGames, play, agent, store, args, Workers(args.torch_threads))
+    assert isinstance(games, Players)
+    return games, playing, agent, store
 
 
 @pytest.mark.slow
-def test_games_are_dealt_out_and_their_results_come_back_in_order() -> None:
-    players, playing, agent, store = start(5, threads=4)
+def test_games_are_dealt_out_and_their_results_come_back_in_order(tmp_path: Path) -> None:
+    games, playing, agent, store = start(tmp_path, 6, torch_threads=4)
     try:
-        players.reset(seed=[5, 4, 3, 2, 1])
-        with torch.no_grad():
-            agent.weight.fill_(3)
-        draws = np.random.default_rng(0).random((4, 5), np.float32)
-        values = playing(draws)
-        assert torch.equal(store.draws, torch.from_numpy(3 * draws))
-        assert values.tolist() == [[seed, 1, 1] for seed in (5, 4, 3, 2, 1)]
-        assert players.state_dict() == {"envs": [5, 4, 3, 2, 1]}
-        players.load_state_dict({"envs": [1, 2, 3, 4, 5]})
-        assert players.state_dict() == {"envs": [101, 102, 103, 104, 105]}
-        episodes = players.finished_episodes()
+        seeds = [6, 5, 4, 3, 2, 1]
+        games.reset(seed=seeds)
+        for _ in range(2):  # the second time with other weights
+            with torch.no_grad():
+                agent.critic.bias += 1
+                expected = agent(torch.from_numpy(images_of(seeds)))
+            draws = np.random.default_rng(0).random((16, 6), np.float32)
+            torch.testing.assert_close(playing(draws), expected.value, rtol=1e-4, atol=1e-5)
+            assert torch.equal(store.rewards, torch.from_numpy(draws))
+            torch.testing.assert_close(store.logits[0], expected.logits, rtol=1e-4, atol=1e-5)
+        assert games.state_dict() == {"envs": seeds}
+        games.load_state_dict({"envs": seeds})
+        assert games.state_dict() == {"envs": [seed + 100 for seed in seeds]}
+        episodes = games.finished_episodes()
         assert episodes == sorted(episodes)
-        assert {end for end, _, _ in episodes} == {1, 2, 3, 4, 5, 101, 102, 103, 104, 105}
-        assert players.finished_episodes() == []
-        assert players.restarts == 5
+        assert {end for end, _, _ in episodes} == {*seeds, *(seed + 100 for seed in seeds)}
+        assert games.finished_episodes() == []
+        assert games.restarts == 6
     finally:
-        players.close()
+        games.close()
     assert multiprocessing.active_children() == []
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_a_process_is_raised_in_the_trainer() -> None:
+def test_what_goes_wrong_in_a_process_is_raised_in_the_trainer(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="too many games"):
-        start(8)
-    players, playing, *_ = start(2, fails=True)
+        start(tmp_path, 8, torch_threads=2)
+    games, playing, *_ = start(tmp_path, 2, torch_threads=2, method="suppress")
     with pytest.raises(ValueError, match="a mistake in here") as told:
-        playing(np.zeros((4, 2)))
+        playing(np.zeros((16, 2)))
     assert 'raise ValueError("a mistake in here")' in str(told.value.__cause__)
-    players.close()
-    players, playing, *_ = start(2, ends=True)
+    games.close()
+    games, playing, *_ = start(tmp_path, 2, torch_threads=2, method="balanced")
     with pytest.raises(UserError, match=r"a process that plays has ended \(exit code -9\)"):
-        playing(np.zeros((4, 2)))
-    players.close()
+        playing(np.zeros((16, 2)))
+    games.close()
+
+
+def test_every_process_has_a_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {4, 5, 6, 7}, raising=False)
+    assert shares_of_cores(1) == [[4, 5, 6, 7]]
+    assert shares_of_cores(3) == [[4], [5], [6, 7]]
+    assert shares_of_cores(6) == [[], [4], [5], [], [6], [7]]
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert shares_of_cores(2) == [[], []]
