@@ -102,8 +102,8 @@ class Args:
     """fp32, tf32 (CUDA), bf16; auto: bf16 where it is native"""
     torch_threads: Count = 0
     """CPU threads that play and learn, 0 for all cores"""
-    play_in: Annotated[Literal["auto", "threads", "processes"], NAME] = "auto"
-    """what they play in: threads, processes; auto: by their number"""
+    play_in: Annotated[Literal["processes", "threads"], NAME] = "processes"
+    """what games are played in, one for each thread: processes, threads"""
 
     @property
     def batch_size(self) -> int:

@@ -237,7 +237,7 @@ def small_args(folder: Path, **options: object) -> ppo.Args:
     small: dict[str, Any] = {
         "runs_dir": folder, "total_timesteps": 256, "num_envs": 4, "num_steps": 16, "num_minibatches": 2,
         "update_epochs": 2, "frame_size": (52, 60), "render_resolution": SMALL, "precision": "fp32",
-        "torch_threads": 1, "measure_every": 1,
+        "torch_threads": 1, "play_in": "threads", "measure_every": 1,
     }  # fmt: skip
     return ppo.Args(**(small | options))
 

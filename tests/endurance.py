@@ -29,7 +29,7 @@ USUAL = ("--render-resolution", SMALL, "--reward", "scale", "--update-epochs", "
 
 
 def args_of(folder: Path, *options: str) -> ppo.Args:
-    return ppo.parse_args([*USUAL, *options, "--runs-dir", str(folder)])
+    return ppo.parse_args([*USUAL, *options, "--play-in", "threads", "--runs-dir", str(folder)])
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:

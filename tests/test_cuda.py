@@ -104,8 +104,8 @@ def test_vanilla_updates_are_cleanrls(fake_engine, tmp_path, monkeypatch):
     def both(agent, optimizer, batch, args, generator, workers):
         if not twins:
             twins.append(copy.deepcopy(agent))
-            # With so large an epsilon steps are as long as gradients. Adam makes them all of equal length else,
-            # and where a gradient nearly cancels out, its sign depends on rounding.
+            # With so large an epsilon steps are as long as gradients. Else Adam makes them all equally long,
+            # and the sign of one whose gradient nearly cancels out depends on rounding.
             optimizer.param_groups[0]["eps"] = 1.0
             twins.append(torch.optim.Adam(twins[0].parameters(), eps=1.0))
         reference, adam = twins
@@ -180,7 +180,8 @@ def test_resuming_gives_the_bits_of_a_run_that_was_not_interrupted(tmp_path, met
     """Learning rate and lambda, balanced in iterations 1 and 5, change: nothing may keep the earlier ones."""
     options = {
         "device": CUDA, "method": method, "attention": attention, "precision": "auto", "reward": "scale",
-        "num_envs": games, "torch_threads": games, "num_steps": 64 // games, "total_timesteps": 384,
+        "num_envs": games, "torch_threads": games, "play_in": "processes", "num_steps": 64 // games,
+        "total_timesteps": 384,
     }  # fmt: skip
     straight = ppo.train(small_args(tmp_path / "straight", **options))
     ppo.train(small_args(tmp_path / "stopped", **options), stop_after(4))

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 import uuid
@@ -766,7 +767,7 @@ def test_engines_that_are_killed_or_hang_change_no_bit_and_leave_nothing(
 
     def args_of(folder: Path) -> ppo.Args:
         length = ["--total-timesteps", "1024", "--torch-threads", "2", "--runs-dir", str(folder)]
-        return ppo.parse_args([*ENGINE_RUN, *length])
+        return ppo.parse_args([*ENGINE_RUN, *length, "--play-in", "threads"])
 
     calm = ppo.train(args_of(tmp_path / "calm"))
     before = held()
@@ -815,6 +816,24 @@ def stopped(run: list[str], folder: Path, number: signal.Signals, code: int) -> 
 
 
 PROCESSES = ("--play-in", "processes", "--torch-threads", "2")
+
+
+@pytest.mark.engine
+def test_an_engine_that_is_killed_under_a_process_that_plays_changes_no_bit(tmp_path, nothing_left_behind):
+    def train(name: str) -> Path:
+        return ppo.train(ppo.parse_args([*ENGINE_RUN, *PROCESSES, "--runs-dir", str(tmp_path / name)]))
+
+    def kill() -> None:
+        assert wait_until(lambda: len(engines_started_with(nothing_left_behind)) == 4)
+        os.kill(min(engines_started_with(nothing_left_behind)), signal.SIGKILL)
+
+    calm = train("calm")
+    thread = threading.Thread(target=kill)
+    thread.start()
+    harmed = train("harmed")
+    thread.join()
+    assert events_of(harmed).Scalars("charts/engine_restarts")[-1].value == 1
+    assert_same(checkpoint_of(calm)["agent"], checkpoint_of(harmed)["agent"])
 
 
 @pytest.mark.engine

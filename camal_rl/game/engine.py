@@ -373,8 +373,9 @@ def check_shared_memory(engines: int, more: int = 0) -> None:
     except OSError:  # no such thing on this system
         return
     if (free := stats.f_bavail * stats.f_frsize) < (needed := engines * ENGINE_MEMORY + more):
+        instead = "--play-in threads" if more else "fewer environments"
         raise UserError(
             f"shared memory is full: /dev/shm has {free / 2**20:.1f} MiB free, and {engines} game engine"
-            f"{'s need' if engines > 1 else ' needs'} {needed / 2**20:.0f} MiB. Free some, use fewer "
-            "environments, or give a container more (docker run --shm-size=1g)."
+            f"{'s need' if engines > 1 else ' needs'} {needed / 2**20:.0f} MiB. Free some, use {instead}, or "
+            "give a container more (docker run --shm-size=1g)."
         )

@@ -21,8 +21,6 @@ from camal_rl.errors import UserError
 from camal_rl.game.engine import check_shared_memory
 from camal_rl.run.workers import Workers
 
-ENOUGH_PROCESSES = 4
-"""Processes that play faster together than as many threads of one."""
 PATIENCE = 10.0
 """Seconds in which a process can end by itself before it is killed."""
 
@@ -53,8 +51,7 @@ def start_games(
         UserError: as `DoomVectorEnv`.
     """
     slices = workers.slices(args.num_envs)
-    in_processes = len(slices) >= ENOUGH_PROCESSES if args.play_in == "auto" else args.play_in == "processes"
-    if in_processes:
+    if args.play_in == "processes" and len(slices) > 1:
         players = Players(make, rollout, slices, agent, store, args, workers)
         return players, players.play
     envs = make(args.num_envs)
@@ -175,7 +172,7 @@ def shares_of_cores(parts: int) -> list[list[int]]:
     """Deal out the cores that this process may use; a part has none where there are fewer, or none are told.
 
     A player and its engines take turns. Where they keep to one core, each finds it awake when the other has
-    done its part, and that makes play a sixth faster (measured on 2 cores and on 16).
+    done its part, and plays a sixth faster (measured on 2 cores and on 16).
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return [cores[len(cores) * part // parts : len(cores) * (part + 1) // parts] for part in range(parts)]
