@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 import types
 import uuid
@@ -820,20 +819,17 @@ PROCESSES = ("--play-in", "processes", "--torch-threads", "2")
 
 @pytest.mark.engine
 def test_an_engine_that_is_killed_under_a_process_that_plays_changes_no_bit(tmp_path, nothing_left_behind):
-    def train(name: str) -> Path:
-        return ppo.train(ppo.parse_args([*ENGINE_RUN, *PROCESSES, "--runs-dir", str(tmp_path / name)]))
-
-    def kill() -> None:
-        assert wait_until(lambda: len(engines_started_with(nothing_left_behind)) == 4)
-        os.kill(min(engines_started_with(nothing_left_behind)), signal.SIGKILL)
-
-    calm = train("calm")
-    thread = threading.Thread(target=kill)
-    thread.start()
-    harmed = train("harmed")
-    thread.join()
-    assert events_of(harmed).Scalars("charts/engine_restarts")[-1].value == 1
-    assert_same(checkpoint_of(calm)["agent"], checkpoint_of(harmed)["agent"])
+    run = command("--total-timesteps", 4096, *ENGINE_RUN[2:], *PROCESSES, "--runs-dir", tmp_path)
+    trainer = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "Basic/camal/seed1"
+    assert wait_until(lambda: list(folder.glob("events*")), 60)
+    os.kill(min(engines_started_with(nothing_left_behind)), signal.SIGKILL)
+    _, errors = trainer.communicate(timeout=60)
+    assert trainer.returncode == 0, errors
+    assert events_of(folder).Scalars("charts/engine_restarts")[-1].value == 1
+    in_threads = ("--total-timesteps", "4096", "--torch-threads", "2", "--play-in", "threads")
+    calm = ppo.train(ppo.parse_args([*ENGINE_RUN[2:], *in_threads, "--runs-dir", str(tmp_path / "calm")]))
+    assert_same(checkpoint_of(calm)["agent"], checkpoint_of(folder)["agent"])
 
 
 @pytest.mark.engine
