@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import run as run_python
 from conftest import small_args
 from torch import Tensor
 
@@ -114,6 +115,15 @@ def test_what_goes_wrong_in_a_process_is_raised_in_the_trainer(tmp_path: Path) -
     with pytest.raises(UserError, match=r"a process that plays has ended \(exit code -9\)"):
         playing(np.zeros((16, 2)))
     games.close()
+
+
+@pytest.mark.slow
+def test_a_program_that_does_not_guard_its_main_part_is_told_to(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    options = ("--torch-threads", "2", "--total-timesteps", "1024", "--runs-dir", str(tmp_path / "runs"))
+    program.write_text(f"from camal_rl import ppo\nppo.train(ppo.parse_args({options}))\n")
+    told = run_python(str(program), folder=tmp_path)
+    assert "call train under `if __name__" in told.stderr.splitlines()[-1]
 
 
 def test_every_process_has_a_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

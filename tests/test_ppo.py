@@ -826,6 +826,7 @@ def test_an_engine_that_is_killed_under_a_process_that_plays_changes_no_bit(tmp_
     os.kill(min(engines_started_with(nothing_left_behind)), signal.SIGKILL)
     _, errors = trainer.communicate(timeout=60)
     assert trainer.returncode == 0, errors
+    assert "Warning" not in errors
     assert events_of(folder).Scalars("charts/engine_restarts")[-1].value == 1
     in_threads = ("--total-timesteps", "4096", "--torch-threads", "2", "--play-in", "threads")
     calm = ppo.train(ppo.parse_args([*ENGINE_RUN[2:], *in_threads, "--runs-dir", str(tmp_path / "calm")]))

@@ -90,7 +90,8 @@ class Players:
         for tensor in shared:
             tensor.share_memory_()
         context = get_context("forkserver")
-        context.set_forkserver_preload(["camal_rl.ppo"])  # so that torch is imported once for all
+        # So that torch is imported once for all; not ppo, which may be the program and is run once more.
+        context.set_forkserver_preload(["camal_rl.doom", "camal_rl.run.monitor", __name__])
         threads, dtype = workers.share(len(slices)), workers.play_dtype
         try:
             for games, its_cores in zip(slices, shares_of_cores(len(slices)), strict=True):
@@ -154,10 +155,15 @@ class Players:
                 answers.append(connection.recv())
             except (EOFError, OSError) as error:
                 process.join(PATIENCE)
+                advice = (
+                    "it says why above. In a program of your own, call train under `if __name__ == "
+                    '"__main__":`, as multiprocessing asks for'
+                    if process.exitcode == 1
+                    else "check free memory (`free -m`) and who may have ended it (`dmesg`)"
+                )
                 raise UserError(
-                    f"a process that plays has ended (exit code {process.exitcode}): check free memory "
-                    "(`free -m`) and who may have ended it (`dmesg`). The same command goes on from the last "
-                    "checkpoint."
+                    f"a process that plays has ended (exit code {process.exitcode}): {advice}. The same "
+                    "command goes on from the last checkpoint."
                 ) from error
         for answer, _, _ in answers:
             if isinstance(answer, Exception):
