@@ -87,7 +87,7 @@ Values = dict[str, list[float]]
 Cases = dict[str, Values]
 """Values by case, such as a size."""
 Ways = Mapping[str, Callable[[], object]]
-"""What is timed, by name."""
+"""Functions that are timed, by name."""
 progress = partial(tqdm, leave=False, disable=None)  # none where nobody looks
 METHODS: tuple[Literal["camal", "vanilla"], ...] = ("camal", "vanilla")
 

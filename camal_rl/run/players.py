@@ -112,7 +112,8 @@ class Players:
         """Play a rollout by draws, (T, N), and return the newest observations' values, (N,)."""
         for weight, newest in zip(self._weights.parameters(), self._agent.parameters(), strict=True):
             weight.copy_(newest)
-        return torch.cat(self._each("play", [{"draws": draws[:, games]} for games in self.slices]))
+        values = self._each("play", [{"draws": draws[:, games]} for games in self.slices])
+        return torch.from_numpy(np.concatenate(values))
 
     def reset(self, *, seed: Sequence[int]) -> None:
         """Start an episode in every game."""
@@ -209,7 +210,11 @@ def _serve(
             connection.send((error, [], 0))
             return
         mine = type(store)._make(field[:, games] for field in store)
-        play = partial(rollout, agent, envs, mine, args, workers=Workers(1, dtype))
+        workers = Workers(1, dtype)
+
+        def play(draws: np.ndarray) -> np.ndarray:  # a tensor would be sent as a file
+            return rollout(agent, envs, mine, args, draws, workers).numpy()
+
         answer: Any = None
         with closing(envs):
             while True:
