@@ -92,11 +92,13 @@ class Players:
         context = get_context("forkserver")
         # So that torch is imported once for all; not ppo, which may be the program and is run once more.
         context.set_forkserver_preload(["camal_rl.doom", "camal_rl.run.monitor", __name__])
-        threads, dtype = workers.share(len(slices)), workers.play_dtype
+        threads, alone = workers.share(len(slices)), Workers(1, workers.play_dtype)
         try:
             for games, its_cores in zip(slices, shares_of_cores(len(slices)), strict=True):
                 mine, its = context.Pipe()
-                given = (its, games, make, rollout, self._weights, store, args, threads, dtype, its_cores)
+                part = type(store)._make(field[:, games] for field in store)
+                play = partial(rollout, self._weights, store=part, args=args, workers=alone)
+                given = (its, partial(make, games.stop - games.start), play, threads, its_cores)
                 process = context.Process(target=_serve, args=given, daemon=True)
                 process.start()
                 its.close()
@@ -187,14 +189,9 @@ def shares_of_cores(parts: int) -> list[list[int]]:
 
 def _serve(
     connection: Connection,
-    games: slice,
-    make: Callable[[int], Any],
+    make: Callable[[], Any],
     rollout: Callable[..., Tensor],
-    agent: Any,
-    store: Any,
-    args: Any,
     threads: int,
-    dtype: torch.dtype,
     cores: Sequence[int],
 ) -> None:
     """Start some of the games, and do with them what the trainer asks for until it ends."""
@@ -205,15 +202,13 @@ def _serve(
         os.sched_setaffinity(0, cores)
     with suppress(EOFError, OSError):  # from the connection, when the trainer ends
         try:
-            envs = make(games.stop - games.start)
+            envs = make()
         except Exception as error:
             connection.send((error, [], 0))
             return
-        mine = type(store)._make(field[:, games] for field in store)
-        workers = Workers(1, dtype)
 
         def play(draws: np.ndarray) -> np.ndarray:  # a tensor would be sent as a file
-            return rollout(agent, envs, mine, args, draws, workers).numpy()
+            return rollout(envs=envs, draws=draws).numpy()
 
         answer: Any = None
         with closing(envs):
