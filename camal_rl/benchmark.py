@@ -122,13 +122,13 @@ def make_plan(args: Args) -> Plan:
     plan = Plan(base, args.repetitions, devices=(args.device,))
     if args.quick:
         plan = plan._replace(repetitions=1, turns=2, runs=(1, 2), batch_sizes=(1, 16, 128))
-        plan = plan._replace(
-            resolutions=("320x240",), num_envs=(2, 8), frame_sizes=((84, 84), (120, 160)), length=12
-        )
+        plan = plan._replace(resolutions=("320x240",), num_envs=(2, 8), frame_sizes=((120, 160),), length=12)
     if threads > 4:
-        plan = plan._replace(games=(2 * threads,), runs=(1, threads // 2))
+        plan = plan._replace(games=(2 * threads,), runs=(1, threads // 2, threads))
         plan = plan._replace(num_envs=(threads // 2, 2 * threads, 4 * threads))
         plan = plan._replace(cores=(1, 2, 4, *range(8, threads + 1, 8)))
+        if args.quick:
+            plan = plan._replace(num_envs=plan.num_envs[:2], cores=(1, threads // 4, threads))
     if choose_device(args.device).type == "cuda":
         plan = plan._replace(devices=("cpu", args.device))
     return plan
@@ -366,7 +366,11 @@ def scaling(plan: Plan) -> Cases:
             for way in ("threads", "processes")
         },
         **{f"frames of {h}x{w}": {"frame_size": (h, w)} for h, w in plan.frame_sizes},
-        **{f"rendered at {size}": {"render_resolution": size} for size in plan.resolutions},
+        **{
+            f"rendered at {size}": {"render_resolution": size}
+            for size in plan.resolutions
+            if size != plan.base.render_resolution
+        },
     }
     cases: Cases = defaultdict(lambda: defaultdict(list))
     for _, (case, changes) in progress(list(itertools.product(range(plan.repetitions), varied.items()))):
