@@ -74,6 +74,7 @@ def check_memory() -> str:
     """Compare cores, memory and shared memory with what a training needs."""
     from camal_rl.game.engine import check_shared_memory
     from camal_rl.run import machine, runner
+    from camal_rl.run.device import gpu_memory
 
     left, needed = machine.available_memory(), runner.CELL_MEMORY
     free = "unknown" if left is None else f"{left / 2**30:.1f} GiB"
@@ -85,7 +86,7 @@ def check_memory() -> str:
     check_shared_memory(GAMES)
     return (
         f"{machine.cores()} cores, {free} of memory available, shared memory for {GAMES} games; "
-        f"camal_rl.experiment does {runner.bearable_jobs()} runs at once"
+        f"camal_rl.experiment does {runner.bearable_jobs(gpu_memory())} runs at once"
     )
 
 

@@ -275,7 +275,8 @@ def run(
     gpus: float = 0,
 ) -> int:
     """Do what is missing of a matrix, until `interrupted()`; the exit code: 0, or 1 if a run failed."""
-    from camal_rl.run.folder import by_other_code  # with torch, as `cells`
+    from camal_rl.run.device import gpu_memory  # with torch, as `cells`
+    from camal_rl.run.folder import by_other_code
 
     planned = cells(matrix)
     missing = [cell for cell in planned if not is_done(cell)]
@@ -301,7 +302,7 @@ def run(
             comparison.picture.unlink(missing_ok=True)
             comparison.picture.with_suffix(".mp4").unlink(missing_ok=True)
     runner = Runner(retries, interrupted)
-    jobs_here = jobs or bearable_jobs()
+    jobs_here = jobs or bearable_jobs(gpu_memory())
     outcomes = []
     if missing and ray is not None:
         outcomes += cluster.run_on_ray(missing, len(planned), runner, ray, gpus, jobs)

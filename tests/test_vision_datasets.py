@@ -572,7 +572,7 @@ def test_another_seed_deals_out_otherwise() -> None:
     [
         ([0, 1, 0, 1], 1, "1 is too few folds.*2 or more"),
         ([0, 1, 0, 1], 0, "too few"),
-        ([0, 1, 0, 1, 0], 3, "3 folds need 3 samples or more of each class, and class 1 has 2"),
+        ([0, 1, 0, 1, 0], 3, "3 folds need 3 objects or more of each class, and class 1 has 2"),
         ([0, 0, 1], 2, "class 1 has 1"),
     ],
 )

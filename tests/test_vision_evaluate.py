@@ -93,6 +93,15 @@ def test_removing_what_makes_it_bright_takes_confidence_and_inserting_gives_it(s
     assert found["removal_auc"] < found["insertion_auc"]
 
 
+def test_a_pixel_that_is_removed_may_be_blurred_instead(samples: Samples) -> None:
+    """An even image stays as it is, and so does confidence; a bright corner is spread."""
+    heat = np.ones((1, 2, 2), np.float32)
+    for images, changed in ((np.full((1, 3, 8, 8), 200, np.uint8), False), (samples.images[:1], True)):
+        arguments = (Brightness(), images, samples.labels[:1], heat, 0, True)
+        found = evaluate.faithfulness(*arguments)  # type: ignore[arg-type]
+        assert (np.ptp(found["removal"]) > 1e-6) == changed
+
+
 def test_one_sample_of_each_class_is_drawn_and_seeds_differ() -> None:
     labels = np.repeat([3, 1, 2], 20)
     drawn = evaluate.one_of_each_class(labels, seed=0)
@@ -106,6 +115,11 @@ def test_an_evaluation_holds_shifted_sets_and_spatial_variance(samples: Samples)
     assert scores["shifted"]["black"]["accuracy"] == 0.5
     assert scores["mask_variance"] == [[0.25, 0], [0, 0]]
     assert len(scores["faithfulness"]["removal"]) == 2
+    assert scores["maps"].keys() == {"gradcam", "diffgradcam"}
+    own = scores["maps"]["gradcam"]
+    assert (own["iou"], own["removal"]) == (scores["iou"], scores["faithfulness"]["removal_auc"])
+    # The margin of two classes is the difference of their logits: twice either, so the same map.
+    assert scores["maps"]["diffgradcam"] == own
     assert picture.dtype == np.uint8
     assert picture.shape[2] == 3
 

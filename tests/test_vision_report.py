@@ -144,6 +144,20 @@ def test_iou_stands_beside_that_of_the_mask_and_dead_maps(runs: Path) -> None:
     assert "50 % of the maps of busi/resnet18/vanilla/unshifted are dead" in warned(runs)
 
 
+def test_every_kind_of_attention_has_a_row_of_means(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    own = {"iou": 0.5, "removal": 0.4, "insertion": 0.6, "removal_blurred": 0.3, "insertion_blurred": 0.7}
+    for fold, iou in ((1, 0.5), (2, 0.7)):
+        maps = {"gradcam": own | {"iou": iou}, "diffgradcam": own | {"iou": None}}
+        write_cell(runs, "busi", "resnet18", "camal", [fold], maps=maps)
+    _, files = make(runs)
+    _, *rows = csv.reader(io.StringIO(files["maps.csv"].decode()))
+    assert [row[3:] for row in rows] == [
+        ["true logit (Eq. 3)", "2", "60.0", "40.0", "60.0", "30.0", "70.0"],
+        ["margin", "2", "–", "40.0", "60.0", "30.0", "70.0"],
+    ]
+
+
 def test_p_values_are_told_both_ways(runs: Path) -> None:
     rows = csv.reader(io.StringIO(make(runs)[1]["p-values.csv"].decode()))
     title, *found = ([*row[2:3], *row[4:]] for row in rows)

@@ -1,5 +1,6 @@
 """Training of classifiers: what is learned, resumed and refused."""
 
+import json
 import os
 import resource
 import shutil
@@ -56,6 +57,22 @@ def test_a_fold_is_trained_logged_and_scored(method: str, tmp_path: Path) -> Non
     assert {"train/cross_entropy", "train/accuracy", "test/iou", "test/reversed/accuracy"} <= tags
     assert ("train/camal_loss" in tags) == (method != "vanilla")
     assert [one.step for one in events.Scalars("train/accuracy")] == [1, 2]
+
+
+def test_a_name_is_that_of_the_folder_and_a_folder_without_one_goes_on(tmp_path: Path) -> None:
+    named = small_args(tmp_path, name="margin", attention="diffgradcam", epochs=1)
+    assert train.train(named)
+    folder = tmp_path / "shapes" / "resnet18" / "margin" / "fold1"
+    assert (folder / "scores.json").is_file()
+    options = run_folder.read_args_file(folder, ("args",))["args"]
+    assert (options["name"], options["method"]) == ("margin", "camal")
+    plain = small_args(tmp_path, epochs=1)
+    assert train.train(plain)
+    file = tmp_path / "shapes" / "resnet18" / "camal" / "fold1" / "args.json"
+    content = json.loads(file.read_text())
+    assert content["args"].pop("name") == "camal"
+    file.write_text(json.dumps(content))  # as versions before names wrote it
+    assert train.train(plain)
 
 
 def test_camal_pulls_attention_into_the_mask(tmp_path: Path) -> None:
@@ -306,9 +323,9 @@ def test_table_7_is_the_default() -> None:
     assert (args.epochs, args.batch_size, args.weight_decay) == (500, 32, 0.01)
     assert (args.camal_coef, args.folds) == (1, 10)
     rates = {model: train.learning_rate(train.Args(model=model)) for model in ARCHITECTURES}  # type: ignore[arg-type]
-    assert rates == dict.fromkeys(("resnet18", "convnext_t", "efficientnet_b0"), 1e-3) | dict.fromkeys(
-        ("vit_b_16", "swin_v2_t", "maxvit_t"), 1e-4
-    )
+    assert rates == dict.fromkeys(
+        ("resnet18", "convnext_t", "efficientnet_b0", "mobilenet_v2"), 1e-3
+    ) | dict.fromkeys(("vit_b_16", "swin_v2_t", "maxvit_t"), 1e-4)
 
 
 def test_the_command_names_what_there_is() -> None:

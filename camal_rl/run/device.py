@@ -94,6 +94,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def gpu_memory() -> int | None:
+    """Bytes of the GPU that is used unless another one is named, or None without one."""
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+
+
 def choose_precision(name: str, device: torch.device) -> Precision:
     """Return the network's precision; `auto` is bf16 where the hardware has it, because it is faster there.
 

@@ -209,13 +209,12 @@ def _progress(cell: Cell, module: str, start: int) -> float | None:
     return sum(steps[bar] * int(done.get(bar, 0)) / 100 for bar in steps) / sum(steps.values())
 
 
-def bearable_jobs() -> int:
-    """The number of cells to run at once: one a core, as long as there is memory for them, the GPU's too."""
-    import torch
+def bearable_jobs(of_gpu: int | None) -> int:
+    """The number of cells to run at once: one a core, as long as there is memory for them.
 
-    memories = [machine.available_memory()]
-    if torch.cuda.is_available():
-        memories.append(torch.cuda.get_device_properties(0).total_memory)
+    `of_gpu` are the bytes of the GPU that they share, or None without one.
+    """
+    memories = (machine.available_memory(), of_gpu)
     bounds = [int(memory // CELL_MEMORY) for memory in memories if memory is not None]
     return max(1, min([machine.cores(), *bounds]))
 

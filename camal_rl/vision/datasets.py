@@ -1,4 +1,4 @@
-"""Published data sets with masks, or the generated shapes -> samples and folds; and a look at them.
+"""Published data sets with masks, or generated pictures -> samples and folds; and a look at them.
 
 BUSI, Oxford-IIIT-Pet and Oxford-Flower 102 are those of the paper (Sec. 4 and Appendix C). They are read from
 a folder in their published form. Nothing is downloaded: where something is missing, an error says what to get
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -27,8 +27,9 @@ from camal_rl.results import media
 from camal_rl.run import machine
 from camal_rl.run.command_line import Positive, parse, run_at_once
 from camal_rl.run.files import make_folder, write_whole
-from camal_rl.vision import check_torchvision, shapes
-from camal_rl.vision.samples import DATA, LARGEST_IMAGE, SHAPES, SMALLEST_IMAGE, DataName, Samples
+from camal_rl.vision import check_torchvision, cutouts, shapes
+from camal_rl.vision.pictures import colours, decode, in_one_line, levels
+from camal_rl.vision.samples import DATA, GENERATED, LARGEST_IMAGE, SMALLEST_IMAGE, DataName, Samples
 
 EXPECTED: dict[str, dict[str, int]] = {
     "busi": {"benign": 437, "malignant": 210, "normal": 133},
@@ -51,13 +52,12 @@ ADVICE = {
 }
 
 AGAIN = "unpack it again, or download its archive again"
-T = TypeVar("T")
 
 
 def load(
-    data: str, folder: Path, image_size: int = 224, count: int = SHAPES, progress: bool = True
+    data: str, folder: Path, image_size: int = 224, count: int = GENERATED, progress: bool = True
 ) -> Samples:
-    """Read a data set, or generate `shapes`.
+    """Read a data set, or generate `shapes` or `cutouts`.
 
     As in the paper (Appendix C), an image is made square, whatever its proportions, and its edges are cut
     off: resized to 256 x 256 and cropped to the middle 224 x 224, or the same in proportion for another size.
@@ -65,9 +65,10 @@ def load(
 
     Args:
         data: a name of DATA.
-        folder: parent of Dataset_BUSI_with_GT, oxford-iiit-pet or flowers-102; not used for shapes.
+        folder: parent of Dataset_BUSI_with_GT, oxford-iiit-pet or flowers-102, or that of `cutouts`; not used
+            for shapes.
         image_size: side S of the images in pixels.
-        count: number of shapes; the others are read as a whole.
+        count: number of images to generate; published data sets are read as a whole.
         progress: show on stderr how far reading has come.
 
     Raises:
@@ -79,36 +80,44 @@ def load(
         )
     if data == "shapes":
         return shapes.generate(count, image_size)
+    if data == "cutouts":
+        return cutouts.generate(folder, count, image_size)
     if data not in _LISTINGS:
         raise UserError(f"there is no data set {data}: choose one of {', '.join(DATA)}.")
     advice = ADVICE[data].format(folder=folder)
     return _read(_LISTINGS[data](folder, advice), advice, image_size, data if progress else None)
 
 
-def folds(labels: np.ndarray, count: int = 10, seed: int = 0) -> np.ndarray:
+def folds(
+    labels: np.ndarray, count: int = 10, seed: int = 0, objects: np.ndarray | None = None
+) -> np.ndarray:
     """The fold in which each sample is tested: int64 (N,), from 0 to count - 1, for labels int (N,).
 
-    Every class is spread evenly: its numbers in two folds differ by one at most, and so do the folds' sizes.
+    All samples of an object, `objects` int (N,), are in one fold; each has its own unless given. Every
+    class's objects are spread evenly: their numbers in two folds differ by one at most, and so do the folds'.
 
     Raises:
-        UserError: fewer than 2 folds, or a class with fewer samples than there are folds, for faithfulness
+        UserError: fewer than 2 folds, or a class with fewer objects than there are folds, for faithfulness
             takes a sample of each class from every fold (Appendix C).
     """
     if count < 2:
         raise UserError(
             f"{count} is too few folds, for one part is tested and others trained on: give 2 or more."
         )
+    objects = np.arange(len(labels)) if objects is None else objects
+    _, firsts, objects = np.unique(objects, return_index=True, return_inverse=True)
+    labels = labels[firsts]
     classes, sizes = np.unique(labels, return_counts=True)
     if sizes.min() < count:
         raise UserError(
-            f"{count} folds need {count} samples or more of each class, and class {classes[sizes.argmin()]} "
+            f"{count} folds need {count} objects or more of each class, and class {classes[sizes.argmin()]} "
             f"has {sizes.min()}: choose fewer folds."
         )
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     tested = np.empty(len(labels), np.int64)
     tested[order] = np.arange(len(labels)) % count
-    return tested
+    return tested[objects]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -174,7 +183,7 @@ def _splits(data: str, loader: str, folder: Path, base: Path, advice: str) -> li
         try:
             part = getattr(datasets, loader)(folder, split, download=False)
         except (RuntimeError, OSError, ValueError) as error:
-            reason = _line(error).split(" You can use download=True")[0]  # which no option here does
+            reason = in_one_line(error).split(" You can use download=True")[0]  # which no option here does
             raise UserError(f"{base} is missing, incomplete or damaged ({reason}). {advice}") from error
         _check_count(len(part), expected, f"images of the {split} split in {base}", advice)
         parts.append(part)
@@ -186,40 +195,13 @@ def _check_count(found: int, expected: int, what: str, advice: str) -> None:
         raise UserError(f"there are {found or 'no'} {what}, but {expected} were published. {advice}")
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 # ------------------------------------------------------------------------------------------------------------
 # From files to samples
 
 
-def _colours(picture: Image.Image, behind: str | tuple[int, ...] = "") -> Image.Image:
-    """A picture as RGB of 8 bits, on this colour, if one is given, where it is transparent."""
-    if picture.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
-        picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
-    if behind:
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, behind), picture.convert("RGBA"))
-    return picture.convert("RGB")
-
-
-def levels(picture: Image.Image) -> np.ndarray:
-    """The numbers of a grey picture as they are stored, (h, w): uint8, or wider; 0 where it is transparent.
-
-    Raises:
-        ValueError: it has colours.
-    """
-    if picture.mode.startswith("I"):
-        return np.asarray(picture)
-    channels = np.asarray(_colours(picture, "black"))
-    if (channels != channels[..., :1]).any():
-        raise ValueError("its channels differ")
-    return channels[..., 0]
-
-
 def _busi_lesion(mask: Image.Image) -> np.ndarray:
     # Half of the brightest: there are masks of 0 and 1, and ripples where one was saved as JPEG.
-    grey = np.asarray(mask if mask.mode.startswith("I") else _colours(mask, "black").convert("L"))
+    grey = np.asarray(mask if mask.mode.startswith("I") else colours(mask, "black").convert("L"))
     lesion: np.ndarray = grey > grey.max() / 2
     return lesion
 
@@ -244,10 +226,10 @@ found within 1.4 pixels, the pictures having 600 x 500."""
 
 
 def _flower_blossom(segmentation: Image.Image) -> np.ndarray:
-    colours = np.asarray(_colours(segmentation, BLUE), np.int16)
-    if not np.ptp(colours, axis=2).any():
+    drawn = np.asarray(colours(segmentation, BLUE), np.int16)
+    if not np.ptp(drawn, axis=2).any():
         raise ValueError("it has no colour, and a flower's background is blue")
-    deviation = np.abs(colours - np.array(BLUE, np.int16))
+    deviation = np.abs(drawn - np.array(BLUE, np.int16))
     blossom = (deviation.max(axis=2) > BLUE_TOLERANCE).astype(np.uint8)
     # Each pixel goes with most of its neighbours, so no single ripple or blue speck is left.
     voted: np.ndarray = cv2.medianBlur(blossom, 5) > 0
@@ -264,10 +246,10 @@ def _read(listing: _Listing, advice: str, size: int, title: str | None) -> Sampl
 
     def read(index: int) -> None:
         file, own_masks, _ = entries[index]
-        image = decode(file, _colours)
+        image = decode(file, colours, AGAIN)
         images[index] = _fitted(image, size, Image.Resampling.BILINEAR).transpose(2, 0, 1)
         for path in own_masks:
-            target = Image.fromarray(decode(path, listing.target).astype(np.uint8))
+            target = Image.fromarray(decode(path, listing.target, AGAIN).astype(np.uint8))
             skew = target.width * image.height / (target.height * image.width)
             turned = target.size != image.size == target.size[::-1]
             if turned or not 0.9 < skew < 1.1:
@@ -287,15 +269,6 @@ def _read(listing: _Listing, advice: str, size: int, title: str | None) -> Sampl
         classes=listing.classes,
         names=tuple(file.relative_to(listing.folder).with_suffix("").as_posix() for file, _, _ in entries),
     )
-
-
-def decode(path: Path, content: Callable[[Image.Image], T], advice: str = AGAIN) -> T:
-    """Return the content of a picture, or say which file can't be read, why, and what to do."""
-    try:
-        with Image.open(path) as image:
-            return content(image)
-    except Exception as error:  # a damaged file makes Pillow raise all kinds
-        raise UserError(f"{path} can't be read ({_line(error)}): {advice}.") from error
 
 
 def _fitted(image: Image.Image, size: int, resampling: Image.Resampling) -> np.ndarray:
@@ -354,11 +327,11 @@ class Args:
     """Count the samples of a data set and draw sixteen of them, to be looked at before training."""
 
     data: DataName = "shapes"
-    """data set; shapes is generated, the others are read"""
+    """data set; shapes and cutouts are generated, the others are read"""
     data_dir: Path = Path("data")
-    """folder that holds Dataset_BUSI_with_GT, oxford-iiit-pet or flowers-102"""
-    samples: Positive = SHAPES
-    """number of shapes; the others are read as a whole"""
+    """folder that holds Dataset_BUSI_with_GT, oxford-iiit-pet or flowers-102; that of cutouts"""
+    samples: Positive = GENERATED
+    """number of images to generate; the others are read as a whole"""
     image_size: Positive = 224
     """side of the images in pixels"""
     output: Path | None = None

@@ -58,6 +58,9 @@ BATCH_SIZE = 64
 """Images evaluated at once."""
 SHARES = tuple(np.linspace(0, 1, 21).tolist())
 """Shares of the pixels that are removed or inserted."""
+MAPS = ("gradcam", "diffgradcam")
+"""Kinds of attention that every classifier is measured by, whichever it was trained with: evidence for the
+true logit (Eq. 3), and for its margin over the others, which is all that softmax depends on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,12 +116,18 @@ def alignment(seen: Seen, masks: np.ndarray, labels: np.ndarray) -> dict[str, fl
 
 
 def faithfulness(
-    model: Classifier, images: np.ndarray, labels: np.ndarray, heat: np.ndarray, seed: int
+    model: Classifier,
+    images: np.ndarray,
+    labels: np.ndarray,
+    heat: np.ndarray,
+    seed: int,
+    blurred: bool = False,
 ) -> dict[str, Any]:
     """Confidence in the true class while pixels are removed or inserted, most attended first (Sec. 4.2).
 
-    A removed pixel becomes zero in the network's input, as in the paper: ImageNet's mean colour. Arguments
-    are those of `look`, attention, float32 (N, h, w), and a seed for the order of pixels attended to alike.
+    A removed pixel becomes zero in the network's input, as in the paper: ImageNet's mean colour. Or it is
+    blurred. Arguments are those of `look`, attention, float32 (N, h, w), and a seed for the order of pixels
+    attended to alike.
     """
     device = next(model.parameters()).device
 
@@ -129,10 +138,11 @@ def faithfulness(
         return predicted
 
     inputs = normalize(torch.from_numpy(images)).numpy()
+    reference = np.zeros_like(inputs)
+    if blurred:
+        reference = normalize(torch.from_numpy(metrics.blur(images, images.shape[2] / 12))).numpy()
     order = metrics.pixel_order(metrics.upsample(heat, images.shape[2:]), np.random.default_rng(seed))
-    curves = metrics.perturbation_curves(
-        predict, inputs, np.zeros_like(inputs), order, SHARES, batch_size=BATCH_SIZE
-    )
+    curves = metrics.perturbation_curves(predict, inputs, reference, order, SHARES, batch_size=BATCH_SIZE)
     removal, insertion = (curve[:, np.arange(len(labels)), labels].T for curve in curves)  # (N, S)
     return {
         "shares": list(SHARES),
@@ -141,6 +151,21 @@ def faithfulness(
         "removal_auc": float(metrics.area(removal, SHARES).mean()),
         "insertion_auc": float(metrics.area(insertion, SHARES).mean()),
     }
+
+
+def by_map(
+    model: Classifier, images: np.ndarray, masks: np.ndarray, labels: np.ndarray, drawn: np.ndarray, seed: int
+) -> dict[str, dict[str, float | None]]:
+    """IoU over a test set, and areas of faithfulness of the drawn samples, by each of MAPS."""
+    found: dict[str, dict[str, float | None]] = {}
+    for name in MAPS:
+        seen = look(model, images, labels, name)
+        found[name] = {"iou": alignment(seen, masks, labels)["iou"]}
+        for ending, blurred in (("", False), ("_blurred", True)):
+            of_drawn = (images[drawn], labels[drawn], seen.heat[drawn])
+            areas = faithfulness(model, *of_drawn, seed, blurred)
+            found[name] |= {f"{kind}{ending}": areas[f"{kind}_auc"] for kind in ("removal", "insertion")}
+    return found
 
 
 def one_of_each_class(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -174,6 +199,7 @@ def evaluate(
     scores: dict[str, Any] = {"samples": len(tested), **measured.pop(""), "shifted": measured}
     drawn = one_of_each_class(labels, seed)
     scores["faithfulness"] = faithfulness(model, images[drawn], labels[drawn], seen.heat[drawn], seed)
+    scores["maps"] = by_map(model, images, masks, labels, drawn, seed)
     width_height = seen.heat.shape[:0:-1]
     small_masks = np.array(
         [cv2.resize(mask.astype(np.float32), width_height, interpolation=cv2.INTER_AREA) for mask in masks]
@@ -247,7 +273,8 @@ def evaluate_fold(folder: Path, load: Callable[[str, int, int], Samples], device
         samples = load(options["data"], options["image_size"], options["samples"])
         model = Classifier(options["model"], len(samples.classes), options["image_size"]).to(device)
         model.load_state_dict(checkpoint["model"])
-        folds = datasets.folds(samples.labels, options["folds"], options["seed"])
+        dealt = (samples.labels, options["folds"], options["seed"], samples.objects)
+        folds = datasets.folds(*dealt)
         tested = np.flatnonzero(folds == options["fold"] - 1)
         scored = evaluate(model, samples, tested, options["attention"], options["seed"])
         write(folder, options, checkpoint["seconds_per_step"], *scored)

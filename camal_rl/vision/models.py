@@ -1,4 +1,4 @@
-"""The six classifiers of the paper, from torchvision, each split at the layer whose attention is supervised.
+"""The paper's six classifiers and MobileNetV2, from torchvision, split at the layer that is supervised.
 
 The part before the split turns images into feature maps A, (B, K, h, w), and the part after it turns these
 into logits, so attention needs neither hooks nor a backward pass through the first part (Sec. 3.3):
@@ -12,6 +12,7 @@ efficientnet_b0 output of the last convolution                        1280, 7, 7
 vit_b_16        patch tokens that enter the last block's attention    768, 14, 14
 swin_v2_t       normalized tokens of the last stage, channels first   768, 7, 7
 maxvit_t        output of the last block                              512, 7, 7
+mobilenet_v2    output of the last convolution                        1280, 7, 7
 =============== ===================================================== ==================
 """
 
@@ -156,8 +157,15 @@ ARCHITECTURES = {
         multiple=224,
         size_option="input_size",
     ),
+    "mobilenet_v2": Architecture(
+        "mobilenet_v2",
+        "classifier.1",
+        1e-3,
+        _stages("features"),
+        lambda network, features: network.classifier(features.maps.mean(dim=(2, 3))),
+    ),
 }
-"""Networks by the name that `--model` takes, in the order of the paper's tables."""
+"""Networks by the name that `--model` takes: those of the paper's tables in their order, and another."""
 
 
 class Classifier(nn.Module):
@@ -258,7 +266,8 @@ def load_weights(model: Classifier, weights: str) -> None:
     """Start from trained weights: `imagenet`, `none`, or a file of a state dictionary.
 
     The last layer stays random where the file's has other classes. Entries that torchvision has renamed since
-    the file was written are known to it, and a ViT's positions are interpolated to the size of images.
+    the file was written are known to it, and a ViT's positions are interpolated to the size of images. A file
+    of other names is read in its order, where that gives every entry of the network its shape.
 
     Raises:
         UserError: no such file, one that doesn't fit, or ImageNet's can't be fetched.
@@ -267,11 +276,15 @@ def load_weights(model: Classifier, weights: str) -> None:
         return
     state = _imagenet(model) if weights == "imagenet" else _from_file(Path(weights))
     network: Any = model.network
+    own, last_layer = network.state_dict(), f"{model.architecture.last_layer}."
+    body = [name for name in own if not name.startswith(last_layer)]
     fits: Any = OrderedDict(state)
     fits._metadata = getattr(state, "_metadata", None)  # by which torch knows entries that were renamed since
-    for name, value in network.state_dict().items():
-        of_last_layer = name.startswith(f"{model.architecture.last_layer}.")
-        if of_last_layer and (name not in fits or fits[name].shape != value.shape):
+    in_order = [value.shape for value in state.values()] == [own[name].shape for name in body]
+    if in_order and not state.keys() >= {*body}:
+        fits = OrderedDict(zip(body, state.values(), strict=True))
+    for name, value in own.items():
+        if name.startswith(last_layer) and (name not in fits or fits[name].shape != value.shape):
             fits[name] = value
     try:
         if model.name == "vit_b_16":

@@ -21,7 +21,7 @@ from camal_rl import __version__
 from camal_rl.errors import UserError
 from camal_rl.run.command_line import Positive, parse, run_at_once
 from camal_rl.run.files import make_folder, write_together, write_whole
-from camal_rl.vision.samples import SHAPES, DataName, Samples
+from camal_rl.vision.samples import GENERATED, DataName, Samples
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Args:
     """data set"""
     data_dir: Path = Path("data")
     """folder that holds the data sets, as for training"""
-    samples: Positive = SHAPES
+    samples: Positive = GENERATED
     """number of shapes, as for training"""
     image_size: Positive = 224
     """side of the images in pixels; CLIP sees them at its own size"""
@@ -81,6 +81,7 @@ from camal_rl.results.study import some
 from camal_rl.run.device import choose_device
 from camal_rl.vision import datasets
 from camal_rl.vision.clip import Clip, load_clip, prompts, split
+from camal_rl.vision.pictures import decode, levels
 
 # ---------------------------------------------------------------------------------------------------- regions
 
@@ -183,7 +184,7 @@ def _read_folder(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     known = {}
     for name in names:
         if (file := folder / f"{name}.png").is_file():
-            grey = datasets.decode(file, datasets.levels, "a soft map is a grey PNG file")
+            grey = decode(file, levels, "a soft map is a grey PNG file")
             known[name] = np.asarray(grey / (255 if grey.dtype == np.uint8 else 65535), np.float32)
     brightest = max((region.max() for region in known.values()), default=0.0)
     if 0 < brightest < 0.004:  # 1 of 255, or 255 of 65535

@@ -260,6 +260,30 @@ def all_methods(folds: Folds) -> Table:
     return Table("All methods", [*columns, "Pointing", "Mass", "ROC"], rows, note, labels=4)
 
 
+MAPS = {"gradcam": "true logit (Eq. 3)", "diffgradcam": "margin"}
+
+
+def by_map(folds: Folds) -> dict[str, Table]:
+    """Return a row a method and kind of attention, where scores hold them."""
+    cells: dict[tuple[str, ...], list[list[float]]] = {}
+    for fold in folds.folds:
+        for name, found in fold.scores.maps.items():
+            numbers = [np.nan if number is None else number for number in found.model_dump().values()]
+            key = (*map(prose, fold[1:4]), MAPS.get(name, name))
+            cells.setdefault(key, []).append(numbers)
+    rows = [[*key, str(len(cell)), *map(percent, np.mean(cell, axis=0))] for key, cell in cells.items()]
+    note = (
+        "In percent, means over folds, of attention to the true class's logit and to its margin over the "
+        "other classes, whichever the method was trained with. Areas under removal (low is faithful) and "
+        "insertion (high is faithful) of one sample a class; pixels become grey, or blurred."
+    )
+    columns = ["Data set", "Model", "Method", "Attention to", "Folds", "IoU", "Removal", "Insertion"]
+    table = Table(
+        "By kind of attention", [*columns, "Removal, blurred", "Insertion, blurred"], rows, note, labels=4
+    )
+    return {"maps": table} if rows else {}
+
+
 def _shown(values: pd.Series) -> str:
     return f"{percent(mean(values))} ± {percent(values.std())}" if values.count() else NOTHING
 
@@ -425,11 +449,11 @@ def make(args: Args) -> list[str]:
     results = scores.compare(folds)
     alignment, accuracy = (paper_tables(folds, results, measure) for measure in MEASURES)
     tests = {"p-values": p_values(results)} if results.paired else {}
-    every = all_methods(folds)
+    every, maps = all_methods(folds), by_map(folds)
     attention, faithful, unread = drawings(folds, results)
     sections: dict[str, Sequence[Part]] = {
         "Attention alignment": [*alignment.values(), *attention],
-        "Attention faithfulness": faithful,
+        "Attention faithfulness": [*faithful, *maps.values()],
         "Generalization": list(accuracy.values()),
         "Tests": list(tests.values()),
         "In numbers": [every],
@@ -448,7 +472,7 @@ def make(args: Args) -> list[str]:
         [*warnings(folds, results), *unread],
         sections,
     )
-    tables = alignment | accuracy | tests | {"all-methods": every}
+    tables = alignment | accuracy | maps | tests | {"all-methods": every}
     files = {f"{name}.csv": figures.table_csv(table) for name, table in tables.items()}
     files["scores.csv"] = folds.table.to_csv(index=False).encode()
     paired = [vars(pair) | {"verdict": pair.verdict} for pair in results.paired]

@@ -1,4 +1,4 @@
-"""Images, labels and masks of a data set as arrays, which `shapes` draws and `datasets` reads from files."""
+"""Images, labels and masks of a data set as arrays, which are generated or read from files."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-DataName: TypeAlias = Literal["shapes", "busi", "pet", "flower"]
+DataName: TypeAlias = Literal["shapes", "cutouts", "busi", "pet", "flower"]
 DATA: tuple[str, ...] = get_args(DataName)
-SHAPES = 1200
+GENERATED = 1200
 """Samples that are generated where no number is given."""
 SMALLEST_IMAGE, LARGEST_IMAGE = 16, 4096
 """Least and greatest side of an image, in pixels."""
@@ -35,6 +35,8 @@ class Samples:
     """Unique names of samples: the paths of their images, without suffix, as in `jpg/image_00001`."""
     shifted: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Name of a shift -> the same samples in front of other backgrounds, an array such as `images`."""
+    objects: np.ndarray | None = None
+    """int64 (N,), the number of the object that each sample shows; None where each has its own."""
 
     def __post_init__(self) -> None:
         count, size = len(self.labels), self.images.shape[-1]

@@ -28,7 +28,13 @@ SIGNIFICANT = 0.05
 """A p below this is (paper, Tables 1 to 3 and 5)."""
 STANDARD_ERRORS = 1.96
 """Half of a 95 % band (paper, Sec. 4)."""
-DATA = {"busi": "BUSI", "pet": "Oxford-IIIT-Pet", "flower": "Oxford-Flower", "shapes": "Shapes"}
+DATA = {
+    "busi": "BUSI",
+    "pet": "Oxford-IIIT-Pet",
+    "flower": "Oxford-Flower",
+    "shapes": "Shapes",
+    "cutouts": "Cut-outs",
+}
 """Names in prose, like those of models and methods in the order of rows and columns."""
 MODELS = {
     "resnet18": "ResNet-18",
@@ -37,6 +43,7 @@ MODELS = {
     "vit_b_16": "ViT-B/16",
     "swin_v2_t": "SwinV2-T",
     "maxvit_t": "MaxViT-T",
+    "mobilenet_v2": "MobileNetV2",
 }
 METHODS = {**comparison.NAMES, "prior": "Prior"}
 MEASURES = {"iou": "IoU", "accuracy": "accuracy"}
@@ -78,6 +85,16 @@ class Measures(Content):
 NUMBERS = list(Measures.model_fields)
 
 
+class OfMap(Content):
+    """IoU by one kind of attention, and areas of its faithfulness: pixels removed are grey, or blurred."""
+
+    iou: Fraction | None
+    removal: Fraction
+    insertion: Fraction
+    removal_blurred: Fraction
+    insertion_blurred: Fraction
+
+
 class Scores(Measures):
     """The fields of a fold's scores.json: how the fold was trained, and how it does."""
 
@@ -89,6 +106,7 @@ class Scores(Measures):
     samples: int
     shifted: dict[Annotated[str, StringConstraints(pattern=r"^[\w-]+$")], Measures] = Field({})
     faithfulness: Faithfulness | None = None
+    maps: dict[str, OfMap] = Field({})
     attention_variance: list[list[float]] | None = None
     mask_variance: list[list[float]] | None = None
     seconds_per_step: float | None = None
@@ -367,7 +385,7 @@ def comparability(folds: Folds) -> list[str]:
 
 def _described(fold: Fold) -> dict[str, Any]:
     """Return how a fold was trained and tested, but for what names it and what its method has no use for."""
-    useless = {"data", "model", "method", "fold"}
+    useless = {"data", "model", "method", "name", "fold"}
     useless |= {"camal_coef", "empty_mask"} if fold.method == "vanilla" else set()
     useless |= set() if fold.method == "prior" else {"prior"}
     known = fold.scores.model_dump(include={"epochs", "weights", "folds", "seed", "version"}) | fold.options

@@ -18,7 +18,7 @@ import numpy as np
 
 from camal_rl.errors import UserError
 from camal_rl.run import machine
-from camal_rl.vision.samples import SHAPES, SMALLEST_IMAGE, Samples
+from camal_rl.vision.samples import GENERATED, SMALLEST_IMAGE, Samples
 
 CORNERS = (3, 4, 6)
 CLASSES = (
@@ -58,7 +58,7 @@ def wrong_class(label: int) -> int:
     return (label + len(CLASSES) // 2) % len(CLASSES)
 
 
-def generate(count: int = SHAPES, image_size: int = 224, seed: int = 0) -> Samples:
+def generate(count: int = GENERATED, image_size: int = 224, seed: int = 0) -> Samples:
     """Draw samples with S pixels a side, as many of each class as of every other, give or take one.
 
     Sample i depends on the seed, i and S alone, so more samples begin with the same ones. `shifted` holds

@@ -18,9 +18,9 @@ from typing import Any, Literal, NamedTuple
 
 from camal_rl import __version__
 from camal_rl.errors import UserError
-from camal_rl.run.command_line import Count, Number, Positive, check_ranges, parse, run_to_checkpoint
+from camal_rl.run.command_line import Count, Number, Positive, RunName, check_ranges, parse, run_to_checkpoint
 from camal_rl.vision import need_torchvision
-from camal_rl.vision.samples import SHAPES, DataName, Samples
+from camal_rl.vision.samples import GENERATED, DataName, Samples
 
 # -------------------------------------------------------------------------------------------------- arguments
 
@@ -30,26 +30,28 @@ class Args:
     """Train a classifier with CAMAL, fold by fold. The same command again goes on where it stopped."""
 
     # run
-    model: Literal["resnet18", "convnext_t", "efficientnet_b0", "vit_b_16", "swin_v2_t", "maxvit_t"] = (
-        "resnet18"
-    )
+    model: Literal[
+        "resnet18", "convnext_t", "efficientnet_b0", "vit_b_16", "swin_v2_t", "maxvit_t", "mobilenet_v2"
+    ] = "resnet18"
     """network, from torchvision"""
     data: DataName = "shapes"
-    """data set: shapes is generated, the others lie in --data-dir"""
+    """data set: shapes is generated, the others are made of what lies in --data-dir"""
     method: Literal["camal", "vanilla", "prior", "suppress"] = "camal"
     """camal (Eq. 2), vanilla (cross-entropy), prior (maps of --prior for masks), suppress (beta alone)"""
+    name: RunName = ""
+    """name of the run's folder, and in reports; the method's unless given"""
     folds: Positive = 10
     """folds of the cross-validation, the same for every method"""
     fold: Count = 0
     """the only fold to train, from 1 to --folds; 0 trains all"""
     seed: Count = 1
     """seed of folds, weights and batches"""
-    samples: Positive = SHAPES
-    """number of shapes to generate"""
+    samples: Positive = GENERATED
+    """number of images to generate, of shapes and cutouts"""
     runs_dir: Path = Path("runs/vision")
-    """parent of the run folders <data>/<model>/<method>/fold<k>"""
+    """parent of the run folders <data>/<model>/<name>/fold<k>"""
     data_dir: Path = Path("data")
-    """folder that holds the data sets as they are published"""
+    """folder that holds the data sets as they are published, or the cut-outs"""
     checkpoint_every: Positive = 10
     """epochs between checkpoints"""
     test_every: Count = 10
@@ -226,8 +228,10 @@ class Work(NamedTuple):
 def describe(work: Work, fold: int) -> dict[str, dict[str, Any]]:
     """All that defines the training of a fold, in JSON's types. Files count by their content."""
     # BatchNorm and dropout see a process's part of a batch, so the number of processes counts.
-    chosen = {"fold": fold, "learning_rate": learning_rate(work.args), "precision": work.precision}
-    return run_folder.describe(work.args, {**chosen, "processes": work.group.size, **work.checksums})
+    name = work.args.name or work.args.method
+    chosen = {"name": name, "fold": fold, "learning_rate": learning_rate(work.args)}
+    chosen |= {"precision": work.precision, "processes": work.group.size}
+    return run_folder.describe(work.args, {**chosen, **work.checksums})
 
 
 def learning_rate(args: Args) -> float:
@@ -237,7 +241,7 @@ def learning_rate(args: Args) -> float:
 
 def folder_of(args: Args, fold: int) -> Path:
     """The folder of a fold."""
-    return args.runs_dir / args.data / args.model / args.method / f"fold{fold}"
+    return args.runs_dir / args.data / args.model / (args.name or args.method) / f"fold{fold}"
 
 
 class Learner:
@@ -417,7 +421,7 @@ def prepare(args: Args, device: torch.device, group: Group) -> Work:
             ) from error
     first = group.rank == 0
     samples = datasets.load(args.data, args.data_dir, args.image_size, args.samples, progress=first)
-    folds = datasets.folds(samples.labels, args.folds, args.seed)
+    folds = datasets.folds(samples.labels, args.folds, args.seed, samples.objects)
     targets = samples.masks
     if args.prior is not None:
         targets = priors.load_regions(args.prior, samples.names)
