@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal, NamedTuple, cast
 import tyro
 
 from camal_rl.errors import UserError
-from camal_rl.run.command_line import NAME, Count, Positive, check_ranges, parse, run_at_once
+from camal_rl.run.command_line import NAME, Count, Positive, check_ranges, parse, run_at_once, words_of
 
 Part = Literal["overhead", "rollout", "runs", "extraction", "scaling", "startup", "vision"]
 
@@ -193,16 +193,6 @@ def memory(process: int) -> float:
         children = [file.read_text().split() for file in Path(f"/proc/{process}/task").glob("*/children")]
         total += sum(map(memory, map(int, itertools.chain(*children))))
     return total
-
-
-def words_of(args: Any) -> list[str]:
-    """Return the command line of a dataclass of options, without those at their defaults."""
-    words = []
-    for field in dataclasses.fields(args):
-        if (value := getattr(args, field.name)) != field.default:
-            values = value if isinstance(value, tuple) else () if isinstance(value, bool) else (value,)
-            words += [f"--{'no-' * (value is False)}{field.name.replace('_', '-')}", *map(str, values)]
-    return words
 
 
 class Loop:

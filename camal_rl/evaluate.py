@@ -39,7 +39,7 @@ class Args:
 
     # runs
     run: tyro.conf.Positional[Annotated[Path, RUN]]
-    """folder of a trained run, such as runs/Basic/camal/seed1"""
+    """folder of a trained run, such as runs/Basic/balanced/seed1"""
     compare: Annotated[Path | None, RUN] = None
     """folder of another run, to be shown beside this one on the same episodes"""
     env: Annotated[Path | None, option("TOML")] = None
@@ -302,7 +302,7 @@ def draw(runs: Sequence[TrainedRun], episodes: Sequence[Episode], args: Args) ->
             film, shown["evaluation/episode"] = video(runs, [episodes[:keep], *others], bar.update)
         files[Path("media", f"evaluation{versus}.mp4")] = film
     if shown:
-        when = (args.run / "checkpoint.pt").stat().st_mtime
+        when = run_folder.weights_file(args.run).stat().st_mtime
         content = events(shown, runs[0].steps, when)
         files[Path("evaluation", "events.out.tfevents.0.evaluation")] = content
     return files

@@ -49,8 +49,8 @@ class Args:
     # what is done
     envs: Annotated[tuple[str, ...], NAME] = ("Basic", "DefendLine", "DefendCenter", "TakeCover")
     """environments, or .toml files of your own"""
-    methods: Annotated[tuple[Method, ...], NAME] = ("camal", "vanilla")
-    """camal, balanced, vanilla, suppress; the first is shown beside the others"""
+    methods: Annotated[tuple[Method, ...], NAME] = ("balanced", "vanilla")
+    """balanced, camal, vanilla, suppress; the first is shown beside the others"""
     variants: Annotated[tuple[str, ...], option("NAME=OPTIONS")] = ()
     """more of them: a name and options of training, such as 'weak=--camal-coef 0.1'"""
     seeds: Positive = 5

@@ -1,7 +1,8 @@
 """PPO on ViZDoom with CAMAL: CleanRL's `ppo_atari.py`, and the lines marked CAMAL (paper, Eq. 1 to 4).
 
 Reads from top to bottom: arguments, agent, rollout, advantages, losses, update, training. Hyperparameters are
-those of the paper's Table 8, and CleanRL's where the table is silent.
+those of the paper's Table 8, and CleanRL's where the table is silent, but for four with which agents learn
+better: `--method camal --attention gradcam --reward clip --clip-vloss` are the paper's.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class Args:
     # run
     env: Annotated[str, NAME] = "Basic"
     """environment or .toml; python -m camal_rl.environments lists"""
-    method: Annotated[command_line.Method, NAME] = "camal"
-    """camal, balanced (lambda adapts), vanilla, suppress (beta)"""
+    method: Annotated[command_line.Method, NAME] = "balanced"
+    """balanced (lambda adapts), camal, vanilla, suppress (beta)"""
     name: command_line.RunName = ""
     """name of the run's folder, and in reports; the method's unless given"""
     seed: Count = 1
@@ -44,6 +45,8 @@ class Args:
     """agent steps between checkpoints and pictures of attention"""
     measure_every: Count = 4
     """iterations between measurements of attention, 0 for none"""
+    track: Annotated[str, NAME] = ""
+    """project of Weights & Biases that mirrors TensorBoard (pip install wandb)"""
 
     # environment
     frame_size: Annotated[tuple[int, int], option("H W")] = (84, 84)
@@ -52,8 +55,8 @@ class Args:
         Literal["160x120", "200x150", "256x192", "320x240"], option("160x120|200x150|256x192|320x240")
     ] = "320x240"
     """what the engine draws, in pixels"""
-    reward: Annotated[Literal["clip", "scale", "raw"], NAME] = "clip"
-    """clip to [-1, 1] (Table 8), scale by the TOML's factor, or raw"""
+    reward: Annotated[Literal["clip", "scale", "raw"], NAME] = "scale"
+    """scale by the TOML, clip to [-1, 1] (Table 8), or raw"""
     max_episode_steps: Count = 0
     """agent steps after which an episode is truncated, 0 for none"""
     bootstrap_truncated: Switch = False
@@ -78,7 +81,7 @@ class Args:
     """lambda of generalised advantage estimation (Table 8)"""
     clip_coef: Factor = 0.1
     """clip range of the probability ratio (Table 8)"""
-    clip_vloss: Switch = True
+    clip_vloss: Switch = False
     """clip the value loss (CleanRL); slow for values beyond 1"""
     ent_coef: Number = 0.01
     """coefficient of the entropy bonus (Table 8)"""
@@ -89,9 +92,9 @@ class Args:
 
     # attention
     camal_coef: Number = 1.0
-    """lambda of Eq. 2 (Table 8)"""
-    attention: Annotated[Map, NAME] = "gradcam"
-    """gradcam (Eq. 3), magnitude, layercam, hirescam, diffgradcam, smoothgrad, integrated-gradients"""
+    """lambda of Eq. 2 (Table 8), the largest that balanced allows"""
+    attention: Annotated[Map, NAME] = "magnitude"
+    """magnitude, gradcam (Eq. 3), layercam, hirescam, diffgradcam, smoothgrad, integrated-gradients"""
     empty_mask: Annotated[Literal["ignore", "suppress"], NAME] = "ignore"
     """frames without a target: ignore, or suppress (beta alone)"""
 
@@ -103,7 +106,7 @@ class Args:
     torch_threads: Count = 0
     """CPU threads that play and learn, 0 for all cores"""
     play_in: Annotated[Literal["processes", "threads"], NAME] = "processes"
-    """what games are played in, one for each thread: processes, threads"""
+    """games are played in processes, or in threads of one"""
 
     @property
     def batch_size(self) -> int:

@@ -19,6 +19,7 @@ from conftest import run as run_python
 from camal_rl import benchmark, ppo
 from camal_rl.benchmark import Args, Cases, Loop, Plan
 from camal_rl.errors import UserError
+from camal_rl.run import command_line
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_ways_take_turns_in_both_orders_and_a_repetition_is_the_median_of_its_tu
 
 def test_the_words_of_options_are_read_as_the_same_options(tmp_path: Path) -> None:
     args = small_args(tmp_path, anneal_lr=False, bootstrap_truncated=True, learning_rate=0.5)
-    words = benchmark.words_of(args)
+    words = command_line.words_of(args)
     assert ppo.parse_args(words) == args
     assert "--seed" not in words, "it is the usual one"
 

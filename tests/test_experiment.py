@@ -24,6 +24,7 @@ TRAIN = ("--total-timesteps", "2048", "--reward", "scale")
 def matrix_of(folder: Path, **changes: object) -> Matrix:
     usual = {
         "envs": ("Basic", "TakeCover"),
+        "methods": ("camal", "vanilla"),
         "seeds": (1, 2),
         "runs_dir": folder / "runs",
         "train": TRAIN,
@@ -39,25 +40,25 @@ def matrix_file(folder: Path, text: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_papers_matrix_is_the_default() -> None:
+def test_the_papers_environments_and_seeds_are_the_default() -> None:
     args, train = experiment.parse_args([])
     matrix = experiment.read_matrix(args, train)
     assert matrix.envs == ("Basic", "DefendLine", "DefendCenter", "TakeCover")
-    assert matrix.methods == ("camal", "vanilla")
+    assert matrix.methods == ("balanced", "vanilla")
     assert matrix.seeds == (1, 2, 3, 4, 5)
     assert len(experiment.cells(matrix)) == 40
 
 
 def test_options_after_the_dashes_go_to_every_training(tmp_path: Path) -> None:
     own = ["--envs", "Basic", "--seeds", "2", "--runs-dir", str(tmp_path), "--faithfulness-frames", "0"]
-    words = [*own, "--", *TRAIN, "--no-clip-vloss"]
+    words = [*own, "--", *TRAIN, "--clip-vloss"]
     planned = experiment.cells(experiment.read_matrix(*experiment.parse_args(words)))
     assert [cell.title for cell in planned] == [
-        f"Basic/{method}/seed{seed}" for seed in (1, 2) for method in ("camal", "vanilla")
+        f"Basic/{method}/seed{seed}" for seed in (1, 2) for method in ("balanced", "vanilla")
     ]
     for cell in planned:
         assert cell.steps == 2048
-        assert cell.trained["args"]["clip_vloss"] is False
+        assert cell.trained["args"]["clip_vloss"] is True
         assert cell.trained["args"]["reward"] == "scale"
         assert cell.trained["definition"]["name"] == "Basic"
         assert cell.settings["episodes"] == 100
@@ -125,8 +126,8 @@ def test_a_variant_is_a_row_of_its_own_with_its_options(tmp_path: Path) -> None:
     ]
     names = ("name", "method", "camal_coef", "attention")
     assert [tuple(cell.trained["args"][name] for name in names) for cell in cells] == [
-        ("camal", "camal", 3.0, "gradcam"),
-        ("weak", "camal", 0.1, "gradcam"),
+        ("camal", "camal", 3.0, "magnitude"),
+        ("weak", "balanced", 0.1, "magnitude"),
         ("other-map", "suppress", 3.0, "layercam"),
     ]
     file = matrix_file(
@@ -415,14 +416,14 @@ def test_a_small_matrix_on_the_engine_stopped_and_started_again(tmp_path: Path) 
     )
     assert done.returncode == 0, done.stderr
     assert "2 of 2 runs are done" in done.stdout
-    for method in ("camal", "vanilla"):
+    for method in ("balanced", "vanilla"):
         scores = json.loads((tmp_path / f"runs/Basic/{method}/seed1/scores.json").read_text())
         assert scores["steps"] == 640
         assert len(scores["episodes"]) == 2
-    log = (tmp_path / "runs/Basic/camal/seed1/experiment.log").read_text()
+    log = (tmp_path / "runs/Basic/balanced/seed1/experiment.log").read_text()
     trainings = log.count("$ python -m camal_rl.ppo --env Basic")
     assert trainings == 2  # stopped, done
-    assert (tmp_path / "runs/Basic/camal/seed1/media/evaluation-versus-vanilla-seed-1.mp4").exists()
+    assert (tmp_path / "runs/Basic/balanced/seed1/media/evaluation-versus-vanilla-seed-1.mp4").exists()
 
 
 @pytest.mark.engine

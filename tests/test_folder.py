@@ -7,11 +7,14 @@ import os
 import pickle
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -378,3 +381,58 @@ def test_how_long_it_takes_is_said_when_that_is_known(tmp_path, capsys, monkeypa
     (line,) = capsys.readouterr().out.splitlines()
     words = "The other 9,996,288 steps take about 4.3 hours at 640 a second."
     assert line == f"{words} Ctrl-C saves; the same command goes on."
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Weights & Biases
+
+
+def records_of(file: Path) -> Iterator[Any]:
+    """The records of a file that a run without a network leaves behind: blocks of LevelDB's log format."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, place, whole = file.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        if 2**15 - place % 2**15 < 7:  # too little is left of a block for another record
+            place += 2**15 - place % 2**15
+        length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
+        whole += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a whole one, or the last part of one
+            yield Record.FromString(whole)
+            whole = b""
+
+
+@pytest.mark.slow
+def test_a_tracked_run_mirrors_tensorboard_and_goes_on_as_the_same_run(fake_engine, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    args = small_args(tmp_path, track="attention")
+    ppo.train(args, interrupted=itertools.chain([False, True]).__next__)
+    folder = ppo.train(args)
+    wandb.teardown()  # the process that writes ends, and has written all
+    found = []
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        records = list(records_of(file))
+        (run,) = {
+            (one.run.project, one.run.display_name, one.run.run_id) for one in records if one.run.run_id
+        }
+        rows = [{"/".join(item.nested_key): item.value_json for item in one.history.item} for one in records]
+        found.append((run, {int(row["global_step"]): row for row in rows if "camal/iou" in row}))
+    (before, first), (after, second) = found
+    assert before == after
+    assert before[:2] == ("attention", "Basic/camal/seed1")
+    assert sorted(first | second) == [64, 128, 192, 256]
+    curves = (folder / "curves.csv").read_text()
+    for step, row in (first | second).items():
+        (written,) = re.findall(rf"^camal/iou,{step},(.+)$", curves, re.MULTILINE)
+        assert float(row["camal/iou"]) == pytest.approx(float(written))
+
+
+def test_tracking_without_its_package_is_one_line(fake_engine, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(
+        UserError, match=r"--track needs Weights & Biases: pip install 'camal-rl\[track\]'\.$"
+    ):
+        ppo.train(small_args(tmp_path, track="attention"))

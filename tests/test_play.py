@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import SMALL, small_args
 
+import camal_rl
 from camal_rl import attention, camal, doom, evaluate, metrics, ppo
 from camal_rl.errors import UserError
 from camal_rl.game.definition import ENVS_DIR
@@ -27,6 +28,22 @@ def settings(**options: object) -> play.Settings:
 def run(fake_engine: None, trained_folder: Path) -> play.TrainedRun:
     """A run of 256 steps on the fake engine."""
     return play.load_run(trained_folder, None, CPU)
+
+
+def test_an_agent_is_loaded_and_acts_with_its_attention(fake_engine: None, trained_folder: Path) -> None:
+    assert dir(camal_rl) == ["__version__", "load", "register_envs"]
+    agent, env = camal_rl.load(trained_folder, "cpu")
+    observation, _ = env.reset(seed=1)
+    torch.manual_seed(0)
+    actions, maps = zip(*(agent.act(observation["image"]) for _ in range(50)), strict=True)
+    assert len(set(actions)) > 1
+    output, cam = agent.attend(observation["image"][None], torch.default_generator)
+    assert agent.act(observation["image"], greedy=True)[0] == output.logits.argmax()
+    np.testing.assert_array_equal(maps[0], attention.normalize(cam)[0].detach().numpy())
+    env.step(actions[0])
+    env.close()
+    with pytest.raises(UserError, match=r"none holds no run"):
+        camal_rl.load(trained_folder.parent / "none")
 
 
 def test_seeds_are_distinct_outside_trainings_and_the_first_of_more(fake_engine: None) -> None:

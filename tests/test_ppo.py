@@ -474,8 +474,11 @@ def test_help_fits_one_screen_and_gives_every_option_a_text():
         assert re.search(rf"--{name}(, --no-{name})? ([A-Z]+ |WxH |H W )?\w\w", words), name
 
 
-def test_defaults_are_those_of_table_8():
-    args = ppo.parse_args([])
+def test_defaults_and_four_options_are_those_of_table_8():
+    paper = ["--method", "camal", "--attention", "gradcam", "--reward", "clip", "--clip-vloss"]
+    assert " ".join(paper) in " ".join(ppo.__doc__.split())
+    args = ppo.parse_args(paper)
+    assert (args.method, args.attention, args.clip_vloss) == ("camal", "gradcam", True)
     assert (args.num_envs, args.total_timesteps, args.num_steps) == (8, 10_000_000, 128)
     assert (args.update_epochs, args.num_minibatches, args.learning_rate) == (4, 4, 0.00025)
     assert (args.gamma, args.gae_lambda, args.clip_coef) == (0.99, 0.95, 0.1)
@@ -821,7 +824,7 @@ PROCESSES = ("--play-in", "processes", "--torch-threads", "2")
 def test_an_engine_that_is_killed_under_a_process_that_plays_changes_no_bit(tmp_path, nothing_left_behind):
     run = command("--total-timesteps", 4096, *ENGINE_RUN[2:], *PROCESSES, "--runs-dir", tmp_path)
     trainer = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    folder = tmp_path / "Basic/camal/seed1"
+    folder = tmp_path / "Basic/balanced/seed1"
     assert wait_until(lambda: list(folder.glob("events*")), 60)
     os.kill(min(engines_started_with(nothing_left_behind)), signal.SIGKILL)
     _, errors = trainer.communicate(timeout=60)
@@ -836,7 +839,7 @@ def test_an_engine_that_is_killed_under_a_process_that_plays_changes_no_bit(tmp_
 @pytest.mark.engine
 def test_sigterm_to_the_whole_process_group_saves_and_ends(tmp_path, nothing_left_behind):
     run = command("--total-timesteps", 2048, *ENGINE_RUN[2:], *PROCESSES, "--runs-dir", tmp_path)
-    assert 1 <= stopped(run, tmp_path / "Basic/camal/seed1", signal.SIGTERM, 143) < 16
+    assert 1 <= stopped(run, tmp_path / "Basic/balanced/seed1", signal.SIGTERM, 143) < 16
 
 
 @pytest.mark.engine
@@ -844,7 +847,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_as_if_nothing_had_happened(
     tmp_path, capsys, nothing_left_behind
 ):
     run = command("--total-timesteps", 1280, *ENGINE_RUN[2:], "--runs-dir", tmp_path)
-    folder = tmp_path / "Basic/camal/seed1"
+    folder = tmp_path / "Basic/balanced/seed1"
     done = stopped(run, folder, signal.SIGINT, 130)
     assert 1 <= done < 10
     ppo.train(ppo.parse_args(run[3:]))
@@ -859,7 +862,7 @@ def test_a_killed_trainer_goes_on_from_its_last_checkpoint(tmp_path, capsys):
     run = command(
         "--total-timesteps", 1280, *ENGINE_RUN[2:], "--checkpoint-every", 256, "--runs-dir", tmp_path
     )
-    folder = tmp_path / "Basic/camal/seed1"
+    folder = tmp_path / "Basic/balanced/seed1"
     trainer = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not (folder / "checkpoint.pt").exists() and time.monotonic() < deadline:
@@ -922,8 +925,8 @@ def code_and_message(options: list[str], capsys: pytest.CaptureFixture[str]) -> 
         (["--device", "cuda:7"], "--device cuda:7: not usable here"),
         (["--num-minibatches", "7"], "do not divide into 7 minibatches"),
         (["--frame-size", "400", "400"], "that are rendered"),
-        (["--runs-dir", "/proc/no"], "can't make /proc/no/Basic/camal/seed1"),
-        (["--runs-dir", "a-file"], "can't make a-file/Basic/camal/seed1"),
+        (["--runs-dir", "/proc/no"], "can't make /proc/no/Basic/balanced/seed1"),
+        (["--runs-dir", "a-file"], "can't make a-file/Basic/balanced/seed1"),
         (["--methd", "camal"], "--methd"),
         (["--method", "camel"], "camel"),
     ],
@@ -959,7 +962,7 @@ def test_a_mistake_gets_a_clear_message_exit_code_2_and_leaves_nothing(
 @pytest.mark.parametrize("size", ["300k", "45m"])
 def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(size, tmp_path, nothing_left_behind):
     """300 kB are too little for TensorBoard; 45 MB hold one checkpoint of 20 MB and the next, and no more."""
-    folder = tmp_path / "Basic/camal/seed1"
+    folder = tmp_path / "Basic/balanced/seed1"
     sizes = ("--checkpoint-every", 128, "--frame-size", 84, 84)
     options = (*ENGINE_RUN, *sizes, "--runs-dir", tmp_path)
     script = """

@@ -224,11 +224,27 @@ def lesion(mode: str) -> Image.Image:
         made = Image.new("RGBA", (60, 40), (255, 255, 255, 0))
         made.paste((255, 255, 255, 255), mask=quarter)
         return made
+    if mode == "all transparent":
+        made = quarter.convert("RGBA")
+        made.putalpha(0)
+        return made
     return quarter.convert(mode)
 
 
 @pytest.mark.parametrize(
-    "mode", ["1", "L", "P", "LA", "RGBA", "16 bits", "0 and 1", "0 and 1 in 16 bits", "on transparent white"]
+    "mode",
+    [
+        "1",
+        "L",
+        "P",
+        "LA",
+        "RGBA",
+        "16 bits",
+        "0 and 1",
+        "0 and 1 in 16 bits",
+        "on transparent white",
+        "all transparent",
+    ],
 )
 def test_a_lesion_is_read_whatever_the_mode_of_its_mask(mode: str, busi: Path) -> None:
     save(busi / "Dataset_BUSI_with_GT" / "malignant" / "malignant (1)_mask.png", lesion(mode))
@@ -253,6 +269,13 @@ def test_an_image_of_16_bits_is_that_of_8(data: str, request: pytest.FixtureRequ
     }
     save(folder / name[data], Image.fromarray(np.full((40, 60), 90 * 257, np.uint16)), "PNG")
     assert (load(data, folder, 32).images[0] == 90).all()
+
+
+def test_a_trimap_without_a_pet_is_an_empty_mask(pet: Path) -> None:
+    trimap = pet / "oxford-iiit-pet" / "annotations" / "trimaps" / "Abyssinian_1.png"
+    save(trimap, Image.new("L", (60, 40), 2))
+    samples = load("pet", pet, 32)
+    assert samples.masks.any(axis=(1, 2)).tolist() == [False, True, True, True, True]
 
 
 TRIMAP = np.repeat(np.array([[2, 3, 1, 3]], np.uint8), 15).reshape(1, 60).repeat(40, axis=0)
@@ -491,7 +514,7 @@ def test_torchvision_is_asked_for_where_it_is_needed(tmp_path: Path, monkeypatch
 
 
 def test_an_unknown_data_set_and_a_tiny_image_are_refused(tmp_path: Path) -> None:
-    assert "choose one of shapes, busi, pet, flower" in refusal("cifar", tmp_path)
+    assert "choose one of shapes, cutouts, busi, pet, flower" in refusal("cifar", tmp_path)
     with pytest.raises(UserError, match="images can't have 8 pixels along a side: give 16 to 4096"):
         load("busi", tmp_path, 8)
 

@@ -16,7 +16,7 @@ from camal_rl import metrics
 from camal_rl.errors import UserError
 from camal_rl.run.command_line import parse
 from camal_rl.vision.clip import prompts
-from camal_rl.vision.samples import SHAPES, Samples
+from camal_rl.vision.samples import GENERATED, Samples
 
 pytest.importorskip("open_clip")
 
@@ -377,7 +377,7 @@ def test_regions_are_of_as_many_shapes_as_asked_for(tmp_path: Path) -> None:
     assert len(priors.load_regions(tmp_path / "a.npz", names[:7])) == 7
     with pytest.raises(UserError, match="lacks the regions of 1 of 8"):
         priors.load_regions(tmp_path / "a.npz", names)
-    assert Args().samples == SHAPES
+    assert Args().samples == GENERATED
 
 
 def test_random_weights_are_called_what_they_are(

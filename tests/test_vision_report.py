@@ -154,7 +154,7 @@ def test_every_kind_of_attention_has_a_row_of_means(tmp_path: Path) -> None:
     _, *rows = csv.reader(io.StringIO(files["maps.csv"].decode()))
     assert [row[3:] for row in rows] == [
         ["true logit (Eq. 3)", "2", "60.0", "40.0", "60.0", "30.0", "70.0"],
-        ["margin", "2", "–", "40.0", "60.0", "30.0", "70.0"],
+        ["margin", "2", figures.NOTHING, "40.0", "60.0", "30.0", "70.0"],
     ]
 
 

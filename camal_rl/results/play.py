@@ -33,7 +33,7 @@ class TrainedRun(NamedTuple):
 
     folder: Path
     trained: dict[str, dict[str, Any]]  # content of args.json: "args" and "definition"
-    checkpoint_sha256: str  # of checkpoint.pt, in hexadecimal
+    checkpoint_sha256: str  # of checkpoint.pt or model.safetensors, in hexadecimal
     definition: Definition
     agent: ppo.Agent  # computes in the precision of training
     method: str  # makes the map, one of `attention.METHODS`
@@ -58,6 +58,19 @@ class TrainedRun(NamedTuple):
         looks = (args["frame_size"], args["render_resolution"])
         return DoomEnv(self.definition, *looks, prepare=prepare, max_episode_steps=limit)
 
+    @torch.no_grad()
+    def act(self, image: np.ndarray, greedy: bool = False) -> tuple[int, np.ndarray]:
+        """Decide for an observation's image, uint8 (stack, H, W).
+
+        Returns:
+            An action, drawn with torch's global generator or the most probable one, and attention, float32
+            (h, w) in [0, 1]; `metrics.upsample` brings it to the size of frames.
+        """
+        output, cam = self.attend(image[None], torch.default_generator)
+        probabilities = output.logits[0].softmax(dim=0)
+        action = probabilities.argmax() if greedy else probabilities.multinomial(1)
+        return int(action), attention.normalize(cam)[0].cpu().numpy()
+
     def attend(self, images: np.ndarray, noise: torch.Generator) -> tuple[ppo.Output, Tensor]:
         """Show the agent images, uint8 (B, stack, H, W).
 
@@ -80,18 +93,15 @@ def load_run(folder: Path, toml: Path | None, device: torch.device, method: str 
     """
     trained = run_folder.read_args_file(folder)
     args = trained["args"] = with_name(trained["args"])
-    path = folder / "checkpoint.pt"
-    mismatch = f"{folder}: checkpoint.pt does not belong to args.json"
+    path = run_folder.weights_file(folder)
+    mismatch = f"{folder}: {path.name} does not belong to args.json"
     try:
         own = toml or copied_toml(folder / "environment")
         if own is None and args["env"] not in available():
             raise UserError(f"{folder}: no environment named {args['env']!r}. Give its TOML file with --env.")
         definition = load_definition(own or str(args["env"]))
         run_folder.check_definition(folder, trained["definition"], definition.described())
-        checkpoint = run_folder.load_checkpoint(path)
-        if checkpoint is None:
-            raise UserError(f"{folder} has no checkpoint.pt: train first, python -m camal_rl.ppo.")
-        parameters = checkpoint["agent"]
+        parameters, iteration = run_folder.load_weights(path)
         agent = ppo.Agent(len(parameters["actor.weight"]), (FRAME_STACK, *args["frame_size"]))
         agent.load_state_dict(parameters)
         dtype = torch.bfloat16 if args["precision"] == "bf16" else torch.float32
@@ -104,7 +114,7 @@ def load_run(folder: Path, toml: Path | None, device: torch.device, method: str 
             agent=agent.replica(dtype).to(device),
             method=method or args["attention"],
             label=f"{args['name']} seed {args['seed']}",
-            steps=int(checkpoint["iteration"]) * args["num_envs"] * args["num_steps"],
+            steps=iteration * args["num_envs"] * args["num_steps"],
             action_names=[],
         )
         if run.method not in attention.METHODS:

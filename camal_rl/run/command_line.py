@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import signal
@@ -63,6 +64,16 @@ def parse(kind: type[T], program: str, arguments: Sequence[str] | None = None) -
     except UserError as mistake:
         sys.exit(print_mistake(mistake))
     return args
+
+
+def words_of(args: Any) -> list[str]:
+    """Return the command line of a dataclass of options, without those at their defaults."""
+    words = []
+    for field in dataclasses.fields(args):
+        if (value := getattr(args, field.name)) != field.default:
+            values = value if isinstance(value, tuple) else () if isinstance(value, bool) else (value,)
+            words += [f"--{'no-' * (value is False)}{field.name.replace('_', '-')}", *map(str, values)]
+    return words
 
 
 def own_arguments() -> list[str]:

@@ -36,7 +36,7 @@ CHECKPOINT_VERSION = 4
 FREE_OPTIONS = frozenset(
     (
         *("runs_dir", "data_dir", "checkpoint_every", "measure_every", "test_every"),
-        *("device", "torch_threads", "play_in"),
+        *("device", "torch_threads", "play_in", "track"),
     )
 )
 """Options, of agents and of classifiers, that change where and how fast a run is done, or what is kept of it,
@@ -75,7 +75,7 @@ def read_args_file(folder: Path, needed: Sequence[str] = ("args", "definition"))
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
-            f"{folder} holds no run (there is no args.json): give a folder such as runs/Basic/camal/seed1."
+            f"{folder} holds no run (there is no args.json): give a folder such as runs/Basic/balanced/seed1."
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"can't read {file}: {' '.join(str(error).split())}.") from error
@@ -255,6 +255,39 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     return checkpoint
 
 
+WEIGHTS = "model.safetensors"
+"""The weights of a run that was shared, see `camal_rl.hub`."""
+
+
+def weights_file(folder: Path) -> Path:
+    """The file with a run's weights: its checkpoint, or what is shared of it."""
+    shared = folder / WEIGHTS
+    return shared if shared.is_file() else folder / "checkpoint.pt"
+
+
+def load_weights(file: Path) -> tuple[dict[str, torch.Tensor], int]:
+    """Read an agent's weights from a `weights_file`, and the iterations that it was trained for.
+
+    Raises:
+        UserError: there is none, it is damaged, or it is shared and safetensors is not installed.
+    """
+    if file.name == WEIGHTS:
+        try:
+            from safetensors import SafetensorError, safe_open
+        except ImportError as error:
+            raise UserError(f"{file} needs safetensors: pip install 'camal-rl[hub]'.") from error
+        try:
+            with safe_open(file, "pt") as content:
+                weights = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+                return weights, int(content.metadata()["iteration"])
+        except SafetensorError as error:
+            raise UserError(f"{file} is damaged: get it again.") from error
+    checkpoint = load_checkpoint(file)
+    if checkpoint is None:
+        raise UserError(f"{file.parent} has no checkpoint.pt: train first, python -m camal_rl.ppo.")
+    return checkpoint["agent"], int(checkpoint["iteration"])
+
+
 def remove_remains(folder: Path, names: Sequence[str]) -> None:
     """Remove what is left of these files where their writer was killed in the middle; only under its lock."""
     for name in names:
@@ -364,6 +397,8 @@ class RunFolder:
         self.definition.copy_to(self.path / "environment")
         remove_remains(self.path, ("checkpoint.pt", "args.json", "curves.csv", "media/attention.png"))
         # What a killed process logged after its last checkpoint, or without one, is done and logged again.
+        if self.args.track:
+            self._track()
         self._writer = SummaryWriter(str(self.path), purge_step=self.step + 1)
         self._cleanup.callback(self._writer.close)
         self._curves = self._cleanup.enter_context(_open_curves(self.path / "curves.csv", self.step))
@@ -377,6 +412,24 @@ class RunFolder:
         self._recent.extend(checkpoint["recent"])
         print(f"Going on from step {self.step:,}.", flush=True)
         return True
+
+    def _track(self) -> None:
+        """Mirror TensorBoard to Weights & Biases, as CleanRL does; a run that goes on is one run there."""
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError("--track needs Weights & Biases: pip install 'camal-rl[track]'.") from error
+        before = [folder.name for folder in self.path.glob("wandb/*run-*")]  # each ends with the run's id
+        mirrored = wandb.init(
+            project=self.args.track,
+            id=before[0].rsplit("-", 1)[1] if before else None,
+            resume="allow",
+            name="/".join(self.path.parts[-3:]),
+            config=self.described["definition"] | self.described["args"],
+            dir=self.path,
+            sync_tensorboard=True,
+        )
+        self._cleanup.callback(mirrored.finish)
 
     def _note_more_steps(self) -> None:
         """Note in args.json, and say, that a run which has begun goes on for longer than it was planned."""
