@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import re
 import shlex
 import shutil
@@ -22,6 +23,7 @@ from torch import nn
 import camal_rl
 from camal_rl import attention, experiment, ppo, stats
 from camal_rl.game.definition import available, load_definition
+from camal_rl.run import monitor
 from camal_rl.run.command_line import parse, split_arguments
 
 PACKAGE = ROOT / "camal_rl"
@@ -256,16 +258,27 @@ Change = Callable[[str], ModuleType]
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fake_engine")
-def test_a_second_loss_takes_two_lines_and_is_logged(changed: Change, tmp_path: Path) -> None:
-    module = changed("sparsity")
-    folder = module.train(module.Args(**vars(small_args(tmp_path))))
+def test_a_second_loss_takes_two_lines_and_a_measurement_one(
+    changed: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = changed("weapon")
+    (line,) = re.findall(r'`("weapon": .*)`\.$', README.read_text(), re.MULTILINE)
+    source = inspect.getsource(monitor)
+    before = '"dead_map_fraction": '
+    assert source.count(before) == 1
+    names: dict[str, Any] = {"__name__": "changed_monitor"}
+    exec(source.replace(before, f"{line}, {before}"), names)
+    monkeypatch.setattr(module, "Monitor", names["Monitor"])
+    folder = module.train(module.Args(**vars(small_args(tmp_path, frame_size=(84, 84)))))
     logged = values_by_tag(folder)
-    policy, value, entropy, camal, sparsity, loss = (
+    policy, value, entropy, camal, weapon, loss = (
         logged[f"losses/{name}"]
-        for name in ("policy_loss", "value_loss", "entropy", "camal_loss", "sparsity", "loss")
+        for name in ("policy_loss", "value_loss", "entropy", "camal_loss", "weapon", "loss")
     )
-    assert (sparsity > 0).all()
-    assert policy - 0.01 * entropy + 0.5 * value + camal + 0.1 * sparsity == pytest.approx(loss, abs=1e-5)
+    assert (weapon > 0).all()
+    assert policy - 0.01 * entropy + 0.5 * value + camal + 0.1 * weapon == pytest.approx(loss, abs=1e-5)
+    measured = logged["camal/weapon"]
+    assert ((measured > 0) & (measured < 1)).all()
 
 
 def test_the_actor_is_supervised_by_one_line(changed: Change) -> None:
