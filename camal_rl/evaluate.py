@@ -286,8 +286,14 @@ def to_json(scores: dict[str, Any]) -> bytes:
 # Pictures and video
 
 
-def draw(runs: Sequence[TrainedRun], episodes: Sequence[Episode], args: Args) -> dict[Path, bytes]:
-    """Draw the first run's episodes, the other run beside it; return files by path in the results' folder."""
+def draw(
+    runs: Sequence[TrainedRun], episodes: Sequence[Episode], args: Args
+) -> tuple[dict[Path, bytes], dict[str, bytes]]:
+    """Draw the first run's episodes, the other run beside it.
+
+    Returns:
+        Files by path in the results' folder, and PNG or GIF files by tag of TensorBoard.
+    """
     keep = min(args.video_episodes, args.episodes)
     versus = "".join("-versus-" + re.sub(r"[^\w.+=-]+", "-", name) for name in names(runs)[1:])
     files: dict[Path, bytes] = {}
@@ -301,11 +307,7 @@ def draw(runs: Sequence[TrainedRun], episodes: Sequence[Episode], args: Args) ->
         with _bar("video frames", None) as bar:
             film, shown["evaluation/episode"] = video(runs, [episodes[:keep], *others], bar.update)
         files[Path("media", f"evaluation{versus}.mp4")] = film
-    if shown:
-        when = run_folder.weights_file(args.run).stat().st_mtime
-        content = events(shown, runs[0].steps, when)
-        files[Path("evaluation", "events.out.tfevents.0.evaluation")] = content
-    return files
+    return files, shown
 
 
 def names(runs: Sequence[TrainedRun]) -> list[str]:
@@ -400,15 +402,27 @@ def video(
     return film, media.encode_gif(gif, vizdoom.DEFAULT_TICRATE / skip)
 
 
-def events(images: Mapping[str, bytes], step: int, wall_time: float) -> bytes:
-    """Return the content of a TensorBoard events file with these PNG or GIF files by tag."""
+def numbers(scores: Mapping[str, Any], prefix: str = "evaluation") -> dict[str, float]:
+    """Return what TensorBoard shows of scores, by tag: means, without a change of looks and with each."""
+    values = {name: scores[name] for name in AGREEMENT}
+    values |= {name: scores[name]["mean"] for name in ("return", "length")}
+    found = {f"{prefix}/{name}": value for name, value in values.items() if not isinstance(value, Undefined)}
+    for shift, of_shift in scores.get("shift", {}).items():
+        found |= numbers(of_shift, f"{prefix}-{shift}")
+    return found
+
+
+def events(scalars: Mapping[str, float], images: Mapping[str, bytes], step: int, wall_time: float) -> bytes:
+    """Return the content of a TensorBoard events file with numbers, and PNG or GIF files, by tag."""
     content = io.BytesIO()
     writer = RecordWriter(content)
     writer.write(Event(wall_time=wall_time, file_version="brain.Event:2").SerializeToString())
+    values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
     for tag, encoded in images.items():
         width, height = Image.open(io.BytesIO(encoded)).size
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
-        value = Summary.Value(tag=tag, image=image)
+        values.append(Summary.Value(tag=tag, image=image))
+    for value in values:
         event = Event(wall_time=wall_time, step=step, summary=Summary(value=[value]))
         writer.write(event.SerializeToString())
     return content.getvalue()
@@ -429,7 +443,11 @@ def evaluate(args: Args) -> tuple[dict[str, Any], list[Path]]:
     threads = args.torch_threads or torch.get_num_threads()
     with run_folder.lock(folder, "evaluate"), cpu_threads(1):  # the cores belong to the engines
         scores, episodes = measure(runs[0], args, threads)
-        files = {folder / path: content for path, content in draw(runs, episodes, args).items()}
+        drawn, shown = draw(runs, episodes, args)
+        when = run_folder.weights_file(args.run).stat().st_mtime
+        logged = events(numbers(scores), shown, runs[0].steps, when)
+        drawn[Path("evaluation", "events.out.tfevents.0.evaluation")] = logged
+        files = {folder / path: content for path, content in drawn.items()}
         files[folder / "scores.json"] = to_json(scores)
         for path in files:
             path.parent.mkdir(parents=True, exist_ok=True)

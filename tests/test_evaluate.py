@@ -127,6 +127,9 @@ def test_an_evaluation_writes_scores_pictures_video_and_events(folder) -> None:
     assert set(events.Tags()["images"]) == {"evaluation/attention", "evaluation/episode"}
     (picture,) = events.Images("evaluation/attention")
     assert (picture.step, picture.width, picture.height) == (256, png.shape[1], png.shape[0])
+    (point,) = events.Scalars("evaluation/return")
+    assert (point.step, point.value) == (256, pytest.approx(scores["return"]["mean"]))
+    assert events.Scalars("evaluation/iou")[0].value == pytest.approx(scores["iou"])
     assert events.Images("evaluation/episode")[0].encoded_image_string[:6] == b"GIF89a"
     output = evaluate.summary(scores, [folder / "media/evaluation.mp4"])
     assert f"return {scores['return']['mean']:.2f}" in output

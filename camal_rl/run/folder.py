@@ -24,6 +24,7 @@ from typing import IO, Any
 import filelock
 import numpy as np
 import torch
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -31,6 +32,7 @@ from camal_rl import __version__
 from camal_rl.errors import UserError
 from camal_rl.run.files import make_folder, write_whole
 from camal_rl.run.runner import GAME, LEARNED, with_name
+from camal_rl.run.tags import TAGS
 
 CHECKPOINT_VERSION = 4
 FREE_OPTIONS = frozenset(
@@ -401,6 +403,8 @@ class RunFolder:
             self._track()
         self._writer = SummaryWriter(str(self.path), purge_step=self.step + 1)
         self._cleanup.callback(self._writer.close)
+        self._file: Any = self._writer.file_writer
+        self._untold = dict(TAGS)
         self._curves = self._cleanup.enter_context(_open_curves(self.path / "curves.csv", self.step))
         if checkpoint is None:
             rows = "\n".join(f"|{name}|{value}|" for name, value in options.items())
@@ -494,7 +498,10 @@ class RunFolder:
         """Log scalars by TensorBoard tag, at this iteration's end unless another agent step is given."""
         for tag, value in scalars.items():
             at = self.step if step is None else step
-            self._writer.add_scalar(tag, value, at)
+            # As add_scalar, with what the tag means, which TensorBoard takes from its first value.
+            about = SummaryMetadata(summary_description=self._untold.pop(tag, ""))
+            point = Summary.Value(tag=tag, simple_value=value, metadata=about)
+            self._file.add_summary(Summary(value=[point]), at)
             self._curves.write(f"{tag},{at},{value:.9g}\n")
 
     def log_image(self, tag: str, image: np.ndarray) -> None:
