@@ -30,7 +30,7 @@ class Args:
     output: Path = Path("runs/vision/batch-norm")
     """folder for table.md and results.json"""
     models: tuple[str, ...] = ()
-    """networks of camal_rl.vision.train; all six if none is given"""
+    """networks of camal_rl.vision.train; all if none is given"""
     weights: str = "imagenet"
     """imagenet, none (random), or a file, then for one model"""
     batch_size: Positive = 8

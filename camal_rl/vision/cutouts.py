@@ -47,12 +47,12 @@ def generate(folder: Path, count: int, image_size: int, seed: int = 0) -> Sample
     Raises:
         UserError: the folder is not laid out so, or a picture in it can't be read or shows no object.
     """
-    kinds = _folders(folder / "backgrounds")
-    places = [place for place in _folders(folder) if place.name != "backgrounds"]
+    kinds = folders_in(folder / "backgrounds")
+    places = [place for place in folders_in(folder) if place.name != "backgrounds"]
     if min(len(kinds), len(places)) < 2:
         raise UserError(f"{folder} holds {len(places)} classes and {len(kinds)} kinds. {LAYOUT}.")
-    grounds = [_pictures(kind, partial(_photograph, longest=8 * image_size)) for kind in kinds]
-    cutouts = [_pictures(place, partial(_object, longest=image_size)) for place in places]
+    grounds = [pictures_in(kind, partial(_photograph, longest=8 * image_size)) for kind in kinds]
+    cutouts = [pictures_in(place, partial(cut_out, longest=image_size)) for place in places]
     firsts = np.cumsum([0, *map(len, cutouts)])
     labels = np.arange(count) % len(cutouts)
     turns = np.arange(count) // len(cutouts)
@@ -91,11 +91,12 @@ def generate(folder: Path, count: int, image_size: int, seed: int = 0) -> Sample
     )
 
 
-def _folders(folder: Path) -> list[Path]:
+def folders_in(folder: Path) -> list[Path]:
+    """The folders in a folder by name, but hidden ones."""
     return sorted(place for place in folder.glob("[!.]*") if place.is_dir())
 
 
-def _pictures(folder: Path, content: Callable[[Image.Image], Image.Image]) -> list[tuple[str, Image.Image]]:
+def pictures_in(folder: Path, content: Callable[[Image.Image], Image.Image]) -> list[tuple[str, Image.Image]]:
     """Read the pictures of a folder by name, as <folder>/<file>."""
     endings = (".png", ".jpg", ".jpeg", ".webp")
     files = sorted(file for file in folder.glob("[!.]*") if file.suffix.lower() in endings)
@@ -111,7 +112,7 @@ def _photograph(picture: Image.Image, longest: int) -> Image.Image:
     return picture
 
 
-def _object(picture: Image.Image, longest: int) -> Image.Image:
+def cut_out(picture: Image.Image, longest: int) -> Image.Image:
     """A picture cut down to what is not transparent, no longer than this.
 
     Raises:
