@@ -140,7 +140,7 @@ def test_every_file_module_and_environment_that_is_named_is_there(name: str) -> 
         assert file in known, file
     for module in re.findall(r"\bcamal_rl(?:\.[a-z_]+)+", text):
         assert module.removeprefix("camal_rl.") in dir(camal_rl) or importlib.util.find_spec(module), module
-    for env in re.findall(r"--env (\w+)", text):
+    for env in re.findall(r"--env (\w+)\b(?!\.toml)", text):
         assert env in available(), env
 
 
