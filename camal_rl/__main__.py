@@ -12,6 +12,7 @@ COMMANDS = {
     "train": ("ppo", "train an agent"),
     "evaluate": ("evaluate", "play a trained agent, and measure its attention"),
     "experiment": ("experiment", "train and evaluate environments x methods x seeds"),
+    "share": ("hub", "share a trained agent, or load one"),
     "report": ("report", "compare methods over all runs: statistics, figures, a page"),
     "environments": ("environments", "list the environments, or show one"),
     "benchmark": ("benchmark", "measure speed and memory"),

@@ -355,7 +355,11 @@ def scaling(plan: Plan) -> Cases:
             for number in plan.cores
             for way in ("threads", "processes")
         },
-        **{f"frames of {h}x{w}": {"frame_size": (h, w)} for h, w in plan.frame_sizes},
+        **{
+            f"frames of {h}x{w}": {"frame_size": (h, w)}
+            for h, w in plan.frame_sizes
+            if (h, w) != plan.base.frame_size
+        },
         **{
             f"rendered at {size}": {"render_resolution": size}
             for size in plan.resolutions

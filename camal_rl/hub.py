@@ -22,6 +22,7 @@ import tyro
 
 from camal_rl import __version__
 from camal_rl.errors import UserError
+from camal_rl.game.definition import copied_toml
 from camal_rl.run.command_line import option, parse, run_at_once, words_of
 
 FILES = ("args.json", "scores.json", "media/evaluation.png", "media/evaluation.mp4")
@@ -63,6 +64,10 @@ def pack(run: Path, folder: Path) -> None:
     parameters, iteration = run_folder.load_weights(run_folder.weights_file(run))
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty: choose another --output.")
+    scores = run / "scores.json"
+    measured = json.loads(scores.read_text(encoding="utf-8")) if scores.is_file() else None
+    toml = copied_toml(run / "environment")
+    told = card(options, measured, str(toml.relative_to(run)) if toml else options["args"]["env"])
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "iteration": str(iteration)}
     weights = {name: weight.contiguous() for name, weight in parameters.items()}
@@ -73,13 +78,11 @@ def pack(run: Path, folder: Path) -> None:
             shutil.copyfile(run / name, folder / name)
     if (run / "environment").is_dir():
         shutil.copytree(run / "environment", folder / "environment")
-    scores = run / "scores.json"
-    measured = json.loads(scores.read_text(encoding="utf-8")) if scores.is_file() else None
-    (folder / "README.md").write_text(card(options, measured), encoding="utf-8")
+    (folder / "README.md").write_text(told, encoding="utf-8")
 
 
-def card(options: dict[str, dict[str, Any]], scores: dict[str, Any] | None) -> str:
-    """A model card: the Hub's metadata, and what the agent is, can do and was made with."""
+def card(options: dict[str, dict[str, Any]], scores: dict[str, Any] | None, env: str) -> str:
+    """A model card: the Hub's metadata, and what the agent is, can do and was made with, on this `--env`."""
     args, environment = options["args"], options["definition"]["name"]
     from camal_rl import ppo  # with torch, which --help need not wait for
 
@@ -87,35 +90,36 @@ def card(options: dict[str, dict[str, Any]], scores: dict[str, Any] | None) -> s
         *("---", "library_name: camal_rl", "license: mit", "pipeline_tag: reinforcement-learning", "tags:"),
         *(f"- {tag}" for tag in ("reinforcement-learning", "vizdoom", "ppo", "camal", environment)),
     ]
-    table = []
+    table, episodes = [], ""
     if scores is not None:
-        mean, error = scores["return"]["mean"], scores["return"]["standard_error"]
+        mean, error = (scores["return"][name] for name in ("mean", "standard_error"))
+        spread = "" if error is None else f" +/- {error:.2f}"  # there is none of one episode
         lines += [
             *("model-index:", f"- name: {args['name']}", "  results:", "  - task:"),
             *("      type: reinforcement-learning", "    dataset:", f"      name: {environment}"),
             *(f"      type: {environment}", "    metrics:", "    - type: mean_reward"),
-            f"      value: {mean:.2f} +/- {error:.2f}",
+            f"      value: {mean:.2f}{spread}",
         ]
-        rows = {
-            "return": f"{mean:.2f}",
-            "IoU": scores["iou"],
-            "alpha": scores["alpha"],
-            "beta": scores["beta"],
-        }
-        told = {name: value if isinstance(value, str) else _number(value) for name, value in rows.items()}
-        episodes, versions = scores["settings"]["episodes"], scores["settings"]["versions"]
+        told = {"return": f"{mean:.2f}{spread}"}
+        told |= {name: _number(scores[name]) for name in ("iou", "alpha", "beta")}
+        settings = scores["settings"]
+        versions, episodes = settings["versions"], f" --episodes {settings['episodes']}"
         table = [
             f"| {' | '.join(told)} |",
             f"|{'---|' * len(told)}",
             f"| {' | '.join(told.values())} |",
             "",
-            f"Means of {episodes} episodes (standard error of the return: {error:.2f}), measured with "
+            f"Means of {settings['episodes']} episodes, of the return with its standard error, measured with "
             + ", ".join(f"{name} {version}" for name, version in versions.items())
             + ".",
             "",
         ]
     own = {field.name: args[field.name] for field in dataclasses.fields(ppo.Args) if field.name in args}
-    own |= {"frame_size": tuple(args["frame_size"]), "name": args["name"] * (args["name"] != args["method"])}
+    own |= {
+        "env": env,
+        "frame_size": tuple(args["frame_size"]),
+        "name": args["name"] * (args["name"] != args["method"]),
+    }
     command = shlex.join(["python", "-m", "camal_rl.ppo", *words_of(ppo.Args(**own))])
     lines += [
         *("---", "", f"# {environment}, {args['name']}, seed {args['seed']}", ""),
@@ -127,7 +131,13 @@ def card(options: dict[str, dict[str, Any]], scores: dict[str, Any] | None) -> s
         'action, heat = agent.act(observation["image"])',
         *("```", "", "Trained and measured by", "", "```bash"),
         command,
-        *("python -m camal_rl.evaluate FOLDER", "```", "", "All options are in args.json. Licence: MIT.", ""),
+        *(
+            f"python -m camal_rl.evaluate FOLDER{episodes}",
+            "```",
+            "",
+            "All options are in args.json. Licence: MIT.",
+            "",
+        ),
     ]
     return "\n".join(lines)
 
@@ -148,7 +158,10 @@ def fetch(repository: str, folder: Path | None = None) -> Path:
     try:
         return Path(snapshot_download(repository, local_dir=folder))
     except Exception as error:  # of a network, a server, a name
-        raise UserError(f"{repository} can't be loaded: {' '.join(str(error).split())[:200]}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"there is no folder {repository}, and as a repository it can't be loaded: {reason}"
+        ) from error
 
 
 def push(run: Path, repository: str) -> str:
@@ -175,7 +188,7 @@ def _need(package: str) -> None:
     try:
         __import__(package)
     except ImportError as error:
-        raise UserError(f"this needs {package}: pip install 'camal-rl[hub]'.") from error
+        raise UserError(f"this needs {package}: pip install huggingface_hub safetensors.") from error
 
 
 def main(args: Args) -> int:

@@ -1,8 +1,8 @@
 """PPO on ViZDoom with CAMAL: CleanRL's `ppo_atari.py`, and the lines marked CAMAL (paper, Eq. 1 to 4).
 
 Reads from top to bottom: arguments, agent, rollout, advantages, losses, update, training. Hyperparameters are
-those of the paper's Table 8, and CleanRL's where the table is silent, but for four with which agents learn
-better: `--method camal --attention gradcam --reward clip --clip-vloss` are the paper's.
+those of the paper's Table 8, and CleanRL's where the table is silent, but for four with which agents learned
+better in trials: `--method camal --attention gradcam --reward clip --clip-vloss` are the paper's.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def plan(tmp_path: Path, fake_engine: None) -> Plan:
     tiny = Plan(
         base, repetitions=2, turns=2, resolutions=(SMALL,), games=(2,), runs=(1, 2), batch_sizes=(1, 2)
     )
-    return tiny._replace(num_envs=(1, 2), frame_sizes=((52, 60),), length=6)
+    return tiny._replace(num_envs=(1, 2), frame_sizes=((52, 60), (60, 60)), length=6)
 
 
 # ------------------------------------------------------------------------------------------- how to measure
@@ -175,7 +175,7 @@ def test_trainings_at_once_have_seeds_of_their_own_and_their_speeds_add_up(
 def test_scaling_varies_one_size_at_a_time_and_watches_a_long_training(plan: Plan, trained: Trained) -> None:
     cases = benchmark.scaling(plan._replace(resolutions=(SMALL, "200x150")))
     on_cores = [f"8 games, {number} cores, {way}" for number in (1, 2) for way in ("threads", "processes")]
-    varied = ["1 games", "2 games", *on_cores, "frames of 52x60", "rendered at 200x150"]
+    varied = ["1 games", "2 games", *on_cores, "frames of 60x60", "rendered at 200x150"]
     thirds = [f"6 iterations, third {third}" for third in (1, 2, 3)]
     assert list(cases) == varied + thirds
     assert all(cases[case] == {"SPS": [100.0] * 2, "MiB": [30.0] * 2} for case in varied)

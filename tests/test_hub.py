@@ -58,7 +58,13 @@ def test_the_model_card_tells_what_was_measured_and_how_it_was_made(measured: Pa
     mean, error = scores["return"]["mean"], scores["return"]["standard_error"]
     assert (result.metric_type, result.metric_value) == ("mean_reward", f"{mean:.2f} +/- {error:.2f}")
     assert (card.data.library_name, card.data.license) == ("camal_rl", "mit")
-    assert f"| {mean:.2f} | {scores['iou']:.3f} |" in card.text
+    assert f"| {mean:.2f} +/- {error:.2f} | {scores['iou']:.3f} |" in card.text
+    assert "evaluate FOLDER --episodes 3" in card.text
+    scores["return"]["standard_error"] = None  # of one episode
+    options = json.loads((measured / "args.json").read_text())
+    told = hub.card(options, scores, "environment/own.toml")
+    assert f"      value: {mean:.2f}\n" in told
+    assert "python -m camal_rl.ppo --env environment/own.toml" in told
     (command,) = re.findall(r"python -m camal_rl\.ppo (.*)", card.text)
     made = json.loads(json.dumps(dataclasses.asdict(ppo.parse_args(command.split())), default=str))
     learned = json.loads((measured / "args.json").read_text())["args"]
@@ -173,5 +179,5 @@ def test_what_cannot_be_shared_or_loaded_is_one_line(
     (tmp_path / "full" / "file").touch()
     with pytest.raises(UserError, match=r"full is not empty: choose another --output"):
         hub.pack(trained_folder, tmp_path / "full")
-    with pytest.raises(UserError, match=r"someone/else can't be loaded: "):
+    with pytest.raises(UserError, match=r"no folder someone/else, and as a repository it can't be loaded: "):
         hub.fetch("someone/else", tmp_path / "else")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, assert_same
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from camal_rl.errors import UserError
@@ -260,6 +261,27 @@ def test_scores_can_be_made_again_from_the_checkpoint(tmp_path: Path) -> None:
     file.unlink()
     assert evaluate.main(evaluate.Args((tmp_path,), device="cpu")) == 0
     assert file.read_bytes() == before
+
+
+def test_cut_outs_count_by_what_they_show(tmp_path: Path) -> None:
+    """Another folder of them, or one more picture in it, would deal out other folds."""
+    for folder, shade in (("one", 200), ("other", 100)):
+        for kind in ("bird", "fish", "backgrounds/day", "backgrounds/night"):
+            (tmp_path / folder / kind).mkdir(parents=True)
+            for number in range(3):
+                picture = Image.new("RGBA", (40, 40), (shade, 40 * number, 0, 255))
+                picture.paste((0, 0, 0, 0), (0, 0, 40, 10))
+                picture.save(tmp_path / folder / kind / f"{number}.png")
+    options = {"data": "cutouts", "epochs": 1, "samples": 12}
+    args = small_args(tmp_path / "runs", data_dir=tmp_path / "one", **options)
+    assert train.train(args)
+    with pytest.raises(UserError, match="pictures was sha256="):
+        train.train(small_args(tmp_path / "runs", data_dir=tmp_path / "other", **options))
+    folder = str(train.folder_of(args, 1))
+    again = evaluate.Args((Path(folder),), data_dir=tmp_path / "one", device="cpu")
+    assert evaluate.main(again) == 0
+    again.data_dir = tmp_path / "other"
+    assert evaluate.main(again) == 2
 
 
 def test_a_priors_soft_maps_take_the_place_of_masks(tmp_path: Path) -> None:

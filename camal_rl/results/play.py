@@ -66,12 +66,12 @@ class TrainedRun(NamedTuple):
             An action, drawn with torch's global generator or the most probable one, and attention, float32
             (h, w) in [0, 1]; `metrics.upsample` brings it to the size of frames.
         """
-        output, cam = self.attend(image[None], torch.default_generator)
+        output, cam = self.attend(image[None])
         probabilities = output.logits[0].softmax(dim=0)
         action = probabilities.argmax() if greedy else probabilities.multinomial(1)
         return int(action), attention.normalize(cam)[0].cpu().numpy()
 
-    def attend(self, images: np.ndarray, noise: torch.Generator) -> tuple[ppo.Output, Tensor]:
+    def attend(self, images: np.ndarray, noise: torch.Generator | None = None) -> tuple[ppo.Output, Tensor]:
         """Show the agent images, uint8 (B, stack, H, W).
 
         Returns:

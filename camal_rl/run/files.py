@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import signal
 from collections.abc import Mapping
@@ -62,3 +63,8 @@ def make_folder(folder: Path, option: str = "--output") -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"can't make {folder}: {error.strerror}. Choose another {option}.") from error
+
+
+def checksum(content: bytes | memoryview) -> str:
+    """The text that stands for a file in args.json."""
+    return f"sha256={hashlib.sha256(content).hexdigest()}"

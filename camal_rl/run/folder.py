@@ -24,7 +24,7 @@ from typing import IO, Any
 import filelock
 import numpy as np
 import torch
-from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -263,8 +263,8 @@ WEIGHTS = "model.safetensors"
 
 def weights_file(folder: Path) -> Path:
     """The file with a run's weights: its checkpoint, or what is shared of it."""
-    shared = folder / WEIGHTS
-    return shared if shared.is_file() else folder / "checkpoint.pt"
+    shared, own = folder / WEIGHTS, folder / "checkpoint.pt"
+    return shared if shared.is_file() and not own.is_file() else own
 
 
 def load_weights(file: Path) -> tuple[dict[str, torch.Tensor], int]:
@@ -277,7 +277,7 @@ def load_weights(file: Path) -> tuple[dict[str, torch.Tensor], int]:
         try:
             from safetensors import SafetensorError, safe_open
         except ImportError as error:
-            raise UserError(f"{file} needs safetensors: pip install 'camal-rl[hub]'.") from error
+            raise UserError(f"{file} needs safetensors: pip install safetensors.") from error
         try:
             with safe_open(file, "pt") as content:
                 weights = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
@@ -336,6 +336,11 @@ class RunFolder:
         self.status: dict[str, str] = {}
 
     def __enter__(self) -> RunFolder:
+        if self.args.track:
+            try:
+                import wandb  # noqa: F401
+            except ImportError as error:
+                raise UserError("--track needs Weights & Biases: pip install wandb.") from error
         check_args_file(self.path, self.described)
         self._load()
         return self
@@ -419,20 +424,23 @@ class RunFolder:
 
     def _track(self) -> None:
         """Mirror TensorBoard to Weights & Biases, as CleanRL does; a run that goes on is one run there."""
+        import wandb
+
+        note = self.path / "wandb.txt"
         try:
-            import wandb
-        except ImportError as error:
-            raise UserError("--track needs Weights & Biases: pip install 'camal-rl[track]'.") from error
-        before = [folder.name for folder in self.path.glob("wandb/*run-*")]  # each ends with the run's id
-        mirrored = wandb.init(
-            project=self.args.track,
-            id=before[0].rsplit("-", 1)[1] if before else None,
-            resume="allow",
-            name="/".join(self.path.parts[-3:]),
-            config=self.described["definition"] | self.described["args"],
-            dir=self.path,
-            sync_tensorboard=True,
-        )
+            mirrored = wandb.init(
+                project=self.args.track,
+                id=note.read_text() if note.exists() else None,
+                resume="allow",
+                name="/".join(self.path.parts[-3:]),
+                config=self.described["definition"] | self.described["args"],
+                dir=self.args.runs_dir,  # not the run's folder, in which all event files are mirrored
+                sync_tensorboard=True,
+            )
+        except Exception as error:  # of a network, a key
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"--track: {reason} Run wandb login, or set WANDB_MODE=offline.") from error
+        note.write_text(mirrored.id)
         self._cleanup.callback(mirrored.finish)
 
     def _note_more_steps(self) -> None:
@@ -499,8 +507,10 @@ class RunFolder:
         for tag, value in scalars.items():
             at = self.step if step is None else step
             # As add_scalar, with what the tag means, which TensorBoard takes from its first value.
-            about = SummaryMetadata(summary_description=self._untold.pop(tag, ""))
-            point = Summary.Value(tag=tag, simple_value=value, metadata=about)
+            point = Summary.Value(tag=tag, simple_value=value)
+            if tag in self._untold:
+                point.metadata.summary_description = self._untold.pop(tag)
+                point.metadata.plugin_data.plugin_name = "scalars"
             self._file.add_summary(Summary(value=[point]), at)
             self._curves.write(f"{tag},{at},{value:.9g}\n")
 

@@ -20,7 +20,7 @@ from camal_rl.run.workers import Workers
 DEAD_MEASUREMENTS = 10
 DEAD_WARNING = (
     f"All attention maps were zero in {DEAD_MEASUREMENTS} measurements, and nothing pulls on a dead map. "
-    "A critic of negative returns does this: try --reward scale --no-clip-vloss."
+    "A critic of negative returns does this: try --attention magnitude, --reward scale or --no-clip-vloss."
 )
 
 

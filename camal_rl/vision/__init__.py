@@ -1,4 +1,4 @@
-"""The paper's supervised half: six classifiers trained with CAMAL, on torchvision's networks."""
+"""The paper's supervised half: classifiers trained with CAMAL, on torchvision's networks."""
 
 import sys
 

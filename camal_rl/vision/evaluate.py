@@ -20,7 +20,7 @@ import tyro
 from camal_rl import __version__
 from camal_rl.errors import UserError
 from camal_rl.run.command_line import parse, run_at_once
-from camal_rl.run.files import write_together
+from camal_rl.run.files import checksum, write_together
 from camal_rl.vision import need_torchvision
 
 
@@ -271,6 +271,8 @@ def evaluate_fold(folder: Path, load: Callable[[str, int, int], Samples], device
         if checkpoint is None or checkpoint["epoch"] < options["epochs"]:
             raise UserError(f"{folder} has not been trained to the end: run its training again first.")
         samples = load(options["data"], options["image_size"], options["samples"])
+        if options.get("pictures", (found := checksum(samples.images.data))) != found:
+            raise UserError(f"{folder} was trained on other cut-outs: give their --data-dir.")
         model = Classifier(options["model"], len(samples.classes), options["image_size"]).to(device)
         model.load_state_dict(checkpoint["model"])
         dealt = (samples.labels, options["folds"], options["seed"], samples.objects)

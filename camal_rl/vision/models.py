@@ -282,6 +282,7 @@ def load_weights(model: Classifier, weights: str) -> None:
     fits._metadata = getattr(state, "_metadata", None)  # by which torch knows entries that were renamed since
     in_order = [value.shape for value in state.values()] == [own[name].shape for name in body]
     if in_order and not state.keys() >= {*body}:
+        print(f"--weights {weights}: its entries have other names, and are read in their order.")
         fits = OrderedDict(zip(body, state.values(), strict=True))
     for name, value in own.items():
         if name.startswith(last_layer) and (name not in fits or fits[name].shape != value.shape):

@@ -33,7 +33,7 @@ class Args:
     data_dir: Path = Path("data")
     """folder that holds the data sets, as for training"""
     samples: Positive = GENERATED
-    """number of shapes, as for training"""
+    """number of images to generate, as for training"""
     image_size: Positive = 224
     """side of the images in pixels; CLIP sees them at its own size"""
     clip_model: str = "RN50"

@@ -7,7 +7,6 @@ Started by torchrun, several processes share each batch, and the loss is that of
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import sys
 import time
@@ -119,6 +118,7 @@ from camal_rl import attention, camal, metrics
 from camal_rl.masks import mask_weights
 from camal_rl.run import folder as run_folder
 from camal_rl.run.device import allow_tf32, choose_device, choose_precision, keep_freed_memory
+from camal_rl.run.files import checksum
 from camal_rl.run.machine import cores
 from camal_rl.vision import datasets, evaluate, priors
 from camal_rl.vision.models import (
@@ -421,6 +421,8 @@ def prepare(args: Args, device: torch.device, group: Group) -> Work:
             ) from error
     first = group.rank == 0
     samples = datasets.load(args.data, args.data_dir, args.image_size, args.samples, progress=first)
+    if args.data == "cutouts":
+        checksums["pictures"] = checksum(samples.images.data)
     folds = datasets.folds(samples.labels, args.folds, args.seed, samples.objects)
     targets = samples.masks
     if args.prior is not None:
@@ -435,11 +437,6 @@ def prepare(args: Args, device: torch.device, group: Group) -> Work:
             )
     precision = choose_precision(args.precision, device)
     return Work(args, samples, targets, checksums, folds, device, precision, group)
-
-
-def checksum(content: bytes | memoryview) -> str:
-    """The text that stands for a file in args.json."""
-    return f"sha256={hashlib.sha256(content).hexdigest()}"
 
 
 def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> bool:
