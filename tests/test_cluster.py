@@ -122,7 +122,7 @@ def test_a_node_killed_in_the_middle_loses_nothing_and_nothing_is_done_twice(
         steps = [event.step for event in events.Scalars("losses/value_loss")]
         assert steps == list(range(64, 1025, 64))
     # What was taken up elsewhere is bit for bit what a run without interruption gives.
-    own = ("--seed", str(matrix.seeds[taken_up.index(True)]), "--torch-threads", "1")
+    own = ("--method", "camal", "--seed", str(matrix.seeds[taken_up.index(True)]), "--torch-threads", "1")
     alone = ppo.train(ppo.parse_args([*TRAIN, *own, "--runs-dir", str(tmp_path / "alone")]))
     expected, found = (
         torch.load(folder / "checkpoint.pt", weights_only=True)["agent"]
