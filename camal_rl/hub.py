@@ -26,7 +26,7 @@ from camal_rl.game.definition import copied_toml
 from camal_rl.run.command_line import option, parse, run_at_once, words_of
 
 FILES = ("args.json", "scores.json", "media/evaluation.png", "media/evaluation.mp4")
-"""What is shared of a run as it is, beside its weights and its environment."""
+"""These files of a run are shared as they are, beside its weights and its environment."""
 
 
 @dataclass
