@@ -162,7 +162,7 @@ def by_map(
     seed: int,
     known: Mapping[str, Seen],
 ) -> dict[str, dict[str, float | None]]:
-    """IoU over a test set, and faithfulness of the drawn samples, by each of MAPS, of which some are known."""
+    """IoU over a test set, and faithfulness of drawn samples, by each of MAPS, of which some are known."""
     found: dict[str, dict[str, float | None]] = {}
     for name in MAPS:
         seen = known[name] if name in known else look(model, images, labels, name)
