@@ -40,3 +40,8 @@ def end_if_unread() -> None:
     output.register(1, select.POLLOUT)
     if any(event & select.POLLERR for _, event in output.poll(0)):
         os._exit(128 + signal.SIGPIPE)
+
+
+def in_one_line(error: Exception) -> str:
+    """An exception's text, or its kind where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from camal_rl import __version__
-from camal_rl.errors import UserError
+from camal_rl.errors import UserError, in_one_line
 from camal_rl.game.definition import copied_toml
 from camal_rl.run.command_line import option, parse, run_at_once, words_of
 
@@ -158,7 +158,7 @@ def fetch(repository: str, folder: Path | None = None) -> Path:
     try:
         return Path(snapshot_download(repository, local_dir=folder))
     except Exception as error:  # of a network, a server, a name
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error)[:200]
         raise UserError(
             f"there is no folder {repository}, and as a repository it can't be loaded: {reason}"
         ) from error
@@ -179,7 +179,7 @@ def push(run: Path, repository: str) -> str:
             address = HfApi().create_repo(repository, exist_ok=True)
             HfApi().upload_folder(repo_id=repository, folder_path=folder)
         except Exception as error:  # of a network, a server, a token
-            reason = " ".join(str(error).split())[:200]
+            reason = in_one_line(error)[:200]
             raise UserError(f"{repository} can't be uploaded: {reason}. Log in: hf auth login.") from error
     return str(address)
 

@@ -29,7 +29,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from camal_rl import __version__
-from camal_rl.errors import UserError
+from camal_rl.errors import UserError, in_one_line
 from camal_rl.run.files import make_folder, write_whole
 from camal_rl.run.runner import GAME, LEARNED, with_name
 from camal_rl.run.tags import TAGS
@@ -438,7 +438,7 @@ class RunFolder:
                 sync_tensorboard=True,
             )
         except Exception as error:  # of a network, a key
-            reason = " ".join(str(error).split())[:200]
+            reason = in_one_line(error)[:200]
             raise UserError(f"--track: {reason} Run wandb login, or set WANDB_MODE=offline.") from error
         note.write_text(mirrored.id)
         self._cleanup.callback(mirrored.finish)

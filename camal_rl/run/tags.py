@@ -1,4 +1,4 @@
-"""What TensorBoard's tags mean, as a training logs them."""
+"""Tags of a training -> what TensorBoard says of them."""
 
 from __future__ import annotations
 

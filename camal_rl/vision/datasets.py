@@ -22,13 +22,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from camal_rl.errors import UserError
+from camal_rl.errors import UserError, in_one_line
 from camal_rl.results import media
 from camal_rl.run import machine
 from camal_rl.run.command_line import Positive, parse, run_at_once
 from camal_rl.run.files import make_folder, write_whole
 from camal_rl.vision import check_torchvision, cutouts, shapes
-from camal_rl.vision.pictures import colours, decode, in_one_line, levels
+from camal_rl.vision.pictures import colours, decode, levels
 from camal_rl.vision.samples import DATA, GENERATED, LARGEST_IMAGE, SMALLEST_IMAGE, DataName, Samples
 
 EXPECTED: dict[str, dict[str, int]] = {

@@ -277,7 +277,7 @@ def evaluate_fold(folder: Path, load: Callable[[str, int, int], Samples], device
         if checkpoint is None or checkpoint["epoch"] < options["epochs"]:
             raise UserError(f"{folder} has not been trained to the end: run its training again first.")
         samples = load(options["data"], options["image_size"], options["samples"])
-        if options.get("pictures", (found := checksum(samples.images.data))) != found:
+        if "pictures" in options and options["pictures"] != checksum(samples.images.data):
             raise UserError(f"{folder} was trained on other cut-outs: give their --data-dir.")
         model = Classifier(options["model"], len(samples.classes), options["image_size"]).to(device)
         model.load_state_dict(checkpoint["model"])

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from camal_rl.errors import UserError
+from camal_rl.errors import UserError, in_one_line
 
 T = TypeVar("T")
 
@@ -44,8 +44,3 @@ def decode(path: Path, content: Callable[[Image.Image], T], advice: str) -> T:
             return content(image)
     except Exception as error:  # a damaged file makes Pillow raise all kinds
         raise UserError(f"{path} can't be read ({in_one_line(error)}): {advice}.") from error
-
-
-def in_one_line(error: Exception) -> str:
-    """An exception's text, or its kind where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
