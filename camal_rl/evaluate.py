@@ -432,20 +432,22 @@ def events(scalars: Mapping[str, float], images: Mapping[str, bytes], step: int,
 # From the command line to the files
 
 
-def evaluate(args: Args) -> tuple[dict[str, Any], list[Path]]:
+def evaluate(args: Args, adopted: TrainedRun | None = None) -> tuple[dict[str, Any], list[Path]]:
     """Evaluate a run and write its files; return the content of scores.json and the paths of all files.
+
+    Args:
+        adopted: an agent from elsewhere, from `play.adopt`, instead of the one in the run's folder.
 
     Raises:
         UserError: arguments, run, machine or folder with which that can't be done; nothing was written then.
     """
-    runs = load_runs(args)
+    runs = load_runs(args, adopted)
     folder = args.output or args.run
     threads = args.torch_threads or torch.get_num_threads()
     with run_folder.lock(folder, "evaluate"), cpu_threads(1):  # the cores belong to the engines
         scores, episodes = measure(runs[0], args, threads)
         drawn, shown = draw(runs, episodes, args)
-        when = run_folder.weights_file(args.run).stat().st_mtime
-        logged = events(numbers(scores), shown, runs[0].steps, when)
+        logged = events(numbers(scores), shown, runs[0].steps, runs[0].written)
         drawn[Path("evaluation", "events.out.tfevents.0.evaluation")] = logged
         files = {folder / path: content for path, content in drawn.items()}
         files[folder / "scores.json"] = to_json(scores)
@@ -455,14 +457,17 @@ def evaluate(args: Args) -> tuple[dict[str, Any], list[Path]]:
     return json.loads(files[folder / "scores.json"]), list(files)
 
 
-def load_runs(args: Args) -> list[TrainedRun]:
-    """Read the run, and the one to compare it with where there is one.
+def load_runs(args: Args, adopted: TrainedRun | None = None) -> list[TrainedRun]:
+    """Read the run, if it is not adopted, and the one to compare it with where there is one.
 
     Raises:
         UserError: a run can't be played, or the two can't be compared.
     """
     device = choose_device(args.device)
-    run = play.load_run(args.run, args.env, device, args.attention)
+    if adopted:
+        run = adopted._replace(method=args.attention or adopted.method)
+    else:
+        run = play.load_run(args.run, args.env, device, args.attention)
     if args.compare is None:
         return [run]
     other = play.load_run(args.compare, args.env, device, args.attention)

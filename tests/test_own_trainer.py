@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,14 +16,17 @@ from torch import nn
 from camal_rl.attention import class_activation_map, normalize
 from camal_rl.camal import camal_loss, projected_loss
 from camal_rl.masks import mask_weights
+from camal_rl.results import study
 
 TEXT = (ROOT / "runs" / "reference" / "own-trainer" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.engine
-def test_the_example_for_stable_baselines3_runs_and_its_loss_reaches_the_network() -> None:
+def test_the_examples_for_stable_baselines3_run_and_the_loss_reaches_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("stable_baselines3")
-    (script,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    script, evaluation = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     assert len(script.splitlines()) < 60
     script = script.replace("STEPS, LAMBDA, ENTROPY = 100_000", "STEPS, LAMBDA, ENTROPY = 512")
     names: dict[str, Any] = {}
@@ -47,6 +51,16 @@ def test_the_example_for_stable_baselines3_runs_and_its_loss_reaches_the_network
     own = policy.features_extractor.convolutions[0].weight.grad
     torch.testing.assert_close(pulled - plain, 0.1 * own, rtol=1e-3, atol=1e-6)
     names["envs"].close()
+
+    monkeypatch.chdir(tmp_path)
+    evaluation = evaluation.replace("episodes=50", "episodes=3, video_episodes=1, faithfulness_frames=20")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(evaluation, "README", "exec"), names)
+    assert "Basic, sb3 seed 1, trained 512 steps, 3 episodes" in printed.getvalue()
+    (run,) = study.read_study(tmp_path / "runs").runs
+    assert run.title == run.said == "Basic/sb3/seed1"
+    assert run.scores.iou is not None
+    assert run.scores.removal_black is not None
 
 
 def test_the_lines_for_cleanrl_are_the_loss() -> None:

@@ -339,3 +339,52 @@ def test_the_time_limit_of_training_holds_in_evaluation(fake_engine, tmp_path) -
         "terminated" if length == 5 else "truncated" for length in lengths
     ]
     assert json.loads((folder / "args.json").read_text())["args"]["max_episode_steps"] == 5
+
+
+class Taken(torch.nn.Module):
+    """An agent as somebody else's network: its outputs, and nothing of its layers."""
+
+    def __init__(self, agent: ppo.Agent) -> None:
+        super().__init__()
+        self.agent = agent
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        output = self.agent(images)
+        return output.logits, output.value, output.feature_maps
+
+
+@pytest.mark.parametrize("method", ["gradcam", "magnitude", "diffgradcam"])
+def test_an_agent_from_elsewhere_is_played_as_one_trained_here(
+    run: play.TrainedRun, tmp_path: Path, method: str
+) -> None:
+    folder = tmp_path / "Basic" / "sb3" / "seed4"
+    looks = {"frame_size": (52, 60), "render_resolution": SMALL}
+    adopted = play.adopt(Taken(run.agent), folder, 512, **looks)  # type: ignore[arg-type]
+    assert (adopted.title, adopted.method, adopted.steps) == ("Basic, sb3 seed 4", "gradcam", 512)
+    assert adopted.action_names == run.action_names
+    args = evaluate.Args(folder, episodes=3, faithfulness_frames=5, video_episodes=1, attention=method)
+    scores, files = evaluate.evaluate(args, adopted)
+    assert (scores["env"], scores["name"], scores["seed"], scores["steps"]) == ("Basic", "sb3", 4, 512)
+    assert scores["settings"]["attention"] == method
+    args.run, args.output = run.folder, tmp_path / "own"
+    own, of_own = evaluate.evaluate(args)
+    assert [path.relative_to(folder) for path in files] == [path.relative_to(args.output) for path in of_own]
+    assert scores.keys() == own.keys()
+    assert scores["episodes"] == own["episodes"]
+    for name in ("return", "alpha", "iou", "iou_gradcam", "iou_constant", "dead_map_fraction"):
+        assert scores[name] == pytest.approx(own[name], abs=1e-5)
+    assert scores["faithfulness"] == own["faithfulness"]
+    assert "sanity" in scores["undefined"]
+
+
+def test_an_agent_from_elsewhere_must_fit_its_folder_and_its_environment(
+    run: play.TrainedRun, tmp_path: Path
+) -> None:
+    network, looks = Taken(run.agent), {"frame_size": (52, 60), "render_resolution": SMALL}
+    with pytest.raises(UserError, match=r"sb3: should end in ENVIRONMENT/NAME/seedK"):
+        play.adopt(network, tmp_path / "sb3", 512, **looks)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"no environment named 'Nowhere'"):
+        play.adopt(network, tmp_path / "Nowhere" / "sb3" / "seed1", 512, **looks)  # type: ignore[arg-type]
+    network.agent.actor = torch.nn.Linear(512, 2)
+    with pytest.raises(UserError, match=r"shapes \(1, 2\), \(1,\), .* needed are logits \(1, 4\)"):
+        play.adopt(network, tmp_path / "Basic" / "sb3" / "seed1", 512, **looks)  # type: ignore[arg-type]

@@ -125,6 +125,8 @@ def sanity(run: TrainedRun, sample: Sample, seed: int = 0) -> dict[str, Any] | U
     """
     if not sample.frames:
         return Undefined(NO_TARGET)
+    if not isinstance(run.agent, ppo.Agent):
+        return Undefined("only the layers of agents trained here are known")
     images = np.stack([frame.image for frame in sample.frames])
     agent = copy.deepcopy(run.agent)
 

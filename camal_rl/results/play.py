@@ -6,6 +6,8 @@ All episodes are played to their end, several games side by side, on engine seed
 from __future__ import annotations
 
 import hashlib
+import re
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from camal_rl import attention, masks, metrics, ppo
 from camal_rl.doom import EVALUATION_SEEDS, FRAME_STACK, DoomEnv
@@ -33,9 +35,10 @@ class TrainedRun(NamedTuple):
 
     folder: Path
     trained: dict[str, dict[str, Any]]  # content of args.json: "args" and "definition"
-    checkpoint_sha256: str  # of checkpoint.pt or model.safetensors, in hexadecimal
+    checkpoint_sha256: str | Undefined  # of checkpoint.pt or model.safetensors, in hexadecimal
+    written: float  # when, in seconds since 1970
     definition: Definition
-    agent: ppo.Agent  # computes in the precision of training
+    agent: ppo.Agent | Adopted  # computes in the precision of training
     method: str  # makes the map, one of `attention.METHODS`
     label: str  # name and seed
     steps: int  # agent steps trained
@@ -77,8 +80,90 @@ class TrainedRun(NamedTuple):
         Returns:
             Its output and its attention, (B, h, w), not normalized; `smoothgrad` draws from `noise`.
         """
-        output = self.agent(torch.from_numpy(images).to(self.device))
-        return output, attention.critic_cam(self.agent, output, self.method, noise)
+        with torch.set_grad_enabled(isinstance(self.agent, Adopted)):  # whose map is a backward pass
+            output = self.agent(torch.from_numpy(images).to(self.device))
+        return output, self.cam(output, self.method, noise)
+
+    def cam(self, output: ppo.Output, method: str, noise: torch.Generator | None = None) -> Tensor:
+        """Return attention of this kind for the agent's output, (B, h, w), not normalized."""
+        if isinstance(self.agent, ppo.Agent):
+            return attention.critic_cam(self.agent, output, method, noise)
+        target = output.logits if method == "diffgradcam" else output.value
+        return attention.class_activation_map(output.feature_maps, target, method, create_graph=False)
+
+
+class Adopted(nn.Module):
+    """A network that was not trained here, in the place of an agent."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> ppo.Output:
+        """Images are uint8 (B, stack, H, W)."""
+        logits, value, feature_maps = self.network(images)
+        return ppo.Output(logits, value, feature_maps.flatten(1), feature_maps)
+
+
+def adopt(
+    network: nn.Module,
+    folder: Path,
+    steps: int,
+    *,
+    toml: Path | None = None,
+    frame_size: tuple[int, int] = (84, 84),
+    render_resolution: str = "320x240",
+) -> TrainedRun:
+    """Return an agent that was not trained here as a run, for `camal_rl.evaluate.evaluate`.
+
+    Args:
+        network: takes images, uint8 (B, stack, H, W) on its device, and returns logits (B, actions) of
+            `DoomEnv`'s actions, values (B,), and the feature maps (B, K, h, w) that they are computed from.
+        folder: `<runs-dir>/<env>/<name>/seed<k>` says which environment it plays, and its row in reports.
+        steps: agent steps trained.
+        toml: the environment's file, where it is not in the package.
+        frame_size: H and W of the images.
+        render_resolution: one of `RENDER_RESOLUTIONS`, of the engine and so of masks.
+
+    Raises:
+        UserError: the folder has another form, or the network's outputs do not fit the environment.
+    """
+    env_name, name, seed = folder.parts[-3:] if len(folder.parts) > 2 else ("", "", "")
+    if not re.fullmatch(r"seed\d+", seed):
+        raise UserError(f"{folder}: should end in ENVIRONMENT/NAME/seedK, which reports go by.")
+    definition = load_definition(toml or env_name)
+    args = {
+        "env": env_name,
+        "method": "adopted",
+        "name": name,
+        "seed": int(seed[4:]),
+        "frame_size": frame_size,
+        "render_resolution": render_resolution,
+        "precision": "fp32",
+    }
+    run = TrainedRun(
+        folder=folder,
+        trained={"args": args, "definition": definition.described()},
+        checkpoint_sha256=Undefined("the network was not read from a run's folder"),
+        written=time.time(),
+        definition=definition,
+        agent=Adopted(network),
+        method="gradcam",
+        label=f"{name} seed {seed[4:]}",
+        steps=steps,
+        action_names=[],
+    )
+    with closing(run.env()) as env:
+        env.reset(seed=1)
+        logits, value, feature_maps = network(torch.from_numpy(env.image[None]).to(run.device))
+        shapes = [tuple(output.shape) for output in (logits, value, feature_maps)]
+        actions = len(env.actions)
+        if shapes[:2] != [(1, actions), (1,)] or len(shapes[2]) != 4:
+            raise UserError(
+                f"the network returned shapes {', '.join(map(str, shapes))} for one image of {env_name}; "
+                f"needed are logits (1, {actions}), values (1,) and feature maps (1, K, h, w)."
+            )
+        return run._replace(action_names=env.action_names)
 
 
 def load_run(folder: Path, toml: Path | None, device: torch.device, method: str | None = None) -> TrainedRun:
@@ -110,6 +195,7 @@ def load_run(folder: Path, toml: Path | None, device: torch.device, method: str 
             folder=folder,
             trained=trained,
             checkpoint_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            written=path.stat().st_mtime,
             definition=definition,
             agent=agent.replica(dtype).to(device),
             method=method or args["attention"],
@@ -349,7 +435,7 @@ def play(
             dead = attention.is_dead(cam).tolist()
             plain = heats
             if run.method != "gradcam":
-                plain = attention.normalize(attention.critic_cam(run.agent, output)).cpu().numpy()
+                plain = attention.normalize(run.cam(output, "gradcam")).cpu().numpy()
             probabilities = output.logits.double().softmax(dim=1).cpu().numpy()  # (N, actions)
             values = output.value.tolist()
             moves = []
