@@ -386,11 +386,9 @@ def test_options_name_every_map_and_every_visual_change() -> None:
     assert get_args(evaluate.Look) == tuple(SHIFTS)
 
 
-@pytest.mark.slow
-def test_a_mistake_is_one_line_and_code_2(tmp_path) -> None:
-    done = run("-m", "camal_rl.evaluate", "nowhere", folder=tmp_path)
-    assert done.returncode == 2
-    (line,) = done.stderr.strip().splitlines()
+def test_a_mistake_is_one_line_and_code_2(capsys) -> None:
+    assert evaluate.main(evaluate.parse_args(["nowhere"])) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("camal_rl: nowhere holds no run (there is no args.json): give a folder such as")
 
 
