@@ -25,7 +25,7 @@ def test_the_cells_run_and_show_what_is_committed(tmp_path: Path, monkeypatch: p
     names: dict[str, Any] = {"__name__": "notebook"}
     for cell in code:
         source = "".join(cell["source"])
-        for usual, small in (("20_480", "1_024"), ("episodes=20", "episodes=2")):
+        for usual, small in (("STEPS,", "256, num_steps=32,"), ("episodes=20", "episodes=2")):
             source = source.replace(usual, small)
         exec(compile(source, "cell", "exec"), names)
     plt.close("all")
