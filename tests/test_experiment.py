@@ -362,11 +362,12 @@ SMALL_MATRIX = """
 envs = ["Basic"]
 seeds = 1
 [train]
-total_timesteps = 640
+total_timesteps = 1280
 num_envs = 2
 num_steps = 32
 update_epochs = 1
 measure_every = 0
+frame_size = [52, 60]
 render_resolution = "160x120"
 [evaluate]
 episodes = 2
@@ -410,7 +411,7 @@ def test_a_small_matrix_on_the_engine_stopped_and_started_again(
     assert "2 of 2 runs are done" in capsys.readouterr().out
     for method in ("balanced", "vanilla"):
         scores = json.loads((tmp_path / f"runs/Basic/{method}/seed1/scores.json").read_text())
-        assert scores["steps"] == 640
+        assert scores["steps"] == 1280
         assert len(scores["episodes"]) == 2
     log = (tmp_path / "runs/Basic/balanced/seed1/experiment.log").read_text()
     trainings = log.count("$ python -m camal_rl.ppo --env Basic")

@@ -10,6 +10,8 @@ import pytest
 from conftest import ROOT
 from matplotlib import pyplot as plt
 
+from camal_rl.results import faithfulness
+
 FOLDER = ROOT / "runs" / "reference" / "quickstart"
 
 
@@ -21,6 +23,7 @@ def test_the_cells_run_and_show_what_is_committed(tmp_path: Path, monkeypatch: p
     shutil.copytree(FOLDER.parent / "basic" / "agent", tmp_path / "basic" / "agent")
     (tmp_path / "quickstart").mkdir()
     monkeypatch.chdir(tmp_path / "quickstart")
+    monkeypatch.setattr(faithfulness, "SANITY_DRAWS", 2)
     mpl.use("Agg")
     names: dict[str, Any] = {"__name__": "notebook"}
     for cell in code:
