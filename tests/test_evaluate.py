@@ -25,9 +25,15 @@ from camal_rl import attention, doom, evaluate, metrics, ppo
 from camal_rl.errors import UserError
 from camal_rl.game.definition import load_definition
 from camal_rl.game.shift import SHIFTS
-from camal_rl.results import media, play
+from camal_rl.results import faithfulness, media, play
 from camal_rl.results.play import Episode, Undefined
 from camal_rl.run import command_line
+
+
+@pytest.fixture
+def fake_engine(fake_engine, monkeypatch) -> None:
+    """With few draws of the sanity check, which take most of an evaluation; test_faithfulness.py has all."""
+    monkeypatch.setattr(faithfulness, "SANITY_DRAWS", 2)
 
 
 @pytest.fixture
@@ -55,6 +61,7 @@ def evaluated_template(trained_template: Path, tmp_path_factory: pytest.TempPath
     folder = shutil.copytree(trained_template, tmp_path_factory.mktemp("evaluated") / "run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(doom, "start_engine", lambda config, *options: FakeGame(*options))
+        patch.setattr(faithfulness, "SANITY_DRAWS", 2)
         evaluate.evaluate(few(folder, video_episodes=1))
     return folder
 
@@ -386,11 +393,9 @@ def test_options_name_every_map_and_every_visual_change() -> None:
     assert get_args(evaluate.Look) == tuple(SHIFTS)
 
 
-@pytest.mark.slow
-def test_a_mistake_is_one_line_and_code_2(tmp_path) -> None:
-    done = run("-m", "camal_rl.evaluate", "nowhere", folder=tmp_path)
-    assert done.returncode == 2
-    (line,) = done.stderr.strip().splitlines()
+def test_a_mistake_is_one_line_and_code_2(capsys) -> None:
+    assert evaluate.main(evaluate.parse_args(["nowhere"])) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("camal_rl: nowhere holds no run (there is no args.json): give a folder such as")
 
 

@@ -362,11 +362,12 @@ SMALL_MATRIX = """
 envs = ["Basic"]
 seeds = 1
 [train]
-total_timesteps = 640
+total_timesteps = 1280
 num_envs = 2
 num_steps = 32
 update_epochs = 1
 measure_every = 0
+frame_size = [52, 60]
 render_resolution = "160x120"
 [evaluate]
 episodes = 2
@@ -376,15 +377,11 @@ faithfulness_frames = 0
 """
 
 
-def small_matrix(folder: Path) -> list[str]:
-    (folder / "small.toml").write_text(SMALL_MATRIX)
-    return [sys.executable, "-m", "camal_rl.experiment", "--matrix", "small.toml"]
-
-
 def started_matrix(folder: Path) -> "subprocess.Popen[str]":
     """The small matrix's process, when its first training has begun to log."""
+    (folder / "small.toml").write_text(SMALL_MATRIX)
     process = subprocess.Popen(
-        [*small_matrix(folder), "--jobs", "1"],
+        [sys.executable, "-m", "camal_rl.experiment", "--matrix", "small.toml", "--jobs", "1"],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
@@ -397,7 +394,9 @@ def started_matrix(folder: Path) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.engine
-def test_a_small_matrix_on_the_engine_stopped_and_started_again(tmp_path: Path) -> None:
+def test_a_small_matrix_on_the_engine_stopped_and_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     process = started_matrix(tmp_path)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
@@ -406,19 +405,13 @@ def test_a_small_matrix_on_the_engine_stopped_and_started_again(tmp_path: Path) 
     assert "Stopped. The same command goes on from the last checkpoint." in errors
     assert not list(tmp_path.rglob("scores.json"))
     assert list(tmp_path.rglob("checkpoint.pt"))
-    done = subprocess.run(
-        small_matrix(tmp_path),
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "2 of 2 runs are done" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert experiment.run(experiment.read_matrix(*experiment.parse_args(["--matrix", "small.toml"]))) == 0
+    assert "2 of 2 runs are done" in capsys.readouterr().out
     for method in ("balanced", "vanilla"):
         scores = json.loads((tmp_path / f"runs/Basic/{method}/seed1/scores.json").read_text())
-        assert scores["steps"] == 640
+        assert scores["steps"] == 1280
         assert len(scores["episodes"]) == 2
     log = (tmp_path / "runs/Basic/balanced/seed1/experiment.log").read_text()
     trainings = log.count("$ python -m camal_rl.ppo --env Basic")

@@ -17,14 +17,16 @@ from conftest import assert_same
 import camal_rl
 from camal_rl import evaluate, hub, ppo
 from camal_rl.errors import UserError
+from camal_rl.results import faithfulness
 
 pytest.importorskip("safetensors")
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def measured(fake_engine: None, trained_folder: Path) -> Path:
+def measured(fake_engine: None, trained_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A trained run that was evaluated."""
+    monkeypatch.setattr(faithfulness, "SANITY_DRAWS", 2)
     options = ["--episodes", "3", "--faithfulness-frames", "0", "--video-episodes", "1", "--device", "cpu"]
     evaluate.evaluate(evaluate.parse_args([str(trained_folder), *options]))
     return trained_folder

@@ -751,8 +751,8 @@ def test_resuming_gives_the_weights_of_a_run_that_was_not_interrupted(
     """Nor does it matter whether threads or processes play, before and after."""
     options = {
         "env": env, "method": method, "frame_size": (84, 84), "render_resolution": "320x240",
-        "num_envs": 3, "num_steps": 32, "total_timesteps": 384, "reward": "scale", "precision": "auto",
-        "torch_threads": 2, "num_minibatches": 1,
+        "num_envs": 3, "num_steps": 16, "total_timesteps": 192, "reward": "scale", "precision": "auto",
+        "torch_threads": 2, "num_minibatches": 1, "update_epochs": 1, "measure_every": 0,
     }  # fmt: skip
     straight = ppo.train(small_args(tmp_path / "straight", **options))
     ppo.train(small_args(tmp_path / "stopped", play_in=play_in, **options), stop_after(2))
@@ -822,7 +822,7 @@ PROCESSES = ("--play-in", "processes", "--torch-threads", "2")
 
 @pytest.mark.engine
 def test_an_engine_that_is_killed_under_a_process_that_plays_changes_no_bit(tmp_path, nothing_left_behind):
-    run = command("--total-timesteps", 4096, *ENGINE_RUN[2:], *PROCESSES, "--runs-dir", tmp_path)
+    run = command("--total-timesteps", 2048, *ENGINE_RUN[2:], *PROCESSES, "--runs-dir", tmp_path)
     trainer = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "Basic/balanced/seed1"
     assert wait_until(lambda: list(folder.glob("events*")), 60)
@@ -831,7 +831,7 @@ def test_an_engine_that_is_killed_under_a_process_that_plays_changes_no_bit(tmp_
     assert trainer.returncode == 0, errors
     assert "Warning" not in errors
     assert events_of(folder).Scalars("charts/engine_restarts")[-1].value == 1
-    in_threads = ("--total-timesteps", "4096", "--torch-threads", "2", "--play-in", "threads")
+    in_threads = ("--total-timesteps", "2048", "--torch-threads", "2", "--play-in", "threads")
     calm = ppo.train(ppo.parse_args([*ENGINE_RUN[2:], *in_threads, "--runs-dir", str(tmp_path / "calm")]))
     assert_same(checkpoint_of(calm)["agent"], checkpoint_of(folder)["agent"])
 
@@ -924,7 +924,7 @@ def code_and_message(options: list[str], capsys: pytest.CaptureFixture[str]) -> 
         (["--env", "nowad.toml"], "can't read its WAD"),
         (["--device", "cuda:7"], "--device cuda:7: not usable here"),
         (["--num-minibatches", "7"], "do not divide into 7 minibatches"),
-        (["--frame-size", "400", "400"], "that are rendered"),
+        (["--frame-size", "121", "36"], "that are rendered"),
         (["--runs-dir", "/proc/no"], "can't make /proc/no/Basic/balanced/seed1"),
         (["--runs-dir", "a-file"], "can't make a-file/Basic/balanced/seed1"),
         (["--methd", "camal"], "--methd"),
@@ -942,14 +942,7 @@ def test_a_mistake_gets_a_clear_message_exit_code_2_and_leaves_nothing(
     )
     (tmp_path / "a-file").write_text("")
     before = sorted(path.name for path in tmp_path.iterdir())
-    if options[1] == "Basik":
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        run = subprocess.run(
-            command(*ENGINE_RUN, *options), cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        code, told = run.returncode, run.stderr
-    else:
-        code, told = code_and_message([*ENGINE_RUN, *options], capsys)
+    code, told = code_and_message([*ENGINE_RUN, *options], capsys)
     assert code == 2, told
     assert words in told
     assert "Traceback" not in told

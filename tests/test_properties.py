@@ -119,18 +119,6 @@ def test_losses_are_in_range_and_their_gradients_finite(
         assert finite_gradients(loss, heat)
 
 
-@some
-@given(supervised(), EMPTY_MASK, METHODS)
-def test_projected_masks_give_the_loss_of_plain_upsampling(
-    batch: tuple[np.ndarray, np.ndarray], empty_mask: str, method: str
-) -> None:
-    heat, mask = torch.from_numpy(batch[0]).double(), batch[1]
-    weights = torch.from_numpy(mask_weights(mask, heat.shape[1:], dtype=np.float64))
-    loss, *_ = camal.projected_loss(heat, weights, empty_mask=empty_mask, method=method)
-    plain = camal.camal_loss(heat, torch.from_numpy(mask), empty_mask=empty_mask, method=method)
-    assert loss.item() == pytest.approx(plain.item(), rel=0, abs=1e-10)
-
-
 def test_a_mask_may_have_more_pixels_than_half_precision_can_count() -> None:
     heat = torch.full((1, 240, 320), 0.5, dtype=torch.float16)
     mask = torch.zeros(1, 240, 320)

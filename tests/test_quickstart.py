@@ -10,6 +10,8 @@ import pytest
 from conftest import ROOT
 from matplotlib import pyplot as plt
 
+from camal_rl.results import faithfulness
+
 FOLDER = ROOT / "runs" / "reference" / "quickstart"
 
 
@@ -21,11 +23,12 @@ def test_the_cells_run_and_show_what_is_committed(tmp_path: Path, monkeypatch: p
     shutil.copytree(FOLDER.parent / "basic" / "agent", tmp_path / "basic" / "agent")
     (tmp_path / "quickstart").mkdir()
     monkeypatch.chdir(tmp_path / "quickstart")
+    monkeypatch.setattr(faithfulness, "SANITY_DRAWS", 2)
     mpl.use("Agg")
     names: dict[str, Any] = {"__name__": "notebook"}
     for cell in code:
         source = "".join(cell["source"])
-        for usual, small in (("20_480", "1_024"), ("episodes=20", "episodes=2")):
+        for usual, small in (("STEPS,", "256, num_steps=32,"), ("episodes=20", "episodes=2")):
             source = source.replace(usual, small)
         exec(compile(source, "cell", "exec"), names)
     plt.close("all")

@@ -36,6 +36,23 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models.models, "get_model", small_network)
 
 
+@pytest.fixture(scope="module")
+def plain_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fold of one epoch, trained once for all tests; not to be touched."""
+    folder = tmp_path_factory.mktemp("plain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models.models, "get_model", small_network)
+        train.train(small_args(folder, epochs=1))
+    return folder
+
+
+@pytest.fixture
+def plain(plain_template: Path, tmp_path: Path) -> train.Args:
+    """Its copy in the test's own folder."""
+    shutil.copytree(plain_template, tmp_path, dirs_exist_ok=True)
+    return small_args(tmp_path, epochs=1)
+
+
 @pytest.mark.parametrize("method", ["camal", "vanilla", "suppress"])
 def test_a_fold_is_trained_logged_and_scored(method: str, tmp_path: Path) -> None:
     args = small_args(tmp_path, method=method)
@@ -60,15 +77,15 @@ def test_a_fold_is_trained_logged_and_scored(method: str, tmp_path: Path) -> Non
     assert [one.step for one in events.Scalars("train/accuracy")] == [1, 2]
 
 
-def test_a_name_is_that_of_the_folder_and_a_folder_without_one_goes_on(tmp_path: Path) -> None:
+def test_a_name_is_that_of_the_folder_and_a_folder_without_one_goes_on(
+    plain: train.Args, tmp_path: Path
+) -> None:
     named = small_args(tmp_path, name="margin", attention="diffgradcam", epochs=1)
     assert train.train(named)
     folder = tmp_path / "shapes" / "resnet18" / "margin" / "fold1"
     assert (folder / "scores.json").is_file()
     options = run_folder.read_args_file(folder, ("args",))["args"]
     assert (options["name"], options["method"]) == ("margin", "camal")
-    plain = small_args(tmp_path, epochs=1)
-    assert train.train(plain)
     file = tmp_path / "shapes" / "resnet18" / "camal" / "fold1" / "args.json"
     content = json.loads(file.read_text())
     assert content["args"].pop("name") == "camal"
@@ -109,18 +126,17 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(model: str, tmp_path: Pa
 
 
 def test_nothing_is_learned_from_the_images_of_the_test_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: train.Args, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, other = small_args(tmp_path / "one", epochs=1), small_args(tmp_path / "other", epochs=1)
-    train.train(one)
+    other = small_args(tmp_path / "other", epochs=1)
     samples = datasets.load("shapes", tmp_path, 64, 36)
     tested = datasets.folds(samples.labels, 3, 1) == 0
     assert tested.sum() == 12
     samples.images[tested] = 255 - samples.images[tested]
     monkeypatch.setattr(datasets, "load", lambda *_, **__: samples)
     train.train(other)
-    assert_same(checkpoint_of(one)["model"], checkpoint_of(other)["model"])
-    assert scores_of(one)["attention_mean"] != scores_of(other)["attention_mean"]
+    assert_same(checkpoint_of(plain)["model"], checkpoint_of(other)["model"])
+    assert scores_of(plain)["attention_mean"] != scores_of(other)["attention_mean"]
 
 
 def differ(one: train.Args, other: train.Args) -> bool:
@@ -129,21 +145,20 @@ def differ(one: train.Args, other: train.Args) -> bool:
     return any(not torch.equal(weight, second[name]) for name, weight in first.items())
 
 
-def test_without_lambda_camal_is_vanilla_and_lambda_counts(tmp_path: Path) -> None:
+def test_without_lambda_camal_is_vanilla_and_lambda_counts(plain: train.Args, tmp_path: Path) -> None:
     made = {
         name: small_args(tmp_path / name, epochs=1, **options)
         for name, options in {
             "vanilla": {"method": "vanilla"},
             "zero": {"camal_coef": 0.0},
-            "one": {},
             "two": {"camal_coef": 2.0},
         }.items()
     }
     for args in made.values():
         train.train(args)
     assert not differ(made["vanilla"], made["zero"])
-    assert differ(made["zero"], made["one"])
-    assert differ(made["one"], made["two"])
+    assert differ(made["zero"], plain)
+    assert differ(plain, made["two"])
 
 
 @pytest.mark.parametrize(
@@ -156,9 +171,10 @@ def test_without_lambda_camal_is_vanilla_and_lambda_counts(tmp_path: Path) -> No
         {"precision": "bf16"},
     ],
 )
-def test_each_option_of_attention_is_heeded(options: dict[str, object], tmp_path: Path) -> None:
-    plain, args = small_args(tmp_path / "plain", epochs=1), small_args(tmp_path / "args", epochs=1, **options)
-    train.train(plain)
+def test_each_option_of_attention_is_heeded(
+    options: dict[str, object], plain: train.Args, tmp_path: Path
+) -> None:
+    args = small_args(tmp_path / "args", epochs=1, **options)
     train.train(args)
     assert differ(plain, args)
 
@@ -226,37 +242,31 @@ def test_files_count_by_what_they_say(tmp_path: Path, capsys: pytest.CaptureFixt
         train.train(again("weights.pth", "regions.npz"))
 
 
-def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
-    args = small_args(tmp_path, epochs=1)
-    train.train(args)
-    file = train.folder_of(args, 1) / "checkpoint.pt"
+def test_a_damaged_checkpoint_is_one_line(plain: train.Args) -> None:
+    file = train.folder_of(plain, 1) / "checkpoint.pt"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     with pytest.raises(UserError, match="damaged"):
-        train.train(args)
+        train.train(plain)
 
 
-def test_a_finished_fold_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = small_args(tmp_path, epochs=1)
-    train.train(args)
-    file = train.folder_of(args, 1) / "checkpoint.pt"
+def test_a_finished_fold_is_left_as_it_is(plain: train.Args, capsys: pytest.CaptureFixture[str]) -> None:
+    file = train.folder_of(plain, 1) / "checkpoint.pt"
     before = file.stat().st_mtime_ns
-    assert train.train(args)
+    assert train.train(plain)
     assert "already done" in capsys.readouterr().out
     assert file.stat().st_mtime_ns == before
 
 
+@pytest.mark.usefixtures("plain")
 def test_other_arguments_in_the_same_folder_are_refused(tmp_path: Path) -> None:
-    train.train(small_args(tmp_path, epochs=1))
     with pytest.raises(UserError, match=r"weight_decay was 0\.01, now 0\.1"):
         train.train(small_args(tmp_path, epochs=1, weight_decay=0.1))
 
 
-def test_scores_can_be_made_again_from_the_checkpoint(tmp_path: Path) -> None:
-    args = small_args(tmp_path, epochs=1)
-    train.train(args)
-    file = train.folder_of(args, 1) / "scores.json"
+def test_scores_can_be_made_again_from_the_checkpoint(plain: train.Args, tmp_path: Path) -> None:
+    file = train.folder_of(plain, 1) / "scores.json"
     before = file.read_bytes()
     file.unlink()
     assert evaluate.main(evaluate.Args((tmp_path,), device="cpu")) == 0
@@ -284,16 +294,14 @@ def test_cut_outs_count_by_what_they_show(tmp_path: Path) -> None:
     assert evaluate.main(again) == 2
 
 
-def test_a_priors_soft_maps_take_the_place_of_masks(tmp_path: Path) -> None:
+def test_a_priors_soft_maps_take_the_place_of_masks(plain: train.Args, tmp_path: Path) -> None:
     """Regions that are the masks give the very loss of the masks."""
     samples = datasets.load("shapes", tmp_path, 64, 36)
-    args = small_args(tmp_path, epochs=1)
     masks = samples.masks.astype(np.float32)
     priors.save_regions(tmp_path / "regions.npz", masks, samples.names)
-    train.train(args)
     prior = small_args(tmp_path, epochs=1, method="prior", prior=tmp_path / "regions.npz")
     train.train(prior)
-    assert_same(checkpoint_of(args)["model"], checkpoint_of(prior)["model"])
+    assert_same(checkpoint_of(plain)["model"], checkpoint_of(prior)["model"])
 
 
 @pytest.mark.parametrize(
@@ -320,24 +328,21 @@ def test_mistakes_are_told_before_anything_is_written(
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: train.Args, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    args = small_args(tmp_path, epochs=1)
-    train.train(args)
-    before = checkpoint_of(args)
+    before = checkpoint_of(plain)
     update = train.update
     broken = {"cross_entropy": torch.tensor(float("nan"))}
     monkeypatch.setattr(train, "update", lambda *given: update(*given) | broken)
-    longer = small_args(tmp_path, epochs=1)
-    (train.folder_of(args, 1) / "scores.json").unlink()
-    checkpoint = run_folder.load_checkpoint(train.folder_of(args, 1) / "checkpoint.pt")
+    (train.folder_of(plain, 1) / "scores.json").unlink()
+    checkpoint = run_folder.load_checkpoint(train.folder_of(plain, 1) / "checkpoint.pt")
     assert checkpoint is not None
     checkpoint["epoch"] = 0
     del checkpoint["version"]
-    run_folder.save_checkpoint(train.folder_of(args, 1) / "checkpoint.pt", checkpoint)
+    run_folder.save_checkpoint(train.folder_of(plain, 1) / "checkpoint.pt", checkpoint)
     with pytest.raises(UserError, match="epoch 1: cross_entropy of step 1 is NaN or infinite"):
-        train.train(longer)
-    assert_same(checkpoint_of(args)["model"], before["model"])
+        train.train(plain)
+    assert_same(checkpoint_of(plain)["model"], before["model"])
 
 
 def test_table_7_is_the_default() -> None:
