@@ -22,7 +22,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from camal_rl.errors import UserError
+from camal_rl.errors import UserError, in_one_line
 from camal_rl.game.definition import RENDER_RESOLUTIONS, Definition, load_definition
 from camal_rl.game.engine import ENGINE_ERRORS, TIME_LIMIT, EngineError, check_shared_memory, start_engine
 from camal_rl.game.frames import Stack, grey, shrinking, zero_pixels
@@ -247,7 +247,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
             if self._failures > MOST_FAILURES:
                 raise EngineError(
                     f"ViZDoom engines of {self.definition.name} ended {self._failures} times in a row, the "
-                    f"last with: {' '.join(str(error).split())} Check free memory (`free -m`), shared memory "
+                    f"last with: {in_one_line(error)} Check free memory (`free -m`), shared memory "
                     "(`df /dev/shm`) and who may have ended them (`dmesg`)."
                 ) from error
             try:

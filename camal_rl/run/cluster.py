@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from camal_rl.errors import UserError
+from camal_rl.errors import UserError, in_one_line
 from camal_rl.game.definition import copied_toml, load_definition
 from camal_rl.run.files import write_together
 from camal_rl.run.runner import CELL_MEMORY, Cell, Display, Outcome, Runner
@@ -122,7 +122,7 @@ def connected(address: str, needed: dict[str, float]) -> Iterator[Any]:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     except Exception as error:  # of many kinds
         raise UserError(
-            f"no Ray cluster at {address}: {' '.join(str(error).split())[:200]} "
+            f"no Ray cluster at {address}: {in_one_line(error)[:200]} "
             "Start one with `ray start --head`, or give its address."
         ) from error
     try:
@@ -182,7 +182,7 @@ def run_on_ray(
                 try:
                     outcomes.append(ray.get(reference))
                 except Exception as error:  # whatever went wrong on the node
-                    outcomes.append(Outcome(cell, "failed", 0, " ".join(str(error).split())[-300:]))
+                    outcomes.append(Outcome(cell, "failed", 0, in_one_line(error)[-300:]))
                 display.ended(outcomes[-1])
             begun = ray.get(keeper.progress.remote(stopping))
             titles = [cell.title for cell in running.values()]

@@ -34,7 +34,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from camal_rl import attention
 from camal_rl.attention import at_least_float32
-from camal_rl.errors import UserError
+from camal_rl.errors import UserError, in_one_line
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and deviation of ImageNet's red, green and blue, which the paper's images are normalized by."""
@@ -306,7 +306,7 @@ def _imagenet(model: Classifier) -> dict[str, Tensor]:
     except (OSError, RuntimeError) as error:  # no network, or a damaged download
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise UserError(
-            f"can't fetch ImageNet weights of {model.name} ({' '.join(str(error).split())}): put "
+            f"can't fetch ImageNet weights of {model.name} ({in_one_line(error)}): put "
             f"{weights.url} into {folder}, give a file with --weights FILE, or --weights none."
         ) from error
     return state
