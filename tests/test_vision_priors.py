@@ -251,7 +251,7 @@ def test_regions_are_of_as_many_shapes_as_asked_for(tmp_path: Path) -> None:
     assert len(priors.load_regions(tmp_path / "a.npz", names[:7])) == 7
     with pytest.raises(UserError, match="lacks the regions of 1 of 8"):
         priors.load_regions(tmp_path / "a.npz", names)
-    assert Args().samples == GENERATED
+    assert Args("none").samples == GENERATED
 
 
 def test_random_weights_are_called_what_they_are(
