@@ -152,7 +152,7 @@ def contrast(logits: Tensor, classes: Tensor) -> Tensor:
     return logits.gather(1, index).squeeze(1) - others.logsumexp(dim=1)
 
 
-def pooled_weight(fc_weight: Tensor, shape: tuple[int, int, int], channels_last: bool = False) -> Tensor:
+def pooled_weight(fc_weight: Tensor, shape: tuple[int, ...], channels_last: bool = False) -> Tensor:
     """The weight of a Linear layer that takes flattened feature maps, averaged over positions: (F, K).
 
     Args:
@@ -162,23 +162,8 @@ def pooled_weight(fc_weight: Tensor, shape: tuple[int, int, int], channels_last:
     """
     channels, positions = shape[0], shape[1] * shape[2]
     by_channel = (positions, channels) if channels_last else (channels, positions)
-    apply: Callable[..., Tensor] = _Pooling.apply
-    return apply(fc_weight.reshape(-1, *by_channel), 1 if channels_last else 2)
-
-
-class _Pooling(torch.autograd.Function):
-    """A mean whose gradient is laid out as its input, so that others can be added to it in place."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, dim: int) -> Tensor:
-        ctx.dim, ctx.shape, ctx.dtype = dim, weight.shape, weight.dtype
-        return at_least_float32(weight).sum(dim) / weight.shape[dim]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        of_each = (gradient / ctx.shape[ctx.dim]).to(ctx.dtype).unsqueeze(ctx.dim)
-        return of_each.expand(ctx.shape).contiguous(), None
+    weight = at_least_float32(fc_weight).reshape(-1, *by_channel)
+    return weight.sum(dim=1 if channels_last else 2) / positions
 
 
 def closed_form_map(
@@ -288,16 +273,14 @@ def critic_cam(
         method: one of METHODS.
         generator: source of `smoothgrad`'s noise.
     """
-    channels, height, width = agent.map_shape
     if method in POOLED_METHODS:
         out_weight = agent.critic.weight  # (1, 512)
         if method == "diffgradcam":  # y_c - log sum of exp of the others: their softmax weighs their rows
             best = output.logits.argmax(dim=1, keepdim=True)
             others = output.logits.scatter(1, best, float("-inf")).softmax(dim=1)
             out_weight = agent.actor.weight[best.squeeze(1)] - others @ agent.actor.weight  # (B, 512)
-        pooled = pooled_weight(agent.fc.weight, (channels, height, width), channels_last=True)
-        maps, magnitude = output.feature_maps, method == "magnitude"
-        return closed_form_map(maps, output.hidden, pooled, out_weight, magnitude)
+        pooled = pooled_weight(agent.fc.weight, agent.map_shape, channels_last=True)
+        return closed_form_map(output.feature_maps, output.hidden, pooled, out_weight, method == "magnitude")
     feature_maps, fc_weight = output.feature_maps.float(), agent.fc.weight.float()
 
     def value(maps: Tensor) -> Tensor:
