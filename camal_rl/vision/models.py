@@ -91,13 +91,6 @@ def _head(*names: str, flatten: bool = True) -> Callable[[Any, Features], Tensor
     return head
 
 
-def _maxvit_features(network: Any, images: Tensor) -> Features:
-    maps = network.stem(images)
-    for block in network.blocks:
-        maps = block(maps)
-    return Features(maps)
-
-
 def _vit_features(network: Any, images: Tensor) -> Features:
     """All that comes before the last block's attention: patch tokens as a grid, no class token (Sec. 3.3).
 
@@ -152,7 +145,7 @@ ARCHITECTURES = {
         "maxvit_t",
         "classifier.5",
         1e-4,
-        _maxvit_features,
+        _stages("stem", "blocks.0", "blocks.1", "blocks.2", "blocks.3"),
         _head("classifier", flatten=False),
         multiple=224,
         size_option="input_size",
