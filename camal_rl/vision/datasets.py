@@ -26,7 +26,7 @@ from camal_rl.errors import UserError, in_one_line
 from camal_rl.results import media
 from camal_rl.run import machine
 from camal_rl.run.command_line import Positive, parse, run_at_once
-from camal_rl.run.files import write_whole
+from camal_rl.run.files import make_folder, write_whole
 from camal_rl.vision import check_torchvision, cutouts, shapes
 from camal_rl.vision.pictures import colours, decode, levels
 from camal_rl.vision.samples import DATA, GENERATED, LARGEST_IMAGE, SMALLEST_IMAGE, DataName, Samples
@@ -345,6 +345,7 @@ def make(args: Args) -> None:
     """Say and draw what a data set holds."""
     output = args.output or Path("runs/vision", args.data, "samples.png")
     samples = load(args.data, args.data_dir, args.image_size, args.samples)
+    make_folder(output.parent)
     write_whole(output, media.encode_png(contact_sheet(samples)))
     print(f"{summary(samples)}\n{output}")
 
