@@ -152,45 +152,7 @@ def contrast(logits: Tensor, classes: Tensor) -> Tensor:
     return logits.gather(1, index).squeeze(1) - others.logsumexp(dim=1)
 
 
-def head_gradient(
-    hidden: Tensor,
-    fc_weight: Tensor,
-    out_weight: Tensor,
-    shape: tuple[int, int, int],
-    channels_last: bool = False,
-) -> Tensor:
-    """dy/dA of the head flatten(A) -> Linear -> ReLU -> Linear without a backward pass, exact: (B, K, h, w).
-
-    dy/dA = (out_weight * 1[hidden > 0]) fc_weight. Its own gradients are those of automatic double
-    differentiation: the indicator is constant almost everywhere, so they reach the two weights only.
-
-    Args:
-        hidden: (B, F), output of the ReLU.
-        fc_weight: (F, K * h * w), weight of the first Linear.
-        out_weight: (F,) or (1, F), weight of the last Linear.
-        shape: (K, h, w) of the feature maps.
-        channels_last: the head flattens (B, h, w, K), not (B, K, h, w): the order of `fc_weight`'s columns.
-    """
-    channels, height, width = shape
-    features = hidden.shape[-1]
-    if hidden.dim() != 2 or fc_weight.shape != (features, channels * height * width):
-        raise ValueError(
-            f"hidden (B, F) and fc_weight (F, {channels} * {height} * {width}) do not fit: "
-            f"got {tuple(hidden.shape)} and {tuple(fc_weight.shape)}"
-        )
-    if out_weight.shape not in ((features,), (1, features)):
-        raise ValueError(
-            f"out_weight must have shape ({features},) or (1, {features}), got {tuple(out_weight.shape)}"
-        )
-    active = (hidden > 0).to(out_weight.dtype) * out_weight  # (B, F)
-    with without_autocast(active):
-        gradients = active @ fc_weight
-    if channels_last:
-        return gradients.view(-1, height, width, channels).movedim(-1, 1)
-    return gradients.view(-1, channels, height, width)
-
-
-def pooled_weight(fc_weight: Tensor, shape: tuple[int, int, int], channels_last: bool = False) -> Tensor:
+def pooled_weight(fc_weight: Tensor, shape: tuple[int, ...], channels_last: bool = False) -> Tensor:
     """The weight of a Linear layer that takes flattened feature maps, averaged over positions: (F, K).
 
     Args:
@@ -200,23 +162,8 @@ def pooled_weight(fc_weight: Tensor, shape: tuple[int, int, int], channels_last:
     """
     channels, positions = shape[0], shape[1] * shape[2]
     by_channel = (positions, channels) if channels_last else (channels, positions)
-    apply: Callable[..., Tensor] = _Pooling.apply
-    return apply(fc_weight.reshape(-1, *by_channel), 1 if channels_last else 2)
-
-
-class _Pooling(torch.autograd.Function):
-    """A mean whose gradient is laid out as its input, so that others can be added to it in place."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, dim: int) -> Tensor:
-        ctx.dim, ctx.shape, ctx.dtype = dim, weight.shape, weight.dtype
-        return at_least_float32(weight).sum(dim) / weight.shape[dim]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        of_each = (gradient / ctx.shape[ctx.dim]).to(ctx.dtype).unsqueeze(ctx.dim)
-        return of_each.expand(ctx.shape).contiguous(), None
+    weight = at_least_float32(fc_weight).reshape(-1, *by_channel)
+    return weight.sum(dim=1 if channels_last else 2) / positions
 
 
 def closed_form_map(
@@ -225,8 +172,9 @@ def closed_form_map(
     """Grad-CAM (Eq. 3) of the head flatten(A) -> Linear -> ReLU -> Linear, (B, h, w), not normalised.
 
     Pooling the first Linear's weight before it meets the samples makes that almost free. The map's own
-    gradients, those of automatic double differentiation, are written out: `head_gradient` says why they reach
-    the two weights only.
+    gradients, those of automatic double differentiation, are written out. Through the weights of Eq. 3, which
+    are (out_weight * 1[hidden > 0]) fc_weight averaged over positions, they reach the two weights only, for
+    the indicator is constant almost everywhere.
 
     Args:
         feature_maps: A, (B, K, h, w), of any floating point type, best with channels last in memory.
@@ -316,7 +264,7 @@ def critic_cam(
 ) -> Tensor:
     """Attention of an agent's value, (B, h, w), not normalised (Eq. 3).
 
-    In closed form where that is exact, else by automatic differentiation of the layers behind the feature
+    In closed form for POOLED_METHODS, else by automatic differentiation of the layers behind the feature
     maps. `diffgradcam` contrasts classes, which a value does not have: it is the actor's best action's.
 
     Args:
@@ -325,21 +273,15 @@ def critic_cam(
         method: one of METHODS.
         generator: source of `smoothgrad`'s noise.
     """
-    channels, height, width = agent.map_shape
     if method in POOLED_METHODS:
         out_weight = agent.critic.weight  # (1, 512)
         if method == "diffgradcam":  # y_c - log sum of exp of the others: their softmax weighs their rows
             best = output.logits.argmax(dim=1, keepdim=True)
             others = output.logits.scatter(1, best, float("-inf")).softmax(dim=1)
             out_weight = agent.actor.weight[best.squeeze(1)] - others @ agent.actor.weight  # (B, 512)
-        pooled = pooled_weight(agent.fc.weight, (channels, height, width), channels_last=True)
-        maps, magnitude = output.feature_maps, method == "magnitude"
-        return closed_form_map(maps, output.hidden, pooled, out_weight, magnitude)
+        pooled = pooled_weight(agent.fc.weight, agent.map_shape, channels_last=True)
+        return closed_form_map(output.feature_maps, output.hidden, pooled, out_weight, method == "magnitude")
     feature_maps, fc_weight = output.feature_maps.float(), agent.fc.weight.float()
-    if method not in RESAMPLING_METHODS:
-        shape = (channels, height, width)
-        gradients = head_gradient(output.hidden, fc_weight, agent.critic.weight, shape, channels_last=True)
-        return gradient_to_map(feature_maps, gradients, method)
 
     def value(maps: Tensor) -> Tensor:
         hidden = F.linear(maps.movedim(1, -1).flatten(1), fc_weight, agent.fc.bias.float()).relu()

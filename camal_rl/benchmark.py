@@ -485,7 +485,7 @@ def machine(base: ppo.Args) -> str:
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "vizdoom", "numpy"))
     gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     return (
-        f"{processor()[0]}, {cores()} cores{gpu}; {choose_precision(base.precision, device)} on "
+        f"{processor()}, {cores()} cores{gpu}; {choose_precision(base.precision, device)} on "
         f"{device.type}, {base.torch_threads} threads; Python {platform.python_version()}, {versions}."
     )
 

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import os
 import platform
-import re
 import signal
 import subprocess
 import sys
@@ -151,6 +150,7 @@ def check_torch() -> str:
     from torch import nn
     from torch.utils import collect_env
 
+    from camal_rl.run import machine
     from camal_rl.run.device import choose_device, choose_precision
 
     device = choose_device("auto")
@@ -162,9 +162,7 @@ def check_torch() -> str:
             f"there is an NVIDIA driver {driver}, but torch {torch.__version__} can't use it: check "
             "CUDA_VISIBLE_DEVICES, and install the torch for that driver (https://pytorch.org/get-started/locally)."
         )
-    described = collect_env.get_cpu_info(collect_env.run)
-    model = re.search(r"Model name: *(.+)", described or "")
-    cpu = f"{model[1] if model else platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    cpu = f"{machine.processor()}, {torch.backends.cpu.get_cpu_capability()}"
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     torch.set_num_threads(1)  # several wait for each other, longer the busier the machine
     torch.manual_seed(SEED)

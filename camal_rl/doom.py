@@ -22,10 +22,10 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from camal_rl.errors import UserError
+from camal_rl.errors import UserError, in_one_line
 from camal_rl.game.definition import RENDER_RESOLUTIONS, Definition, load_definition
 from camal_rl.game.engine import ENGINE_ERRORS, TIME_LIMIT, EngineError, check_shared_memory, start_engine
-from camal_rl.game.frames import Stack, grey, shrinking, zero_pixels
+from camal_rl.game.frames import Stack, grey, shrinking
 from camal_rl.masks import Box, Projection, target_mask
 
 Observation = dict[str, np.ndarray]
@@ -142,7 +142,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
             raise
         self.action_names = ["nothing", *(self.buttons[action.index(1.0)] for action in self.actions[1:])]
         self.action_space = spaces.Discrete(len(self.actions))
-        self.write_to(zero_pixels((height, width, frame_stack)), zero_pixels(label_size))
+        self.write_to(np.zeros((height, width, frame_stack), np.uint8), np.zeros(label_size, np.uint8))
         self.mask_box: Box = (slice(0, 0), slice(0, 0))  # the mask is empty outside
         self._screen: np.ndarray | None = None  # as drawn, in colour where it is to be shown
         self._episode_seed: int | None = None  # None where no episode is running
@@ -247,7 +247,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
             if self._failures > MOST_FAILURES:
                 raise EngineError(
                     f"ViZDoom engines of {self.definition.name} ended {self._failures} times in a row, the "
-                    f"last with: {' '.join(str(error).split())} Check free memory (`free -m`), shared memory "
+                    f"last with: {in_one_line(error)} Check free memory (`free -m`), shared memory "
                     "(`df /dev/shm`) and who may have ended them (`dmesg`)."
                 ) from error
             try:
@@ -327,7 +327,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
 
 
 def replay(
-    definition: Definition, episode_seed: int, actions: Sequence[int], render_resolution: str = "320x240"
+    definition: Definition, episode_seed: int, actions: Sequence[int]
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Play an episode again, in colour and tic by tic: the same game as `DoomEnv` played it.
 
@@ -338,7 +338,7 @@ def replay(
     Raises:
         UserError: no engine can start on this machine.
     """
-    size = RENDER_RESOLUTIONS[render_resolution]
+    size = RENDER_RESOLUTIONS["320x240"]
     with closing(start_engine(definition.scenario, *size, _in_colour)) as game:
         buttons = single_buttons(game.get_available_buttons())
         game.set_seed(episode_seed)
@@ -349,7 +349,7 @@ def replay(
             if game.is_episode_finished():
                 return
             state = game.get_state()
-            mask = zero_pixels(size)
+            mask = np.zeros(size, np.uint8)
             target_mask(state, definition, mask)
             yield tic // definition.frame_skip, state.screen_buffer.copy(), mask
 
@@ -415,9 +415,9 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         self.render_mode = self.envs[0].render_mode
         self.metadata = self.metadata | self.envs[0].metadata
         stack, *size = self.envs[0].image.shape
-        memory = zero_pixels((num_envs, *size, stack))
+        memory = np.zeros((num_envs, *size, stack), np.uint8)
         self.images = np.moveaxis(memory, -1, 1)
-        self.masks = zero_pixels((num_envs, *self.envs[0].mask.shape))
+        self.masks = np.zeros((num_envs, *self.envs[0].mask.shape), np.uint8)
         for index, game in enumerate(self.envs):
             game.write_to(memory[index], self.masks[index])
         self._projection = None if map_size is None else Projection(self.envs[0].label_size, map_size)

@@ -19,7 +19,6 @@ import numpy as np
 import tyro
 
 from camal_rl.doom import DoomEnv
-from camal_rl.errors import UserError
 from camal_rl.game.definition import Definition, available, bare_definition, load_definition
 from camal_rl.game.engine import engine_errors_told
 from camal_rl.run.command_line import Count, Positive, option, parse, run_at_once
@@ -84,8 +83,6 @@ def picture(screen: np.ndarray, image: np.ndarray, mask: np.ndarray) -> np.ndarr
 
 def _show(definition: Definition, args: Args) -> None:
     output = args.output or Path(f"{definition.name}.png")
-    if not output.parent.is_dir():
-        raise UserError(f"can't write {output}: there is no folder {output.parent}. Choose another --output.")
     seen: Counter[tuple[str, str]] = Counter()
     most, visible = -1, 0  # target pixels in the frame of the picture; frames with a target
     with closing(DoomEnv(definition)) as env:

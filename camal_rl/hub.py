@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jinja2
 import tyro
 
 from camal_rl import __version__
@@ -83,67 +84,24 @@ def pack(run: Path, folder: Path) -> None:
 
 def card(options: dict[str, dict[str, Any]], scores: dict[str, Any] | None, env: str) -> str:
     """A model card: the Hub's metadata, and what the agent is, can do and was made with, on this `--env`."""
-    args, environment = options["args"], options["definition"]["name"]
     from camal_rl import ppo  # with torch, which --help need not wait for
 
-    lines = [
-        *("---", "library_name: camal_rl", "license: mit", "pipeline_tag: reinforcement-learning", "tags:"),
-        *(f"- {tag}" for tag in ("reinforcement-learning", "vizdoom", "ppo", "camal", environment)),
-    ]
-    table, episodes = [], ""
-    if scores is not None:
-        mean, error = (scores["return"][name] for name in ("mean", "standard_error"))
-        spread = "" if error is None else f" +/- {error:.2f}"  # there is none of one episode
-        lines += [
-            *("model-index:", f"- name: {args['name']}", "  results:", "  - task:"),
-            *("      type: reinforcement-learning", "    dataset:", f"      name: {environment}"),
-            *(f"      type: {environment}", "    metrics:", "    - type: mean_reward"),
-            f"      value: {mean:.2f}{spread}",
-        ]
-        told = {"return": f"{mean:.2f}{spread}"}
-        told |= {name: _number(scores[name]) for name in ("iou", "alpha", "beta")}
-        settings = scores["settings"]
-        versions, episodes = settings["versions"], f" --episodes {settings['episodes']}"
-        table = [
-            f"| {' | '.join(told)} |",
-            f"|{'---|' * len(told)}",
-            f"| {' | '.join(told.values())} |",
-            "",
-            f"Means of {settings['episodes']} episodes, of the return with its standard error, measured with "
-            + ", ".join(f"{name} {version}" for name, version in versions.items())
-            + ".",
-            "",
-        ]
+    args = options["args"]
     own = {field.name: args[field.name] for field in dataclasses.fields(ppo.Args) if field.name in args}
     own |= {
         "env": env,
         "frame_size": tuple(args["frame_size"]),
         "name": args["name"] * (args["name"] != args["method"]),
     }
-    command = shlex.join(["python", "-m", "camal_rl.ppo", *words_of(ppo.Args(**own))])
-    lines += [
-        *("---", "", f"# {environment}, {args['name']}, seed {args['seed']}", ""),
-        f"An agent for ViZDoom's {environment}, trained by camal_rl {__version__} (method: {args['method']}) "
-        "so that its attention lies on the targets, as far as its method asks for that.",
-        *("", *table, "```python", "import camal_rl", ""),
-        'agent, env = camal_rl.load("USER/NAME")  # this repository, or a folder with its files',
-        "observation, _ = env.reset(seed=1)",
-        'action, heat = agent.act(observation["image"])',
-        *("```", "", "Trained and measured by", "", "```bash"),
-        command,
-        *(
-            f"python -m camal_rl.evaluate FOLDER{episodes}",
-            "```",
-            "",
-            "All options are in args.json. Licence: MIT.",
-            "",
-        ),
-    ]
-    return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.3f}"
+    template = Path(__file__).with_suffix(".md.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True)
+    return environment.from_string(template).render(
+        version=__version__,
+        environment=options["definition"]["name"],
+        args=args,
+        scores=scores,
+        command=shlex.join(["python", "-m", "camal_rl.ppo", *words_of(ppo.Args(**own))]),
+    )
 
 
 def fetch(repository: str, folder: Path | None = None) -> Path:

@@ -18,10 +18,7 @@ TAUS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Thresholds of the sweep, which shows how much of an IoU is owed to `TAU`."""
 
 LEVELS = 65535
-"""`roc_auc` rounds attention to multiples of 1 / LEVELS, so as to rank pixels by counting, not by sorting."""
-
-BLOCK = 16384
-"""Pixels whose levels `roc_auc` counts at once."""
+"""`roc_auc` rounds attention to multiples of 1 / LEVELS, since whole numbers of 16 bits are sorted fast."""
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -105,7 +102,7 @@ def alignment(heat: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def iou_mask(mask_weights: np.ndarray, mask: np.ndarray, tau: float = TAU) -> np.ndarray:
+def iou_mask(mask_weights: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return the IoU that the mask itself reaches at the attention map's resolution, float64 (B,).
 
     A 7 x 7 map can't outline a monster of 20 pixels, however well it attends: read every IoU beside this.
@@ -122,7 +119,7 @@ def iou_mask(mask_weights: np.ndarray, mask: np.ndarray, tau: float = TAU) -> np
     share = inside / np.where(total > 0, total, 1)  # no pixel sees some cells of a map finer than the mask
     low, high = share.min(axis=(1, 2), keepdims=True), share.max(axis=(1, 2), keepdims=True)
     span = np.where(high > low, high - low, 1)
-    return iou(np.where(high > low, (share - low) / span, 0).astype(np.float32), mask, tau)
+    return iou(np.where(high > low, (share - low) / span, 0).astype(np.float32), mask)
 
 
 def rank_correlation(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -132,7 +129,6 @@ def rank_correlation(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """
     if left.ndim != 2 or left.shape != right.shape:
         raise ValueError(f"both arrays must have the same shape (B, n), got {left.shape} and {right.shape}")
-    _check_plain(left, right)
     if not left.size:
         return np.full(len(left), np.nan)
     from scipy.stats import rankdata  # slow to import
@@ -156,7 +152,6 @@ def area(values: np.ndarray, positions: Sequence[float] | np.ndarray) -> np.ndar
         values: (..., S), the curves along the last axis.
         positions: (S,), strictly ascending, at least two.
     """
-    _check_plain(values)
     values = np.asarray(values, np.float64)
     steps = np.diff(np.asarray(positions, np.float64))
     if steps.ndim != 1 or not len(steps) or values.shape[-1:] != (len(steps) + 1,) or not (steps > 0).all():
@@ -187,7 +182,6 @@ def pixel_order(importance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             "importance must be floating point of shape (B, H, W), "
             f"got {importance.dtype} of shape {importance.shape}"
         )
-    _check_plain(importance)
     flat = importance.reshape(len(importance), -1)
     order = np.empty(flat.shape, np.int32)
     for index, frame in enumerate(flat):
@@ -279,8 +273,12 @@ def _frames(heat: np.ndarray, mask: np.ndarray) -> Iterator[tuple[np.ndarray, np
         )
     if mask.dtype not in (np.uint8, np.bool_):
         raise ValueError(f"mask must be uint8 or bool, got {mask.dtype}")
-    _check_plain(heat, mask)
-    _check_range(heat)
+    if np.ma.is_masked(heat) or np.ma.is_masked(mask):
+        raise ValueError("values of a masked array that are hidden would count: fill them, or leave them out")
+    if heat.size and not (heat.min() >= 0 and heat.max() <= 1):
+        raise ValueError(
+            f"heat must lie in [0, 1], got values from {heat.min()} to {heat.max()}: normalize each map first"
+        )
     for small, target in zip(heat, mask.view(np.uint8), strict=True):
         pixels = _upsample(small, target.shape)
         x, y, width, height = cv2.boundingRect(target)
@@ -292,18 +290,6 @@ def _frames(heat: np.ndarray, mask: np.ndarray) -> Iterator[tuple[np.ndarray, np
                 "pass mask != 0, or compare a label image with the labels that are targets"
             )
         yield pixels, pixels[box][target.view(np.bool_)]
-
-
-def _check_plain(*arrays: np.ndarray) -> None:
-    if any(map(np.ma.is_masked, arrays)):
-        raise ValueError("values of a masked array that are hidden would count: fill them, or leave them out")
-
-
-def _check_range(heat: np.ndarray) -> None:
-    if heat.size and not (heat.min() >= 0 and heat.max() <= 1):
-        raise ValueError(
-            f"heat must lie in [0, 1], got values from {heat.min()} to {heat.max()}: normalize each map first"
-        )
 
 
 def _upsample(heat: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
@@ -343,23 +329,17 @@ def _roc_auc(pixels: np.ndarray, inside: np.ndarray) -> float:
     positives, negatives = len(inside), pixels.size - len(inside)
     if not positives or not negatives:
         return np.nan
-    scores, levels = pixels.ravel(), _levels(inside)
-    counts = np.zeros(LEVELS + 1, np.int32)
-    # By blocks, because memory for a whole frame's levels is given back to the system and fetched again for
-    # every frame, which can take longer than to count them.
-    for start in range(0, scores.size, BLOCK):
-        np.add.at(counts, _levels(scores[start : start + BLOCK]), np.int32(1))  # an int is far slower here
-    # Twice a level's mean rank is 2 * (pixels up to it) - (pixels at it) + 1. The ranks inside, less those
-    # that these pixels have among themselves, are the pairs they win; doubled, every number is an integer.
-    at_level = int(counts[levels].sum())
-    up_to_level = int(counts.cumsum(dtype=np.int32, out=counts)[levels].sum())
-    return (2 * up_to_level - at_level - positives**2) / (2 * positives * negatives)
+    ranked, attended = (np.sort(_levels(part), axis=None, kind="stable") for part in (pixels, inside))
+    # Twice the number of pixels that those inside lie above, a tie counting half. All but positives**2 of
+    # them lie outside.
+    above = sum(int(ranked.searchsorted(attended, side).sum()) for side in ("left", "right"))
+    return (above - positives**2) / (2 * positives * negatives)
 
 
 def _levels(values: np.ndarray) -> np.ndarray:
-    """Return the nearest of 0 ... LEVELS to values in [0, 1], (n,)."""
+    """Return the nearest of 0 ... LEVELS to values in [0, 1], uint16 of their shape."""
     scaled: np.ndarray = values * np.float32(LEVELS) + np.float32(0.5)
-    return scaled.astype(np.intp)
+    return scaled.astype(np.uint16)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -42,8 +42,6 @@ LEVELS = (
     "what IoU is above it has followed the targets."
 )
 
-Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32), option("N")]
-
 
 @dataclass
 class Args:
@@ -57,11 +55,6 @@ class Args:
     """how often the bootstrap resamples the runs"""
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**32), tyro.conf.arg(metavar="N")] = 0
     """seed of the bootstrap"""
-
-
-def parse_args(arguments: list[str] | None = None) -> Args:
-    """Read the command line; exits with code 2 and a message where it can't be understood."""
-    return parse(Args, "python -m camal_rl.report", arguments)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -408,4 +401,4 @@ def main(args: Args) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parse_args()))
+    sys.exit(main(parse(Args, "python -m camal_rl.report")))

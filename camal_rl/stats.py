@@ -107,7 +107,7 @@ def sbci(
     intervals = {}
     for method, scores_RE in scores.items():
         band_T = _bootstrap(_aggregate, _checked(scores_RE, method), repetitions=repetitions, seed=seed)
-        intervals[method] = {name: _at(band_T, index) for index, name in enumerate(STATISTICS)}
+        intervals[method] = {name: interval_at(band_T, index) for index, name in enumerate(STATISTICS)}
     return intervals
 
 
@@ -129,7 +129,7 @@ def poi(
     x_RE, y_RE = _checked(scores_x_RE, "X"), _checked(scores_y_RE, "Y")
     if x_RE.shape[1] != y_RE.shape[1]:
         raise ValueError(f"X has scores in {x_RE.shape[1]} environments, Y in {y_RE.shape[1]}")
-    return _at(_bootstrap(_improvement, x_RE, y_RE, repetitions=repetitions, seed=seed), 0)
+    return interval_at(_bootstrap(_improvement, x_RE, y_RE, repetitions=repetitions, seed=seed), 0)
 
 
 Verdict = Literal["significant", "not significant", "significantly worse", "undefined"]
@@ -340,7 +340,8 @@ def _bootstrap(
     return Band(estimates[""], *intervals[""])
 
 
-def _at(band: Band, index: int) -> Interval:
+def interval_at(band: Band, index: int) -> Interval:
+    """Return the interval at one position of a band."""
     if band.low is None or band.high is None:
         return Interval(float(band.estimate[index]), None, None, band.reason)
     return Interval(float(band.estimate[index]), float(band.low[index]), float(band.high[index]))

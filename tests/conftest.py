@@ -1,6 +1,7 @@
 """What the tests on the real engine share: running commands, and finding what engines leave behind."""
 
 import contextlib
+import importlib.util
 import os
 import re
 import shutil
@@ -47,6 +48,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = chain.from_iterable(
         engine[worker::workers] + others[worker * share : (worker + 1) * share] for worker in range(workers)
     )
+
+
+def study(path: str) -> Any:
+    """The module of a script beside its results; its tests are skipped where these are not in this copy."""
+    file = ROOT / "runs/reference" / path
+    if not file.is_file():
+        pytest.skip("the reference results are not in this copy", allow_module_level=True)
+    found = importlib.util.spec_from_file_location(file.stem, file)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[file.stem] = module  # where its dataclasses look for their types
+    found.loader.exec_module(module)
+    return module
 
 
 def run(*arguments: str, folder: Path, prefix: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":

@@ -39,7 +39,6 @@ def test_the_list_names_every_environment(command: Command) -> None:
     [
         (["Basics"], r"did you mean Basic\?"),
         (["none.cfg"], r"no file 'none\.cfg', nor in ViZDoom, which has basic\.cfg, "),
-        (["Basic", "--output", "no/folder/b.png"], "there is no folder no/folder"),
         (["Basic", "--steps", "1", "--output", "/proc/b.png"], r"can't write /proc/b\.png: "),
     ],
 )

@@ -56,7 +56,12 @@ def test_an_interruption_leaves_the_old_file_and_no_other(
     assert contents(tmp_path) == {"a": b"old"}
 
 
-@pytest.mark.parametrize("place", ["folder", "file/below", "none/below"])
+def test_folders_are_made_where_they_are_missing(tmp_path: Path) -> None:
+    write_whole(tmp_path / "none" / "below" / "a", b"new")
+    assert (tmp_path / "none" / "below" / "a").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("place", ["folder", "file/below"])
 def test_a_place_that_holds_no_file_is_named_before_others_are_written(tmp_path: Path, place: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_bytes(b"")

@@ -24,6 +24,7 @@ from camal_rl.results import comparison, figures, media
 from camal_rl.results.comparison import Comparison, Lines, Results
 from camal_rl.results.page import Media
 from camal_rl.results.study import read_study
+from camal_rl.run.command_line import parse
 from camal_rl.stats import Interval
 
 NAN = float("nan")
@@ -50,7 +51,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def make(runs: Path, *options: str) -> tuple[list[str], dict[str, bytes]]:
     """What a report prints, and its files."""
-    args = report.parse_args([str(runs), "--repetitions", "50", *options])
+    args = parse(report.Args, "report", [str(runs), "--repetitions", "50", *options])
     printed = report.make(args)
     return printed, contents(args.output or runs / "report")
 
@@ -393,7 +394,7 @@ def test_numbers_out_of_range_are_refused(
     options: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        report.parse_args(["runs", *options])
+        parse(report.Args, "report", ["runs", *options])
     assert stop.value.code == 2
     assert f"{' '.join(options)}: should be" in capsys.readouterr().err
 
@@ -412,7 +413,7 @@ def test_the_command_prints_findings_and_files_and_needs_no_torch(runs: Path) ->
     code = (
         "import sys; import camal_rl.report as report; from camal_rl.results import figures; "
         "figures.draw = lambda name, *_: {f'{name}.svg': b'<svg/>'}; "
-        f"code = report.main(report.parse_args([{str(runs)!r}, '--repetitions', '50'])); "
+        f"code = report.main(report.parse(report.Args, 'report', [{str(runs)!r}, '--repetitions', '50'])); "
         "print({'torch', 'vizdoom'} & {*sys.modules}); sys.exit(code)"
     )
     done = run("-c", code, folder=ROOT)

@@ -274,24 +274,28 @@ def test_progress_is_read_from_the_bars_of_training_and_evaluation(tmp_path: Pat
 
 def test_time_left_counts_what_was_seen_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
     cell = cells_in(tmp_path)[0]
     with runner.Display(total=10, done=4) as display:  # 4 by an earlier process
-        assert display.left({"a": None, "b": None}) is None
+        display.show({"a": None, "b": None})
+        assert "| ? left, 4/10 runs, a 0%, b 0%" in str(display.bar)
         clock[0] += 5
-        assert display.left({"a": 0.6, "b": 0.0}) is None  # a went on from a checkpoint
-        clock[0] += 55
-        # 0.3 + 0.3 of a cell in 60 s; 6 - 0.9 - 0.3 are left.
-        assert display.left({"a": 0.9, "b": 0.3}) == pytest.approx(60 * 4.8 / 0.6)
+        display.show({"a": 0.6, "b": 0.0})  # a went on from a checkpoint
+        assert "| ? left, 4/10 runs, a 60%, b 0%" in str(display.bar)
+        clock[0] += 55.001
+        display.show({"a": 0.9, "b": 0.3})
+        # 0.3 + 0.3 of a cell in 60 s; 6 - 0.9 - 0.3 are left: 60 * 4.8 / 0.6 s.
+        assert "| 08:00 left" in str(display.bar)
         display.ended(Outcome(cell._replace(folder=Path("x/y/a/b/c")), "failed", 1, "why"))
-        assert display.left({"a": 0.9, "b": 0.3}) == pytest.approx(60 * 3.8 / 0.6)
-        display.show({"a": 0.9, "b": None})
+        display.show({"a": 0.9, "b": 0.3})
+        assert "| 06:20 left, 4/10 runs" in str(display.bar)  # 60 * 3.8 / 0.6
     write_scores(cell)
     with runner.Display(total=2, done=0) as display:
-        display.left({cell.title: 0.5})
-        clock[0] += 10
+        display.show({cell.title: 0.5})
+        clock[0] += 10.001
         display.ended(Outcome(cell, "done", 1, ""))
-        assert display.left({}) == pytest.approx(10 * 1 / 0.5)
+        display.show({})
+        assert "| 00:20 left, 1/2 runs" in str(display.bar)  # 10 * 1 / 0.5
 
 
 def test_jobs_are_bounded_by_cores_and_memory_the_gpus_too(monkeypatch: pytest.MonkeyPatch) -> None:

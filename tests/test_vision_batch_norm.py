@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import study
 
 pytest.importorskip("torchvision")
-
-from camal_rl.vision import batch_norm
+batch_norm = study("vision/batch-norm/batch_norm.py")
 
 pytestmark = pytest.mark.slow
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from test_vision_samples import assert_fits
 
 from camal_rl.errors import UserError
 from camal_rl.vision import cutouts, datasets
@@ -41,7 +42,9 @@ def kinds_of(images: np.ndarray) -> np.ndarray:
 
 
 def generated(folder: Path, count: int = 240) -> Samples:
-    return cutouts.generate(folder, count, SIZE)
+    samples = cutouts.generate(folder, count, SIZE)
+    assert_fits(samples)
+    return samples
 
 
 def test_masks_are_exact_and_objects_lie_within_the_picture(folder: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
-from test_vision_samples import some_samples
+from test_vision_samples import assert_fits, some_samples
 
 from camal_rl.errors import UserError
 from camal_rl.results import media
@@ -124,6 +124,7 @@ def test_the_published_numbers_are_those_of_the_papers() -> None:
 
 def test_busi_is_read_as_published_and_all_masks_of_an_image_are_united(busi: Path) -> None:
     samples = load("busi", busi, 56)
+    assert_fits(samples)
     assert samples.classes == ("benign", "malignant", "normal")
     assert samples.labels.tolist() == [0] * 10 + [1] * 2 + [2] * 2
     assert samples.names[:3] == ("benign/benign (1)", "benign/benign (2)", "benign/benign (3)")
@@ -141,6 +142,7 @@ def test_busi_is_read_as_published_and_all_masks_of_an_image_are_united(busi: Pa
 
 def test_a_pets_mask_is_the_pet_with_its_border(pet: Path) -> None:
     samples = load("pet", pet, 56)
+    assert_fits(samples)
     assert samples.classes == ("Abyssinian", "American Bulldog")
     assert samples.names == (
         *("images/Abyssinian_1", "images/Abyssinian_100", "images/Abyssinian_101"),
@@ -166,6 +168,7 @@ def test_a_picture_of_another_format_than_its_suffix_says_is_read(pet: Path) -> 
 
 def test_flowers_of_all_splits_are_read_with_their_segmentations(flower: Path) -> None:
     samples = load("flower", flower, 56)
+    assert_fits(samples)
     assert samples.names == tuple(f"jpg/image_{number:05d}" for number in range(1, 8))
     assert samples.labels.tolist() == [0, 0, 101, 101, 1, 1, 1]
     assert len(samples.classes) == 102

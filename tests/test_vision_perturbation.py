@@ -17,14 +17,15 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import run
+from conftest import run, study
 
 from camal_rl import metrics
 from camal_rl.errors import UserError
 from camal_rl.results import figures
 from camal_rl.run.command_line import parse
-from camal_rl.vision import perturbation
-from camal_rl.vision.perturbation import Args, Study
+
+perturbation = study("vision/perturbation/perturbation.py")
+Args, Study = perturbation.Args, perturbation.Study
 
 pytestmark = pytest.mark.slow
 
@@ -163,7 +164,7 @@ def test_correlations_by_hand() -> None:
 
 
 @pytest.fixture(scope="module")
-def study() -> Study:
+def of_blobs() -> Study:
     return perturbation.study("blobs", blobs(30), 30, steps=4)
 
 
@@ -172,8 +173,8 @@ def compared(study: Study, perturbed: str) -> dict[str, Any]:
     return {name: found[name] for name in ("spearman", "pearson")}
 
 
-def test_suppression_is_blind_to_erosion_and_camal_is_not(study: Study) -> None:
-    found = compared(study, "erode")
+def test_suppression_is_blind_to_erosion_and_camal_is_not(of_blobs: Study) -> None:
+    found = compared(of_blobs, "erode")
     for comparison in found.values():
         assert (comparison["camal"]["responding"], comparison["suppress"]["responding"]) == (30, 0)
         assert comparison["suppress"]["mean"] is None
@@ -181,15 +182,15 @@ def test_suppression_is_blind_to_erosion_and_camal_is_not(study: Study) -> None:
     assert found["spearman"]["camal"]["mean"] == 1  # each step takes something away
 
 
-def test_under_dilation_both_follow_equally_and_rounding_finds_no_winner(study: Study) -> None:
-    for comparison in compared(study, "dilate").values():
+def test_under_dilation_both_follow_equally_and_rounding_finds_no_winner(of_blobs: Study) -> None:
+    for comparison in compared(of_blobs, "dilate").values():
         assert comparison["camal"]["mean"] == pytest.approx(comparison["suppress"]["mean"], abs=1e-14)
         assert comparison["p"] == 1
         assert not comparison["better"]
 
 
-def test_camal_follows_a_shift(study: Study) -> None:
-    camal, suppress = perturbation.correlations(study.responses_MPRS)["spearman"][:, 0].T
+def test_camal_follows_a_shift(of_blobs: Study) -> None:
+    camal, suppress = perturbation.correlations(of_blobs.responses_MPRS)["spearman"][:, 0].T
     # Only the last of five may be out of order, where pixels leave the image: 1 - 6 * 2 / (5 * 24).
     assert camal.min() == pytest.approx(0.9)
     assert np.median(camal) == 1
@@ -274,8 +275,8 @@ def test_a_single_mask_has_no_deviation(tmp_path: Path) -> None:
     assert perturbation.figure([studied], 2).keys() == {"figure.png", "figure.svg", "figure.pdf"}
 
 
-def test_bold_in_markdown_and_latex(study: Study) -> None:
-    table = perturbation.table([perturbation.numbers(study)], 4)
+def test_bold_in_markdown_and_latex(of_blobs: Study) -> None:
+    table = perturbation.table([perturbation.numbers(of_blobs)], 4)
     assert re.search(rf"\| Erode \| \*\*1.00 ± 0.00\*\* \| {EM_DASH} \|", figures.markdown(table))
     text = figures.latex(table)
     assert r" & Erode & \textbf{1.00 $\pm$ 0.00} & --- & \textbf{" in text
@@ -429,8 +430,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str
 
 @pytest.mark.engine
 def test_the_command_runs_on_real_games_without_torchvision(tmp_path: Path) -> None:
+    folder = Path(perturbation.__file__).parent
     code = (
-        "import sys; sys.modules['torchvision'] = None; from camal_rl.vision import perturbation as p; "
+        f"import sys; sys.modules['torchvision'] = None; sys.path.append({str(folder)!r}); "
+        "import perturbation as p; "
         "p.figures.draw = lambda name, *_: {}; "
         "from pathlib import Path; sys.exit(p.main(p.Args(env=('Basic',), masks=5, output=Path('out'))))"
     )

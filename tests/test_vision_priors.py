@@ -1,9 +1,7 @@
-"""Regions of small random CLIPs, against Grad-CAM by hooks; files; the study, by hand."""
+"""Regions of small random CLIPs, against Grad-CAM by hooks; files."""
 
-import json
 import math
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -12,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, run
 
-from camal_rl import metrics
 from camal_rl.errors import UserError
 from camal_rl.run.command_line import parse
 from camal_rl.vision.clip import prompts
@@ -20,7 +17,7 @@ from camal_rl.vision.samples import GENERATED, Samples
 
 pytest.importorskip("open_clip")
 
-from small_clips import CLASSES, KINDS, TOKENIZER, Dangerous, clip, hooked, network, noise
+from small_clips import KINDS, TOKENIZER, Dangerous, clip, hooked, network, noise
 
 from camal_rl.vision import datasets, priors, shapes
 from camal_rl.vision.priors import Args
@@ -216,120 +213,6 @@ def test_pictures_of_0_and_1_in_place_of_black_and_white_are_refused(kind: type,
         priors.load_regions(tmp_path, ["a", "b"])
 
 
-# The study
-
-
-def test_overlap_by_hand() -> None:
-    """Maps at the masks' own size, so that nothing is interpolated."""
-    mask = np.zeros((6, 6), np.uint8)
-    mask[1:5, 1:5] = 1  # 16 pixels of 36
-    two_parts = np.zeros((6, 6), np.float32)
-    two_parts[1, 1:5] = 0.8  # 4 pixels of the mask
-    two_parts[2, 1] = 0.7  # at the threshold, not above it
-    two_parts[5, 0], two_parts[5, 1] = 1.0, 0.9  # 2 outside
-    corners = np.zeros((6, 6), np.float32)
-    corners[3, 3], corners[4, 4], corners[5, 5] = 1.0, 1.0, 1.0
-    nothing = np.zeros((6, 6), np.float32)
-    found = [priors.overlap(heat, mask) for heat in (two_parts, corners, nothing)]
-    expected = {
-        "iou": [4 / 18, 2 / 17, 0],
-        "iou_mask": [1, 1, 1],
-        "covered": [4 / 16, 2 / 16, 0],
-        "spurious": [2 / 6, 1 / 3, math.nan],
-        "parts": [2, 1, 0],
-    }
-    for name in priors.MEASURES:
-        values = [measured[name] for measured in found]
-        np.testing.assert_allclose(values, expected[name], rtol=1e-6, err_msg=name)
-
-
-def test_overlap_takes_maps_of_a_lower_resolution() -> None:
-    heat = np.random.default_rng(0).random((4, 4), np.float32)
-    mask = np.zeros((32, 32), np.uint8)
-    mask[8:20, 4:30] = 1
-    found = priors.overlap(heat, mask)
-    assert found["iou"] == metrics.iou(heat[None], mask[None])[0]
-    region = metrics.upsample(heat[None], (32, 32))[0] > 0.7
-    assert found["covered"] == pytest.approx((region & (mask > 0)).sum() / mask.sum())
-    assert found["iou_mask"] < 1
-
-
-def samples(count: int = 8, size: int = 32) -> Samples:
-    """Squares on noise; the last sample has no target."""
-    masks = np.zeros((count, size, size), np.uint8)
-    for index, mask in enumerate(masks[:-1]):
-        mask[4 + index : 20, 4:20] = 1
-    labels = np.arange(count) % 2
-    names = tuple(f"images/{index}" for index in range(count))
-    return Samples(noise(count, size), masks, labels.astype(np.int64), CLASSES, names, {})
-
-
-def test_the_study_counts_what_can_be_compared() -> None:
-    data = samples(4, 4 * 4)
-    heat = np.zeros((4, 4, 4), np.float32)
-    heat[0, 1, 1] = heat[1, 0, 0] = heat[3, 0, 0] = 1  # inside, outside, without a target
-    files = priors.study(data, heat, {"data": "pet", "source": "a test"})
-    assert set(files) == {"study.json", "study.md", "regions.png"}
-    content = json.loads(files["study.json"])
-    assert (content["samples"], content["samples_without_target"]) == (3, 1)
-    assert content["dead_map_fraction"] == pytest.approx(1 / 3)
-    assert content["tau"] == 0.7
-    assert content["map_size"] == [4, 4]
-    by_sample = content["by_sample"]
-    assert by_sample["parts"] == {"images/0": 1, "images/1": 1, "images/2": 0}
-    assert by_sample["spurious"] == {"images/0": 0, "images/1": 1, "images/2": None}
-    assert content["measures"]["parts"] == {
-        "mean": pytest.approx(2 / 3),
-        "std": pytest.approx(math.sqrt(1 / 3)),
-        "count": 3,
-    }
-    assert content["measures"]["spurious"]["count"] == 2
-    table = files["study.md"].decode()
-    assert "| Connected parts of the region | 0.667 | 0.577 | 3 |" in table
-    assert "3 samples of pet with a mask, 1 without one left out" in table
-    assert "33.3 % of the maps are zero everywhere" in table
-    assert "maps of 4 x 4 from a test" in table
-
-
-def test_the_study_s_picture_goes_from_the_best_to_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
-    captions: list[str] = []
-    draw = priors.media.attention_strip
-
-    def noted(frame: np.ndarray, mask: np.ndarray, heats: Any, caption: str, *more: Any) -> np.ndarray:
-        captions.append(caption)
-        return draw(frame, mask, heats, caption, *more)
-
-    monkeypatch.setattr(priors.media, "attention_strip", noted)
-    data = samples(9)
-    heat = np.zeros((9, 32, 32), np.float32)
-    for index, one in enumerate(heat):
-        one[4:20, 4 : 6 + index] = 1
-    files = priors.study(data, heat, {"data": "pet", "source": "a test"})
-    content = json.loads(files["study.json"])
-    iou = content["by_sample"]["iou"]
-    order = sorted(iou, key=lambda name: -iou[name])
-    assert len(captions) == priors.PICTURED
-    assert captions[0].startswith(f"{order[0]} (")
-    assert captions[-1].startswith(f"{order[-1]} (")
-    shown = [float(caption.split("IoU ")[1].split(",")[0]) for caption in captions]
-    assert shown == sorted(shown, reverse=True)
-    picture = cv2.imdecode(np.frombuffer(files["regions.png"], np.uint8), cv2.IMREAD_COLOR)
-    assert picture.shape[0] > 6 * 160  # enlarged: at 32 pixels no caption could be read
-
-
-def test_one_sample_has_no_spread_and_none_can_not_be_compared() -> None:
-    data = samples(2)
-    heat = np.zeros((2, 2, 2), np.float32)
-    files = priors.study(data, heat, {"data": "pet", "source": "a test"})
-    measures = json.loads(files["study.json"])["measures"]
-    assert measures["iou"] == {"mean": 0, "std": None, "count": 1}
-    assert measures["spurious"] == {"mean": None, "std": None, "count": 0}
-    row = "| Share of the region outside the mask | \N{EN DASH} | \N{EN DASH} | 0 |"
-    assert row in files["study.md"].decode()
-    with pytest.raises(UserError, match="no sample has a mask"):
-        priors.study(samples(1), heat[:1], {"data": "pet", "source": "a test"})
-
-
 # The command
 
 
@@ -345,13 +228,13 @@ def command(*options: str) -> int:
 
 
 @pytest.mark.parametrize("kind", ["tiny-resnet", "tiny-vit"])
-def test_the_command_makes_regions_and_the_study(
+def test_the_command_makes_regions(
     kind: str, small_data: Samples, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weights, output, folder = tmp_path / "weights.pt", tmp_path / "made" / "regions.npz", tmp_path / "study"
+    weights, output = tmp_path / "weights.pt", tmp_path / "made" / "regions.npz"
     torch.save(network(kind).state_dict(), weights)
     options = ["--clip-model", kind, "--clip-weights", str(weights), "--prompt", "a {class}"]
-    assert command(*options, "--output", str(output), "--study", str(folder), "--batch-size", "5") == 0
+    assert command(*options, "--output", str(output), "--batch-size", "5") == 0
     printed = capsys.readouterr()
     assert f"Regions of 12 images from CLIP {kind}, weights weights.pt." in printed.out
     assert str(output) in printed.out
@@ -359,15 +242,6 @@ def test_the_command_makes_regions_and_the_study(
     texts = prompts(small_data.labels, small_data.classes, "a {class}")
     expected = priors.regions(clip(kind), small_data.images, texts)
     np.testing.assert_allclose(loaded, expected, atol=1e-4)
-    content = json.loads((folder / "study.json").read_text())
-    assert (content["data"], content["prompt"], content["samples"]) == ("shapes", "a {class}", 12)
-
-    again = tmp_path / "again"
-    assert command("--regions", str(output), "--study", str(again)) == 0
-    same = json.loads((again / "study.json").read_text())
-    assert same["by_sample"] == content["by_sample"]
-    assert same["source"] == str(output)
-    assert (again / "regions.png").read_bytes() == (folder / "regions.png").read_bytes()
 
 
 def test_regions_are_of_as_many_shapes_as_asked_for(tmp_path: Path) -> None:
@@ -377,28 +251,22 @@ def test_regions_are_of_as_many_shapes_as_asked_for(tmp_path: Path) -> None:
     assert len(priors.load_regions(tmp_path / "a.npz", names[:7])) == 7
     with pytest.raises(UserError, match="lacks the regions of 1 of 8"):
         priors.load_regions(tmp_path / "a.npz", names)
-    assert Args().samples == GENERATED
+    assert Args("none").samples == GENERATED
 
 
 def test_random_weights_are_called_what_they_are(
     small_data: Samples, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--clip-model", "tiny-vit", "--clip-weights", "none", "--study", str(tmp_path)]
+    options = ["--clip-model", "tiny-vit", "--clip-weights", "none", "--output", str(tmp_path / "a.npz")]
     assert command(*options) == 0
     assert "random weights, so the regions mean nothing" in capsys.readouterr().out
-    assert "random weights, so the regions mean nothing" in (tmp_path / "study.md").read_text()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "nothing to do: give --output FILE"),
-        (["--output", "a.npz"], "--clip-weights FILE is missing"),
-        (["--output", "a.npz", "--regions", "b.npz"], "give them with --study only"),
-        (["--study", "a", "--regions", "b", "--clip-weights", "c"], "give them with --study only"),
-        (["--output", "a.npz", "--clip-weights", "none", "--prompt", "a cat"], "write {class} where"),
-        (["--output", "a.npz", "--clip-weights", "b.pt"], "no CLIP weights in b.pt"),
-        (["--study", "a", "--regions", "b.npz"], "there are no regions in b.npz"),
+        (["--clip-weights", "none", "--prompt", "a cat"], "write {class} where"),
+        (["--clip-weights", "b.pt"], "no CLIP weights in b.pt"),
     ],
 )
 def test_mistakes_are_told_in_one_line(
@@ -423,7 +291,7 @@ def test_a_folder_that_can_not_be_made_is_told_before_the_work(
     small_data: Samples, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    assert command("--clip-weights", "none", "--study", str(tmp_path / "file" / "study")) == 2
+    assert command("--clip-weights", "none", "--output", str(tmp_path / "file" / "a.npz")) == 2
     assert "can't make" in capsys.readouterr().err
 
 
@@ -448,6 +316,6 @@ def test_help_needs_no_torch(tmp_path: Path) -> None:
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
     done = run("-m", "camal_rl.vision.priors", "--help", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    for option in ("--data", "--clip-model", "--clip-weights", "--regions", "--output", "--study"):
+    for option in ("--data", "--clip-model", "--clip-weights", "--output"):
         assert option in done.stdout
     assert str(ROOT) not in done.stdout

@@ -16,6 +16,7 @@ from written_reports import statistics_of, warnings_of
 
 from camal_rl.errors import UserError
 from camal_rl.results import figures, media
+from camal_rl.run.command_line import parse
 from camal_rl.stats import Interval
 from camal_rl.vision import report
 from camal_rl.vision.scores import Curves, read_folds
@@ -33,7 +34,7 @@ def runs(tmp_path: Path) -> Path:
 
 def make(runs: Path, *options: str) -> tuple[list[str], dict[str, bytes]]:
     """What a report prints, and its files."""
-    args = report.parse_args([str(runs), *options])
+    args = parse(report.Args, "report", [str(runs), *options])
     printed = report.make(args)
     output = args.output or runs / "report"
     return printed, {path.name: path.read_bytes() for path in output.iterdir()}
@@ -479,7 +480,7 @@ def test_the_command_needs_no_torch(runs: Path) -> None:
     code = (
         "import sys; import camal_rl.vision.report as report; from camal_rl.results import figures; "
         "figures.draw = lambda name, *_: {f'{name}.svg': b'<svg/>'}; "
-        f"code = report.main(report.parse_args([{str(runs)!r}])); "
+        f"code = report.main(report.parse(report.Args, 'report', [{str(runs)!r}])); "
         "print({'torch', 'torchvision', 'vizdoom'} & {*sys.modules}); sys.exit(code)"
     )
     done = run("-c", code, folder=ROOT)

@@ -4,7 +4,6 @@ import cv2
 import numpy as np
 import pytest
 
-from camal_rl.errors import UserError
 from camal_rl.vision import shapes
 from camal_rl.vision.samples import Samples
 
@@ -146,16 +145,3 @@ def test_backgrounds_name_the_class_in_training_and_lie_when_shifted(many: Sampl
 def test_every_class_is_the_wrong_one_of_exactly_one_other() -> None:
     assert sorted(map(shapes.wrong_class, range(6))) == list(range(6))
     assert all(shapes.wrong_class(label) != label for label in range(6))
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"count": 0}, "count of 0: give 1 or more"),
-        ({"image_size": 15}, "size of 15: give 16 or more"),
-        ({"seed": -1}, "seed of -1: give 0 or more"),
-    ],
-)
-def test_numbers_that_are_too_small_are_refused(wrong: dict[str, int], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        shapes.generate(**wrong)

@@ -21,7 +21,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from camal_rl import ENVS_DIR
 from camal_rl.errors import UserError
 from camal_rl.game.engine import load_config
-from camal_rl.run.files import make_folder, write_together
+from camal_rl.run.files import write_together
 from camal_rl.run.toml import Table, mistake_in, read_toml
 
 RENDER_RESOLUTIONS = {
@@ -100,10 +100,7 @@ class Definition:
         stock = Path(vizdoom.scenarios_path).resolve()
         own = {place: file for place, file in files.items() if not place.is_relative_to(stock)}
         shared = Path(os.path.commonpath([place.parent for place in own]))
-        copies = {folder / place.relative_to(shared): file.read_bytes() for place, file in own.items()}
-        for path in copies:
-            make_folder(path.parent)
-        write_together(copies)
+        write_together({folder / place.relative_to(shared): file.read_bytes() for place, file in own.items()})
 
 
 def copied_toml(folder: Path) -> Path | None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import vizdoom
 
-from camal_rl.errors import UserError
+from camal_rl.errors import UserError, in_one_line
 
 ENGINE_ERRORS = (
     vizdoom.ViZDoomErrorException,
@@ -41,8 +41,9 @@ def engine_errors_told() -> Iterator[None]:
     try:
         yield
     except ENGINE_ERRORS as error:
-        problem = " ".join(str(error).split())
-        raise UserError(f"a ViZDoom engine ended unexpectedly ({problem}). Run the command again.") from error
+        raise UserError(
+            f"a ViZDoom engine ended unexpectedly ({in_one_line(error)}). Run the command again."
+        ) from error
 
 
 # The launcher notes its process id, which the engine takes over, and ViZDoom's name for that engine.
@@ -347,7 +348,7 @@ def start_engine(
     except Exception as error:
         game.close()
         raise UserError(
-            f"the ViZDoom engine did not start with {config}: {' '.join(str(error).split())} "
+            f"the ViZDoom engine did not start with {config}: {in_one_line(error)} "
             f"Check the paths in that file, free memory (`free -m`) and "
             "shared memory (`df /dev/shm`), or use fewer environments."
         ) from error

@@ -15,11 +15,6 @@ SINGLE_THREAD_PRODUCT = 2**18
 sizes of frames and masks, and takes the cores from the game engines."""
 
 
-def zero_pixels(shape: tuple[int, ...]) -> np.ndarray:
-    """Black pixels, uint8."""
-    return np.zeros(shape, np.uint8)
-
-
 def grey(screen: np.ndarray) -> np.ndarray:
     """Return a frame in colour, uint8 (H, W, 3) RGB, in the engine's own grey, uint8 (H, W)."""
     red, green, blue = np.moveaxis(screen * np.array([0.21, 0.72, 0.07]), -1, 0)

@@ -181,22 +181,28 @@ def _steps_to_half(study: Study) -> list[float]:
     """
     found: dict[str, float] = {}
     for env in study.envs:
-        runs = [run for run in study.runs if run.env == env]
-        edges = np.linspace(0, max((run.scores.steps for run in runs), default=1), WINDOWS + 1)
-        curves = {}
-        for run in runs:
-            points_N2 = read_curve(run.folder, TAGS["return"])
-            curves[run.title] = curve(points_N2, edges, run.scores.steps)  # (S,)
+        edges, curves = _curves_of_runs(study, env, TAGS["return"])
         last = {title: c[~np.isnan(c)][-1] for title, c in curves.items() if not np.isnan(c).all()}
         rows = [[last[run.title] for run in study.of(env, m) if run.title in last] for m in study.methods]
         best = max((float(np.mean(row)) for row in rows if row), default=math.nan)
         random = study.scales.get(env, (0.0, 1.0))[0]
         level = (best + random) / 2 if best > random else math.inf
-        for run in runs:
-            above = np.flatnonzero(curves[run.title] >= level)
-            steps = edges[1 + above[0] if len(above) else -1]
-            found[run.title] = float(steps) if run.title in last else math.nan
-    return [found[run.title] for run in study.runs]
+        for title in last:
+            above = np.flatnonzero(curves[title] >= level)
+            found[title] = float(edges[1 + above[0] if len(above) else -1])
+    return [found.get(run.title, math.nan) for run in study.runs]
+
+
+def _curves_of_runs(study: Study, env: str, tag: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The windows' edges, (S + 1,), and by title the curve, (S,), of each run that has logged the tag."""
+    runs = [run for run in study.runs if run.env == env]
+    edges = np.linspace(0, max((run.scores.steps for run in runs), default=1), WINDOWS + 1)
+    curves = {}
+    for run in runs:
+        points_N2 = read_curve(run.folder, tag)
+        if len(points_N2):
+            curves[run.title] = curve(points_N2, edges, run.scores.steps)
+    return edges, curves
 
 
 def _profile(scores: Mapping[str, np.ndarray], repetitions: int, seed: int) -> Lines:
@@ -210,15 +216,11 @@ def _profile(scores: Mapping[str, np.ndarray], repetitions: int, seed: int) -> L
 
 def _curves(study: Study, env: str, tag: str, repetitions: int, seed: int) -> tuple[Lines, list[str]]:
     """Learning curves of what is logged under a tag, and titles of the runs that have none."""
-    runs = [run for run in study.runs if run.env == env]
-    edges = np.linspace(0, max((run.scores.steps for run in runs), default=1), WINDOWS + 1)
-    found: dict[str, list[np.ndarray]] = {}
-    without = []
-    for run in runs:
-        points_N2 = read_curve(run.folder, tag)
-        if len(points_N2):
-            found.setdefault(run.method, []).append(curve(points_N2, edges, run.scores.steps))
-        else:
-            without.append(run.title)
-    bands = {m: stats.mean_band(np.stack(curves), repetitions, seed) for m, curves in found.items()}
+    edges, curves = _curves_of_runs(study, env, tag)
+    bands, without = {}, []
+    for method in study.methods:
+        titles = [run.title for run in study.of(env, method)]
+        without += [title for title in titles if title not in curves]
+        if found := [curves[title] for title in titles if title in curves]:
+            bands[method] = stats.mean_band(np.stack(found), repetitions, seed)
     return Lines((edges[1:] + edges[:-1]) / 2, bands), without

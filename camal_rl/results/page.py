@@ -115,34 +115,19 @@ class Page:
 
 def html_page(page: Page) -> bytes:
     """Return the content of report.html."""
-    template = (Path(__file__).parent / "report.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    text = environment.from_string(template).render(page=page)
-    text = marked(text, "<strong>|</strong>", "<u>|</u>", "<br>")
+    text = marked(_rendered(page, "html", autoescape=True), "<strong>|</strong>", "<u>|</u>", "<br>")
     return text.replace(" %", "\N{NO-BREAK SPACE}%").encode()  # numbers stay beside their percent signs
 
 
 def markdown_page(page: Page) -> bytes:
     """Return the content of report.md, which has all but pictures, videos and listings."""
-    blocks = [f"# {page.title}", page.subtitle, *(f"> {sentence}" for sentence in page.findings)]
-    sections = {"Warnings": [page.warnings] if page.warnings else [], **page.sections}
-    for heading, parts in sections.items():
-        told = list(filter(None, map(_in_markdown, parts)))
-        blocks += [f"## {heading}", *told] if told else []
-    return ("\n\n".join(blocks) + "\n").encode()
+    return _rendered(page, "md", autoescape=False).encode()
 
 
-def _in_markdown(part: Part) -> str:
-    if isinstance(part, Table):
-        return markdown(part).rstrip("\n")
-    if isinstance(part, Drawing):
-        return f"![{part.name}]({part.name}.png)\n\n*{part.caption}*"
-    if isinstance(part, str):
-        return part
-    if isinstance(part, (Media, Listing)):
-        return ""
-    texts = [f"{key}: {value}" for key, value in part.items()] if isinstance(part, Mapping) else part
-    return "\n".join(f"- {text}" for text in texts)
+def _rendered(page: Page, ending: str, autoescape: bool) -> str:
+    template = (Path(__file__).parent / f"report.{ending}.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=autoescape, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(page=page, markdown=markdown)
 
 
 def publish(folder: Path, page: Page, statistics: Mapping[str, Any], files: Mapping[str, bytes]) -> list[str]:

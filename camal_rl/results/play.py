@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from camal_rl import attention, masks, metrics, ppo
 from camal_rl.doom import EVALUATION_SEEDS, FRAME_STACK, DoomEnv
-from camal_rl.errors import UserError
+from camal_rl.errors import UserError, in_one_line
 from camal_rl.game.definition import Definition, available, copied_toml, load_definition
 from camal_rl.game.shift import Shift
 from camal_rl.run import folder as run_folder
@@ -207,7 +207,7 @@ def load_run(folder: Path, toml: Path | None, device: torch.device, method: str 
             raise ValueError(f"attention {run.method!r}")
         env = run.env()
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise UserError(f"{mismatch}: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{mismatch}: {in_one_line(error)[:200]}") from error
     env.close()
     if not all(bool(value.isfinite().all()) for value in parameters.values()):
         raise UserError(f"{folder}: the network holds NaN or infinity, so its training diverged.")

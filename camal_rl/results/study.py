@@ -393,10 +393,10 @@ def differences(sentence: str, options: Mapping[str, Mapping[str, Any]], unit: s
     return [f"{sentence} {'; '.join(parts)}."] if parts else []
 
 
-def some(names: Sequence[str], most: int = 4) -> str:
-    """List the first names, and say how many more there are."""
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+def some(names: Sequence[str]) -> str:
+    """List the first four names, and say how many more there are."""
+    shown = ", ".join(names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from camal_rl.errors import UserError
+from camal_rl.errors import UserError, in_one_line
 from camal_rl.game.definition import copied_toml, load_definition
 from camal_rl.run.files import write_together
 from camal_rl.run.runner import CELL_MEMORY, Cell, Display, Outcome, Runner
@@ -48,8 +48,7 @@ class Keeper:
         if attempt != self.attempts[title]:
             return True
         self.fractions[title] = fraction
-        if files:
-            write_files(self.folders[title], files)
+        write_together({self.folders[title] / name: content for name, content in files.items()})
         return self.stopping
 
     def progress(self, stopping: bool) -> dict[str, float | None]:
@@ -67,13 +66,6 @@ def files_of(folder: Path) -> dict[str, bytes]:
     }
 
 
-def write_files(folder: Path, files: dict[str, bytes]) -> None:
-    """Write what `files_of` read into a run folder, all of it or nothing."""
-    for name in files:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    write_together({folder / name: content for name, content in files.items()})
-
-
 def work(keeper: Any, cell: Cell, retries: int) -> Outcome:
     """Take up a cell where it stands, on this node, and send its files back with every checkpoint."""
     import ray
@@ -83,7 +75,7 @@ def work(keeper: Any, cell: Cell, retries: int) -> Outcome:
     runner = Runner(retries, stopping.is_set)
     with tempfile.TemporaryDirectory(prefix="camal_rl-") as runs_dir, ThreadPoolExecutor(1) as thread:
         here = cell._replace(folder=Path(runs_dir, *cell.folder.parts[-3:]))
-        write_files(here.folder, files)
+        write_together({here.folder / name: content for name, content in files.items()})
         if toml := copied_toml(here.folder / "environment"):
             here = here._replace(train=(*here.train, "--env", str(toml)))
         sent = _checkpoint_time(here)
@@ -122,7 +114,7 @@ def connected(address: str, needed: dict[str, float]) -> Iterator[Any]:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     except Exception as error:  # of many kinds
         raise UserError(
-            f"no Ray cluster at {address}: {' '.join(str(error).split())[:200]} "
+            f"no Ray cluster at {address}: {in_one_line(error)[:200]} "
             "Start one with `ray start --head`, or give its address."
         ) from error
     try:
@@ -182,7 +174,7 @@ def run_on_ray(
                 try:
                     outcomes.append(ray.get(reference))
                 except Exception as error:  # whatever went wrong on the node
-                    outcomes.append(Outcome(cell, "failed", 0, " ".join(str(error).split())[-300:]))
+                    outcomes.append(Outcome(cell, "failed", 0, in_one_line(error)[-300:]))
                 display.ended(outcomes[-1])
             begun = ray.get(keeper.progress.remote(stopping))
             titles = [cell.title for cell in running.values()]

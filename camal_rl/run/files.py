@@ -25,6 +25,8 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
 def write_together(files: Mapping[Path, bytes | memoryview]) -> None:
     """Write several files, each as `write_whole` does, and none of them before all are on the disk.
 
+    Folders are made where they are missing.
+
     Raises:
         UserError: the disk is full, or a folder can't be written; all old files are still there.
     """
@@ -33,6 +35,7 @@ def write_together(files: Mapping[Path, bytes | memoryview]) -> None:
         for path, data in files.items():
             if path.is_dir():  # or its rename would fail when others are done
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            path.parent.mkdir(parents=True, exist_ok=True)
             with temporary[path].open("wb") as file:
                 file.write(data)
                 file.flush()

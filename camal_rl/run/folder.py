@@ -80,7 +80,7 @@ def read_args_file(folder: Path, needed: Sequence[str] = ("args", "definition"))
             f"{folder} holds no run (there is no args.json): give a folder such as runs/Basic/balanced/seed1."
         ) from error
     except (OSError, ValueError) as error:
-        raise UserError(f"can't read {file}: {' '.join(str(error).split())}.") from error
+        raise UserError(f"can't read {file}: {in_one_line(error)}.") from error
     if not isinstance(content, dict) or not all(isinstance(content.get(name), dict) for name in needed):
         raise UserError(
             f"{file} is not a run of this camal_rl, whose groups are {', '.join(needed)}: "

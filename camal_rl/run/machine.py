@@ -13,13 +13,10 @@ CGROUP = Path("/sys/fs/cgroup")
 """Where Linux says what a container may use: version 2 of it in files, version 1 in folders."""
 
 
-def processor() -> tuple[str, set[str] | None]:
-    """The processor's name, and the names of its instruction sets, None where the system lists none."""
-    described = _text(CPU_INFO)
-    model = re.search(r"^model name\s*:\s*(.+)", described, re.MULTILINE)
-    flags = re.search(r"^flags\s*:\s*(.+)", described, re.MULTILINE)
-    name = model[1] if model else platform.processor() or platform.machine()
-    return name, set(flags[1].split()) if flags else None
+def processor() -> str:
+    """The processor's name."""
+    model = re.search(r"^model name\s*:\s*(.+)", _text(CPU_INFO), re.MULTILINE)
+    return model[1] if model else platform.processor() or platform.machine()
 
 
 def cores() -> int:

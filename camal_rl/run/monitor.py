@@ -13,7 +13,7 @@ from tqdm import tqdm
 from camal_rl import attention, camal, metrics
 from camal_rl.masks import mask_weights
 from camal_rl.results import media
-from camal_rl.run.files import make_folder, write_whole
+from camal_rl.run.files import write_whole
 from camal_rl.run.folder import RunFolder
 from camal_rl.run.workers import Workers
 
@@ -119,5 +119,4 @@ class Monitor:
             strips.append(media.attention_strip(frame, masks[row], {"": map_}, caption))
         picture = media.stack_strips(strips)
         self.run.log_image("camal/attention", picture)
-        make_folder(self.run.path / "media")
         write_whole(self.run.path / "media" / "attention.png", media.encode_png(picture))

@@ -233,17 +233,14 @@ class Display:
     def __init__(self, total: int, done: int) -> None:
         self.total = total
         self.done = done
-        self.failed = 0
-        self.began = time.monotonic()
         self.first: dict[str, float] = {}
         """How far each running cell had come when that was first known, by title."""
-        self.worked = 0.0
-        """Work of the cells that ended, in cells."""
         self.bar = tqdm(
             total=total,
             initial=done,
+            smoothing=0,  # the time left by the mean speed since the beginning
             mininterval=0.5 if sys.stderr.isatty() else 30,
-            bar_format="{percentage:3.0f}%|{bar}| {desc}",
+            bar_format="{percentage:3.0f}%|{bar}| {remaining} left, {desc}",
         )
 
     def __enter__(self) -> Display:
@@ -255,31 +252,24 @@ class Display:
 
     def ended(self, outcome: Outcome) -> None:
         """Count and name a cell that ended."""
-        before = self.first.pop(outcome.cell.title, 0)
+        first = self.first.pop(outcome.cell.title, 0)
         if outcome.status == "done":
             self.done += 1
-            self.worked += 1 - before
-        self.failed += outcome.status == "failed"
+        elif outcome.status == "failed":
+            self.bar.total -= 1
+            self.bar.initial -= first
         self.bar.write(describe(outcome), file=sys.stderr)
 
-    def left(self, running: Mapping[str, float | None]) -> float | None:
-        """Return the seconds until all is done if it goes on as so far; None before anything was done."""
-        known = {title: fraction for title, fraction in running.items() if fraction is not None}
-        self.first = known | self.first
-        worked = self.worked + sum(fraction - self.first[title] for title, fraction in known.items())
-        if worked <= 0:
-            return None
-        remaining = self.total - self.done - self.failed - sum(known.values())
-        return (time.monotonic() - self.began) * remaining / worked
-
     def show(self, running: Mapping[str, float | None]) -> None:
-        """Show how far the running cells have come, by title, from 0 to 1."""
-        left = self.left(running)
-        self.bar.n = self.done + sum(fraction or 0 for fraction in running.values())
+        """Show how far the running cells have come, by title, from 0 to 1; None before that is known."""
+        known = {title: fraction for title, fraction in running.items() if fraction is not None}
+        for title in known.keys() - self.first.keys():
+            self.first[title] = known[title]
+            self.bar.initial += known[title]
+        self.bar.n = self.done + sum(known.values())
         states = [f"{self.done}/{self.total} runs"]
         states += [f"{title} {fraction or 0:.0%}" for title, fraction in running.items()]
-        remaining = "?" if left is None else tqdm.format_interval(left)
-        self.bar.set_description_str(f"{remaining} left, {', '.join(states)}", refresh=False)
+        self.bar.set_description_str(", ".join(states), refresh=False)
         self.bar.update(0)
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from camal_rl.errors import UserError, print_mistake
+from camal_rl.errors import UserError, in_one_line, print_mistake
 
 
 def check_torchvision() -> None:
@@ -17,7 +17,7 @@ def check_torchvision() -> None:
         raise UserError(f"this needs {error.name}: pip install 'camal-rl[vision]'.") from error
     except (ImportError, RuntimeError, OSError, AttributeError) as error:  # built for another torch
         raise UserError(
-            f"torchvision can't be imported ({' '.join(str(error).split())}): install a torchvision that was "
+            f"torchvision can't be imported ({in_one_line(error)}): install a torchvision that was "
             "built for the torch that is here, pip install --upgrade torch torchvision."
         ) from error
 

@@ -238,7 +238,6 @@ def write(
     about = ("data", "model", "method", "fold", "folds", "seed", "epochs", "weights")
     content = {"version": __version__, **{name: options[name] for name in about}, **scores}
     content["seconds_per_step"] = seconds_per_step
-    (folder / "media").mkdir(exist_ok=True)
     write_together(
         {
             folder / "scores.json": (json.dumps(content, indent=1) + "\n").encode(),

@@ -34,7 +34,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from camal_rl import attention
 from camal_rl.attention import at_least_float32
-from camal_rl.errors import UserError
+from camal_rl.errors import UserError, in_one_line
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and deviation of ImageNet's red, green and blue, which the paper's images are normalized by."""
@@ -91,13 +91,6 @@ def _head(*names: str, flatten: bool = True) -> Callable[[Any, Features], Tensor
     return head
 
 
-def _maxvit_features(network: Any, images: Tensor) -> Features:
-    maps = network.stem(images)
-    for block in network.blocks:
-        maps = block(maps)
-    return Features(maps)
-
-
 def _vit_features(network: Any, images: Tensor) -> Features:
     """All that comes before the last block's attention: patch tokens as a grid, no class token (Sec. 3.3).
 
@@ -152,7 +145,7 @@ ARCHITECTURES = {
         "maxvit_t",
         "classifier.5",
         1e-4,
-        _maxvit_features,
+        _stages("stem", "blocks.0", "blocks.1", "blocks.2", "blocks.3"),
         _head("classifier", flatten=False),
         multiple=224,
         size_option="input_size",
@@ -306,7 +299,7 @@ def _imagenet(model: Classifier) -> dict[str, Tensor]:
     except (OSError, RuntimeError) as error:  # no network, or a damaged download
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise UserError(
-            f"can't fetch ImageNet weights of {model.name} ({' '.join(str(error).split())}): put "
+            f"can't fetch ImageNet weights of {model.name} ({in_one_line(error)}): put "
             f"{weights.url} into {folder}, give a file with --weights FILE, or --weights none."
         ) from error
     return state

@@ -4,30 +4,29 @@ Regions are soft maps, Grad-CAM on CLIP's image encoder, where the target is the
 with a prompt that names its class (paper, Appendix B, after Petryk et al. 2022).
 
     python -m camal_rl.vision.priors --data pet --clip-model RN50 --clip-weights FILE --output regions.npz
-    python -m camal_rl.vision.priors --data pet --regions regions.npz --study pilot
 
-The first makes regions; the second is the pilot study (Figure 8), which compares regions with the masks, also
-those of another method in a folder of grey PNG files. CLIP's weights are read from a file and never fetched.
+CLIP's weights are read from a file and never fetched.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from camal_rl import __version__
 from camal_rl.errors import UserError
 from camal_rl.run.command_line import Positive, parse, run_at_once
-from camal_rl.run.files import make_folder, write_together, write_whole
-from camal_rl.vision.samples import GENERATED, DataName, Samples
+from camal_rl.run.files import make_folder, write_whole
+from camal_rl.vision.samples import GENERATED, DataName
 
 
 @dataclass
 class Args:
-    """Make regions that tell CLIP a class (--output), or compare regions with masks (--study), or both."""
+    """Make regions that tell CLIP a class, as priors in place of masks."""
 
+    clip_weights: str
+    """file of CLIP's trained weights, or none for random ones, to try out the command"""
     data: DataName = "shapes"
     """data set"""
     data_dir: Path = Path("data")
@@ -38,18 +37,12 @@ class Args:
     """side of the images in pixels; CLIP sees them at its own size"""
     clip_model: str = "RN50"
     """open_clip's name of a CLIP with a ResNet or ViT, such as RN50, ViT-B-16"""
-    clip_weights: str | None = None
-    """file of its trained weights, or none for random ones, to try out the command"""
     clip_tag: str | None = None
-    """open_clip's name of these weights, such as openai; asked for where it matters"""
+    """open_clip's name of the weights, such as openai; asked for where it matters"""
     prompt: str = "a photo of a {class}"
     """text that CLIP is asked for, with {class} in it"""
-    regions: Path | None = None
-    """regions to study instead of CLIP's: a file of --output, or a folder of grey PNG files"""
-    output: Path | None = None
-    """file to write regions to, for --prior of camal_rl.vision.train"""
-    study: Path | None = None
-    """folder to write the comparison with masks to (Figure 8)"""
+    output: Path = Path("regions.npz")
+    """file to write, for --prior of camal_rl.vision.train"""
     batch_size: Positive = 32
     """images that CLIP sees at once"""
     device: str = "auto"
@@ -60,30 +53,20 @@ if __name__ == "__main__":
     ARGS = parse(Args, "python -m camal_rl.vision.priors")  # before torch is imported: --help answers at once
 
 import io
-import json
-import math
 import textwrap
-from typing import Any
 
-import cv2
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from camal_rl import metrics
 from camal_rl.attention import class_activation_map, normalize
-from camal_rl.masks import mask_weights
-from camal_rl.results import figures, media
 from camal_rl.results.study import some
 from camal_rl.run.device import choose_device
 from camal_rl.vision import datasets
 from camal_rl.vision.clip import Clip, load_clip, prompts, split
 from camal_rl.vision.pictures import decode, levels
-
-# ---------------------------------------------------------------------------------------------------- regions
 
 
 def regions(clip: Clip, images: np.ndarray, prompts: Sequence[str], batch_size: int = 32) -> np.ndarray:
@@ -194,161 +177,27 @@ def _read_folder(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     return known
 
 
-# ------------------------------------------------------------------------- the pilot study: regions and masks
-
-MEASURES = {
-    "iou": f"IoU of the region, the map above {metrics.TAU:g}",
-    "iou_mask": "The same of the mask itself, at the map's resolution",
-    "covered": "Share of the mask that the region covers",
-    "spurious": "Share of the region outside the mask",
-    "parts": "Connected parts of the region",
-}
-"""Measures of `overlap`, and their names in the study's table."""
-PICTURED = 6
-"""Samples in the study's picture."""
-
-
-def overlap(heat: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """MEASURES of how well a map agrees with its mask.
-
-    A region is where a map, upsampled to its mask, is above `metrics.TAU`. Parts of it that touch at a corner
-    are connected. Where there is no region, as with a map that is zero, the share outside is NaN.
-
-    Args:
-        heat: float32 (h, w) in [0, 1].
-        mask: uint8 {0, 1} (H, W), not empty.
-    """
-    region, inside = metrics.upsample(heat[None], mask.shape)[0] > metrics.TAU, mask > 0
-    size, shared = np.count_nonzero(region), np.count_nonzero(region & inside)
-    weights = mask_weights(mask[None], (heat.shape[0], heat.shape[1]))
-    return {
-        "iou": shared / np.count_nonzero(region | inside),
-        "iou_mask": float(metrics.iou_mask(weights, mask[None])[0]),
-        "covered": shared / np.count_nonzero(inside),
-        "spurious": (size - shared) / size if size else math.nan,
-        "parts": cv2.connectedComponents(region.astype(np.uint8), connectivity=8)[0] - 1,
-    }
-
-
-def study(samples: Samples, maps: np.ndarray, about: Mapping[str, str]) -> dict[str, bytes]:
-    """The pilot study's files by name: study.json, study.md, and regions.png, in which IoU falls downwards.
-
-    Maps are float32 (N, h, w) in [0, 1], of all samples. Those without a target, such as normal images of
-    BUSI, are left out. `about` says where the maps come from.
-    """
-    targets = np.flatnonzero(samples.masks.any(axis=(1, 2)))
-    if not len(targets):
-        raise UserError("no sample has a mask, so there is nothing to compare regions with.")
-    bar = tqdm(targets, "study", unit="image", disable=None)
-    measured = pd.DataFrame(
-        [overlap(maps[index], samples.masks[index]) for index in bar],
-        index=[samples.names[index] for index in targets],
-    )
-    summary = measured.agg(["mean", "std", "count"])
-    content = {
-        "version": __version__,
-        **about,
-        "tau": metrics.TAU,
-        "map_size": list(maps.shape[1:]),
-        "samples": len(targets),
-        "samples_without_target": len(maps) - len(targets),
-        "dead_map_fraction": float(dead(maps[targets]).mean()),
-        "measures": json.loads(summary.to_json()),  # null for NaN
-        "by_sample": json.loads(measured.to_json()),
-    }
-    order = np.argsort(-measured["iou"].to_numpy(), kind="stable")
-    shown = order[np.unique(np.linspace(0, len(order) - 1, PICTURED).round().astype(int))]
-    strips = [_strip(samples, maps, targets[place], measured.iloc[place]) for place in shown]
-    return {
-        "study.json": (json.dumps(content, indent=1) + "\n").encode(),
-        "study.md": figures.markdown(_table(content, summary)).encode(),
-        "regions.png": media.encode_png(media.stack_strips(strips)),
-    }
-
-
-def _table(content: Mapping[str, Any], summary: pd.DataFrame) -> figures.Table:
-    rows = [
-        [
-            label,
-            *(figures.fixed(summary[name][of], 3) for of in ("mean", "std")),
-            f"{summary[name]['count']:.0f}",
-        ]
-        for name, label in MEASURES.items()
-    ]
-    height, width = content["map_size"]
-    note = (
-        f"{content['samples']} samples of {content['data']} with a mask, {content['samples_without_target']} "
-        f"without one left out; {100 * content['dead_map_fraction']:.1f} % of the maps are zero everywhere; "
-        f"maps of {height} x {width} from {content['source']}."
-    )
-    return figures.Table("Regions against masks", ["", "Mean", "SD", "Samples"], rows, note)
-
-
-def _strip(samples: Samples, maps: np.ndarray, index: int, measured: Mapping[str, float]) -> np.ndarray:
-    """A sample, its mask and its region, uint8 (H, W, 3), under what was measured."""
-    outside = f", {100 * measured['spurious']:.0f} % of the region outside" if measured["parts"] else ""
-    caption = (
-        f"{samples.names[index]} ({samples.classes[samples.labels[index]]}): IoU {measured['iou']:.2f}, "
-        f"{100 * measured['covered']:.0f} % of the mask covered{outside}, "
-        f"connected parts: {measured['parts']:.0f}"
-    )
-    image = np.ascontiguousarray(samples.images[index].transpose(1, 2, 0))
-    return media.attention_strip(image, samples.masks[index], {"": maps[index]}, caption, "image")
-
-
-# ------------------------------------------------------------------------------ from command line to files
-
-
-def check_args(args: Args) -> None:
-    """Refuse options that can't be together."""
-    if args.output is None and args.study is None:
-        raise UserError("nothing to do: give --output FILE to keep regions, --study DIR to compare them.")
-    if args.regions is not None and (args.clip_weights is not None or args.output is not None):
-        raise UserError("--regions are there already: give them with --study only, without --clip-weights.")
-    if args.regions is None and args.clip_weights is None:
-        raise UserError(
-            "--clip-weights FILE is missing: give the file of the model's trained weights, or none for "
-            "random ones, which show that the command works and nothing else."
-        )
+def make(args: Args) -> list[str]:
+    """Make regions, write them, and return what the command line prints."""
     if "{class}" not in args.prompt:
         raise UserError(f"--prompt {args.prompt!r}: write {{class}} where the class's name is to stand.")
-
-
-def make(args: Args) -> list[str]:
-    """Make regions, study them, or both, and return what the command line prints."""
-    check_args(args)
-    # Before the work, so that it is not in vain.
-    if args.output:
-        make_folder(args.output.parent)
-    if args.study:
-        make_folder(args.study, "--study")
-    said = []
-    about = {"data": args.data, "source": str(args.regions)}
-    if args.regions is None:
-        weights = Path(args.clip_weights) if args.clip_weights not in (None, "none") else None
-        clip = load_clip(args.clip_model, weights, choose_device(args.device), args.clip_tag)
-        trained = f"weights {weights.name}" if weights else "random weights, so the regions mean nothing"
-        about |= {"source": f"CLIP {clip.name}, {trained}", "prompt": args.prompt}
-        samples = datasets.load(args.data, args.data_dir, args.image_size, args.samples)
-        texts = prompts(samples.labels, samples.classes, args.prompt)
-        maps = regions(clip, samples.images, texts, args.batch_size)
-        said.append(f"Regions of {len(maps)} images from {about['source']}.")
-    else:
-        samples = datasets.load(args.data, args.data_dir, args.image_size, args.samples)
-        maps = load_regions(args.regions, samples.names)
-    said.append(f"{100 * dead(maps).mean():.1f} % of the maps are zero everywhere.")
-    if args.output:
-        save_regions(args.output, maps, samples.names)
-        said.append(f"  {args.output}")
-    if args.study:
-        files = study(samples, maps, about)
-        write_together({args.study / name: content for name, content in files.items()})
-        said += [files["study.md"].decode(), *(f"  {args.study / name}" for name in files)]
-    return said
+    make_folder(args.output.parent)  # before the work, so that it is not in vain
+    weights = None if args.clip_weights == "none" else Path(args.clip_weights)
+    clip = load_clip(args.clip_model, weights, choose_device(args.device), args.clip_tag)
+    trained = f"weights {weights.name}" if weights else "random weights, so the regions mean nothing"
+    samples = datasets.load(args.data, args.data_dir, args.image_size, args.samples)
+    texts = prompts(samples.labels, samples.classes, args.prompt)
+    maps = regions(clip, samples.images, texts, args.batch_size)
+    save_regions(args.output, maps, samples.names)
+    return [
+        f"Regions of {len(maps)} images from CLIP {clip.name}, {trained}.",
+        f"{100 * dead(maps).mean():.1f} % of the maps are zero everywhere.",
+        f"  {args.output}",
+    ]
 
 
 def main(args: Args) -> int:
-    """Make and study, and return the exit code: 0, 2 after a user's mistake, 130 or 143 after a signal."""
+    """Make regions, and return the exit code: 0, 2 after a user's mistake, 130 or 143 after a signal."""
     return run_at_once(lambda: print("\n".join(make(args))), "No file is half written.")
 
 

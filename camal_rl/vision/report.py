@@ -45,11 +45,6 @@ class Args:
     """folder to write to, RUNS/report if none is given"""
 
 
-def parse_args(arguments: list[str] | None = None) -> Args:
-    """Read the command line; exits with code 2 and a message where it can't be understood."""
-    return parse(Args, "python -m camal_rl.vision.report", arguments)
-
-
 # ------------------------------------------------------------------------------------------------------------
 # In words
 
@@ -485,4 +480,4 @@ def main(args: Args) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parse_args()))
+    sys.exit(main(parse(Args, "python -m camal_rl.vision.report")))

@@ -18,11 +18,7 @@ SMALLEST_IMAGE, LARGEST_IMAGE = 16, 4096
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """N images of one data set, with masks and classes.
-
-    Raises:
-        ValueError: the arrays do not fit together.
-    """
+    """N images of one data set, with masks and classes."""
 
     images: np.ndarray
     """uint8 (N, 3, S, S), RGB."""
@@ -37,25 +33,3 @@ class Samples:
     """Name of a shift -> the same samples in front of other backgrounds, an array such as `images`."""
     objects: np.ndarray | None = None
     """int64 (N,), the number of the object that each sample shows; None where each has its own."""
-
-    def __post_init__(self) -> None:
-        count, size = len(self.labels), self.images.shape[-1]
-        images = {"images": self.images, **self.shifted}
-        kinds: list[tuple[str, np.ndarray, str, tuple[int, ...]]] = [
-            *((name, array, "uint8", (count, 3, size, size)) for name, array in images.items()),
-            ("masks", self.masks, "uint8", (count, size, size)),
-            ("labels", self.labels, "int64", (count,)),
-        ]
-        for name, array, dtype, shape in kinds:
-            if array.dtype != dtype or array.shape != shape:
-                raise ValueError(f"{name} are {array.dtype} {array.shape}, not {dtype} {shape}")
-        if self.masks.max(initial=0) > 1:
-            raise ValueError(f"masks hold 0 and 1, not {self.masks.max()}")
-        if not set(np.unique(self.labels)) <= set(range(len(self.classes))):
-            raise ValueError(
-                f"labels are indices of {len(self.classes)} classes, not {np.unique(self.labels)}"
-            )
-        if len(self.names) != count or len(set(self.names)) != count:
-            raise ValueError(
-                f"{count} samples have {len(set(self.names))} different names of {len(self.names)}"
-            )

@@ -326,9 +326,7 @@ def _faithfulness(folds: Folds, other: str) -> Curves | None:
         bands[kind] = {method: _band(part) for method, part in zip(("camal", other), curves, strict=True)}
         camal_area, rival_area = (metrics.area(part, np.array(shares)) for part in curves)  # of each sample
         areas[kind] = (float(camal_area.mean()), float(rival_area.mean()))
-        band = _band((camal_area - rival_area)[:, None])
-        low, high = (None if edge is None else float(edge[0]) for edge in (band.low, band.high))
-        apart[kind] = Interval(float(band.estimate[0]), low, high, band.reason)
+        apart[kind] = stats.interval_at(_band((camal_area - rival_area)[:, None]), 0)
     return Curves(np.array(shares), bands, areas, apart, len(curves[0]))
 
 

@@ -16,9 +16,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from camal_rl.errors import UserError
 from camal_rl.run import machine
-from camal_rl.vision.samples import GENERATED, SMALLEST_IMAGE, Samples
+from camal_rl.vision.samples import GENERATED, Samples
 
 CORNERS = (3, 4, 6)
 CLASSES = (
@@ -63,13 +62,7 @@ def generate(count: int = GENERATED, image_size: int = 224, seed: int = 0) -> Sa
 
     Sample i depends on the seed, i and S alone, so more samples begin with the same ones. `shifted` holds
     them in front of the backgrounds of SHIFTS.
-
-    Raises:
-        UserError: a number is too small.
     """
-    for name, value, least in (("count", count, 1), ("size", image_size, SMALLEST_IMAGE), ("seed", seed, 0)):
-        if value < least:
-            raise UserError(f"shapes can't have a {name} of {value}: give {least} or more.")
     images = np.empty((1 + len(SHIFTS), count, 3, image_size, image_size), np.uint8)
     masks = np.empty((count, image_size, image_size), np.uint8)
 

@@ -9,11 +9,36 @@ R regularisers, S severities.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+import math
 import sys
+from collections import Counter
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import cv2
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from tqdm import tqdm
+
+from camal_rl import __version__, camal, metrics, stats
+from camal_rl.doom import DoomVectorEnv
+from camal_rl.errors import UserError
+from camal_rl.game.definition import Definition, load_definition
+from camal_rl.game.engine import engine_errors_told
+from camal_rl.results import figures
 from camal_rl.run.command_line import Count, Positive, parse, run_at_once
+from camal_rl.run.files import make_folder, write_together
+from camal_rl.vision import datasets
 from camal_rl.vision.samples import DataName
 
 
@@ -36,36 +61,6 @@ class Args:
     output: Path = Path("runs/perturbation")
     """folder for table.md, table.tex, results.json and the figure"""
 
-
-if __name__ == "__main__":
-    ARGS = parse(Args, "python -m camal_rl.vision.perturbation")  # before torch is imported
-
-import contextlib
-import hashlib
-import json
-import math
-from collections import Counter
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import Any
-
-import cv2
-import numpy as np
-import torch
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from tqdm import tqdm
-
-from camal_rl import __version__, camal, metrics, stats
-from camal_rl.doom import DoomVectorEnv
-from camal_rl.errors import UserError
-from camal_rl.game.definition import Definition, load_definition
-from camal_rl.game.engine import engine_errors_told
-from camal_rl.results import figures
-from camal_rl.run.files import make_folder, write_together
-from camal_rl.vision import datasets
 
 PERTURBATIONS = ("shift", "erode", "dilate")
 REGULARISERS = {"camal": "CAMAL", "suppress": "Suppress only"}
@@ -446,4 +441,4 @@ def main(args: Args) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(ARGS))
+    sys.exit(main(parse(Args, "perturbation.py")))

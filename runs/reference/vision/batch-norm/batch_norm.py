@@ -17,10 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor, nn
+
+from camal_rl import attention
 from camal_rl.errors import UserError
+from camal_rl.results import figures
 from camal_rl.run.command_line import Count, Positive, parse, run_at_once
 from camal_rl.run.files import make_folder, write_together
-from camal_rl.vision import need_torchvision
+from camal_rl.vision import shapes
+from camal_rl.vision.models import ARCHITECTURES, Classifier, Features, batch_norms, load_weights, normalize
+
+IMAGE_SIZE = 224
 
 
 @dataclass
@@ -37,21 +45,6 @@ class Args:
     """samples in a batch, at least 4"""
     seed: Count = 0
     """seed of shapes and of random weights"""
-
-
-if __name__ == "__main__":
-    ARGS = parse(Args, "python -m camal_rl.vision.batch_norm")  # before torch is imported, for --help
-    need_torchvision()
-
-import torch
-from torch import Tensor, nn
-
-from camal_rl import attention
-from camal_rl.results import figures
-from camal_rl.vision import shapes
-from camal_rl.vision.models import ARCHITECTURES, Classifier, Features, batch_norms, load_weights, normalize
-
-IMAGE_SIZE = 224
 
 
 class Split(NamedTuple):
@@ -184,4 +177,4 @@ def main(args: Args) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(ARGS))
+    sys.exit(main(parse(Args, "batch_norm.py")))
