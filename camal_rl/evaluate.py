@@ -451,8 +451,6 @@ def evaluate(args: Args, adopted: TrainedRun | None = None) -> tuple[dict[str, A
         drawn[Path("evaluation", "events.out.tfevents.0.evaluation")] = logged
         files = {folder / path: content for path, content in drawn.items()}
         files[folder / "scores.json"] = to_json(scores)
-        for path in files:
-            path.parent.mkdir(parents=True, exist_ok=True)
         write_together(files)
     return json.loads(files[folder / "scores.json"]), list(files)
 
