@@ -360,7 +360,7 @@ def test_an_agent_from_elsewhere_is_played_as_one_trained_here(
     folder = tmp_path / "Basic" / "sb3" / "seed4"
     looks = {"frame_size": (52, 60), "render_resolution": SMALL}
     adopted = play.adopt(Taken(run.agent), folder, 512, **looks)  # type: ignore[arg-type]
-    assert (adopted.title, adopted.method, adopted.steps) == ("Basic, sb3 seed 4", "gradcam", 512)
+    assert (adopted.title, adopted.method, adopted.steps) == ("Basic, sb3 seed 4", "magnitude", 512)
     assert adopted.action_names == run.action_names
     args = evaluate.Args(folder, episodes=3, faithfulness_frames=5, video_episodes=1, attention=method)
     scores, files = evaluate.evaluate(args, adopted)

@@ -110,6 +110,7 @@ def adopt(
     folder: Path,
     steps: int,
     *,
+    method: str = "magnitude",
     toml: Path | None = None,
     frame_size: tuple[int, int] = (84, 84),
     render_resolution: str = "320x240",
@@ -121,6 +122,8 @@ def adopt(
             `DoomEnv`'s actions, values (B,), and the feature maps (B, K, h, w) that they are computed from.
         folder: `<runs-dir>/<env>/<name>/seed<k>` says which environment it plays, and its row in reports.
         steps: agent steps trained.
+        method: kind of map that it was trained with, if with one; `smoothgrad` and `integrated-gradients`
+            can't be had of it.
         toml: the environment's file, where it is not in the package.
         frame_size: H and W of the images.
         render_resolution: one of `RENDER_RESOLUTIONS`, of the engine and so of masks.
@@ -140,6 +143,7 @@ def adopt(
         "frame_size": frame_size,
         "render_resolution": render_resolution,
         "precision": "fp32",
+        "attention": method,
     }
     run = TrainedRun(
         folder=folder,
@@ -148,7 +152,7 @@ def adopt(
         written=time.time(),
         definition=definition,
         agent=Adopted(network),
-        method="gradcam",
+        method=method,
         label=f"{name} seed {seed[4:]}",
         steps=steps,
         action_names=[],
