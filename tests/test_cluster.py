@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
+from filelock import FileLock
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from camal_rl import experiment, ppo
@@ -73,7 +74,14 @@ def test_a_keeper_gives_the_files_to_the_next_attempt_and_hears_no_earlier_one(t
 
 
 @pytest.fixture
-def nodes() -> Iterator[Any]:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test beside this one has a cluster: `auto` finds any on this machine."""
+    with FileLock(tmp_path_factory.getbasetemp().parent / "ray.lock"):  # one for all workers of pytest
+        yield
+
+
+@pytest.fixture
+def nodes(alone: None) -> Iterator[Any]:
     """A cluster of a head, which is the experiment's machine and runs no cells, and two nodes of one CPU."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Ray's own making
@@ -133,6 +141,7 @@ def test_a_node_killed_in_the_middle_loses_nothing_and_nothing_is_done_twice(
     assert "2 of 2 runs are done" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("alone")
 def test_no_cluster_is_one_clear_line(tmp_path: Path) -> None:
     cells = experiment.cells(matrix_of(tmp_path))
     with warnings.catch_warnings():
