@@ -377,9 +377,9 @@ faithfulness_frames = 0
 """
 
 
-def started_matrix(folder: Path) -> "subprocess.Popen[str]":
+def started_matrix(folder: Path, matrix: str = SMALL_MATRIX) -> "subprocess.Popen[str]":
     """The small matrix's process, when its first training has begun to log."""
-    (folder / "small.toml").write_text(SMALL_MATRIX)
+    (folder / "small.toml").write_text(matrix)
     process = subprocess.Popen(
         [sys.executable, "-m", "camal_rl.experiment", "--matrix", "small.toml", "--jobs", "1"],
         cwd=folder,
@@ -421,7 +421,9 @@ def test_a_small_matrix_on_the_engine_stopped_and_started_again(
 
 @pytest.mark.engine
 def test_ctrl_c_twice_ends_the_matrix_at_once(tmp_path: Path) -> None:
-    process = started_matrix(tmp_path)
+    # Its iteration takes many seconds, so that it can't be saved between the two.
+    matrix = SMALL_MATRIX.replace("1280", "100_000").replace("num_steps = 32", "num_steps = 8192")
+    process = started_matrix(tmp_path, matrix)
     for _ in range(2):
         process.send_signal(signal.SIGINT)
         time.sleep(0.1)
