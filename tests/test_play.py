@@ -381,8 +381,9 @@ def test_an_agent_from_elsewhere_must_fit_its_folder_and_its_environment(
     run: play.TrainedRun, tmp_path: Path
 ) -> None:
     network, looks = Taken(run.agent), {"frame_size": (52, 60), "render_resolution": SMALL}
-    with pytest.raises(UserError, match=r"sb3: should end in ENVIRONMENT/NAME/seedK"):
-        play.adopt(network, tmp_path / "sb3", 512, **looks)  # type: ignore[arg-type]
+    for folder in ("sb3", "Basic/sb3/seed01"):  # a report would not find the second
+        with pytest.raises(UserError, match=rf"{folder}: should end in ENVIRONMENT/NAME/seedK"):
+            play.adopt(network, tmp_path / folder, 512, **looks)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"no environment named 'Nowhere'"):
         play.adopt(network, tmp_path / "Nowhere" / "sb3" / "seed1", 512, **looks)  # type: ignore[arg-type]
     network.agent.actor = torch.nn.Linear(512, 2)

@@ -132,7 +132,7 @@ def adopt(
         UserError: the folder has another form, or the network's outputs do not fit the environment.
     """
     env_name, name, seed = folder.parts[-3:] if len(folder.parts) > 2 else ("", "", "")
-    if not re.fullmatch(r"seed\d+", seed):
+    if not re.fullmatch(r"seed(0|[1-9]\d*)", seed):
         raise UserError(f"{folder}: should end in ENVIRONMENT/NAME/seedK, which reports go by.")
     definition = load_definition(toml or env_name)
     args = {
@@ -158,7 +158,6 @@ def adopt(
         action_names=[],
     )
     with closing(run.env()) as env:
-        env.reset(seed=1)
         logits, value, feature_maps = network(torch.from_numpy(env.image[None]).to(run.device))
         shapes = [tuple(output.shape) for output in (logits, value, feature_maps)]
         actions = len(env.actions)
