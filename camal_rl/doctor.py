@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import platform
 import signal
@@ -109,10 +110,11 @@ def check_engine() -> str:
     with contextlib.closing(DoomEnv("Basic")) as env:
         env.reset(seed=SEED)
         started = time.perf_counter()
-        game, targets = _play(env)
+        game = _play(env)
         rate = STEPS / (time.perf_counter() - started)
     with contextlib.closing(DoomEnv("Basic")) as env:
-        again, _ = _play(env)
+        again = _play(env)
+    targets = sum(any(mask) for _, mask in game)
     if targets == 0:
         raise UserError(
             f"the label buffer shows no target in any of {STEPS} frames of Basic: install ViZDoom again (pip "
@@ -129,19 +131,12 @@ def check_engine() -> str:
     )
 
 
-def _play(env: DoomEnv) -> tuple[list[bytes], int]:
-    """The frames and masks of a game with random actions, and how many of the masks show a target."""
-    import numpy as np
+def _play(env: DoomEnv) -> list[tuple[bytes, bytes]]:
+    """The frames and masks of a game with random actions."""
+    from camal_rl.environments import random_play
 
-    observation, _ = env.reset(seed=SEED)
-    game, targets = [], 0
-    for action in np.random.default_rng(SEED).integers(len(env.actions), size=STEPS):
-        observation, _, terminated, truncated, _ = env.step(action)
-        if terminated or truncated:
-            observation, _ = env.reset()
-        game.append(observation["image"].tobytes() + observation["mask"].tobytes())
-        targets += bool(observation["mask"].any())
-    return game, targets
+    frames = itertools.islice(random_play(env, SEED), STEPS)
+    return [(env.image.tobytes(), env.mask.tobytes()) for _ in frames]
 
 
 def check_torch() -> str:

@@ -102,20 +102,6 @@ def test_a_change_of_code_is_told_once(fake_engine, tmp_path, monkeypatch, capsy
     assert run_folder.read_args_file(folder)["code"]["code"][1:] == ["changed"]
 
 
-def test_a_run_of_a_version_without_names_goes_on(fake_engine, tmp_path, capsys):
-    folder = ppo.train(small_args(tmp_path), interrupted=itertools.chain([True]).__next__)
-    content = json.loads((folder / "args.json").read_text())
-    before = learned(content)
-    del content["args"]["name"], content["code"]
-    (folder / "args.json").write_text(json.dumps(content))
-    assert learned(content) == before
-    ppo.train(small_args(tmp_path))
-    assert "code has changed" in capsys.readouterr().err
-    content = run_folder.read_args_file(folder)
-    assert content["args"]["name"] == "camal"
-    assert content["code"] == {"code": ["unknown", run_folder.code_hash()]}
-
-
 def test_a_run_says_its_name_when_it_begins(fake_engine, tmp_path, capsys):
     ppo.train(small_args(tmp_path, total_timesteps=64, name="weak"))
     assert ": Basic, weak, seed 1, 1 iterations of 64 steps" in capsys.readouterr().out

@@ -39,7 +39,7 @@ NAN = float("nan")
             'Versions differ between runs. torch is "2.0" (7 runs) and "3"',
         ),
         (
-            {"method": "other"},
+            {"method": "other", "name": "other"},
             "The folder A/camal/seed1 holds scores of A/other/seed1; the folder's name is used.",
         ),
     ],
@@ -120,30 +120,6 @@ def test_hidden_folders_and_copies_are_no_runs(runs: Path) -> None:
 
 
 # What is damaged
-
-
-def test_options_of_earlier_versions_are_in_groups(runs: Path) -> None:
-    groups = {
-        "run": {"env": "A", "method": "camal", "seed": 1, "total_timesteps": 1000},
-        "ppo": {"gamma": 0.99},
-    }
-    definition = {"scenario": "a.cfg", "random_return": 0.0, "reference_return": 100.0}
-    write_scores(runs, "A/camal/seed1", 20, 0.2, training=groups | {"definition": definition})
-    found = read_study(runs)
-    assert study.training(found.runs[0]) == {"total_timesteps": 1000, "gamma": 0.99}
-    assert study.comparability(found) == []
-
-
-def test_scores_of_earlier_versions_are_read(runs: Path) -> None:
-    path = write_scores(runs, "A/camal/seed1", 20, 0.2) / "scores.json"
-    scores = json.loads(path.read_text())
-    scores["iou_ceiling"] = scores.pop("iou_mask")
-    del scores["iou_constant"], scores["iou_gradcam"]
-    path.write_text(json.dumps(scores))
-    row = read_study(runs).table.set_index(["environment", "method", "seed"]).loc["A", "camal", 1]
-    assert row["iou_mask"] == 0.75
-    assert np.isnan(row["iou_constant"])
-    assert np.isnan(row["iou_gradcam"])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Folds that the tests write, read and paired: a line on what is wrong with them, and numbers by hand."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from written_folds import ACCURACY, SHARES, args_of, identity, scores_of, shift, write, write_cell
+from written_folds import ACCURACY, SHARES, identity, scores_of, shift, write, write_cell
 
 from camal_rl.errors import UserError
 from camal_rl.vision import scores
@@ -160,16 +159,6 @@ def test_scores_say_how_a_fold_was_trained_too(runs: Path, changes: dict[str, An
     for file in runs.rglob("args.json"):
         file.write_text("{")  # can't be read
     assert comparability(read_folds(runs)) == [f"Compare with care: folds of busi/resnet18 differ. {told}"]
-
-
-def test_options_of_earlier_versions_are_in_groups(runs: Path) -> None:
-    options = args_of("busi", "resnet18", "camal", 2)["args"]
-    groups = {"version": "0.1.0", "run": identity("busi", "resnet18", "camal", 2)}
-    groups["training"] = {name: value for name, value in options.items() if name not in groups["run"]}
-    (runs / CAMAL_2 / "args.json").write_text(json.dumps(groups))
-    folds = read_folds(runs)
-    assert folds.folds[1].options == options
-    assert comparability(folds) == []
 
 
 @pytest.mark.parametrize("changes", [{"seed": 2}, {"folds": 10}])

@@ -13,6 +13,7 @@ def scores_of(env: str, method: str, seed: int, total: float, iou: float | None)
         "format": 1,
         "env": env,
         "method": method,
+        "name": method,
         "seed": seed,
         "steps": STEPS,
         "return": {"mean": total},

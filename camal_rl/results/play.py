@@ -27,7 +27,6 @@ from camal_rl.game.definition import Definition, available, copied_toml, load_de
 from camal_rl.game.shift import Shift
 from camal_rl.run import folder as run_folder
 from camal_rl.run.device import allow_tf32
-from camal_rl.run.runner import with_name
 
 
 class TrainedRun(NamedTuple):
@@ -180,7 +179,7 @@ def load_run(folder: Path, toml: Path | None, device: torch.device, method: str 
         UserError: there is no run, its files are damaged, or the environment is another.
     """
     trained = run_folder.read_args_file(folder)
-    args = trained["args"] = with_name(trained["args"])
+    args = trained["args"]
     path = run_folder.weights_file(folder)
     mismatch = f"{folder}: {path.name} does not belong to args.json"
     try:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
-from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasPath, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from camal_rl import stats
 from camal_rl.errors import UserError
@@ -79,12 +79,12 @@ class Scores(Content):
     format: Literal[1]
     env: str
     method: str
-    name: str = ""
+    name: str
     seed: int
     steps: int = Field(gt=0, lt=2**63)
     mean_return: float = Field(validation_alias=AliasPath("return", "mean"))
     iou: Fraction | None
-    iou_mask: Fraction | None = Field(validation_alias=AliasChoices("iou_mask", "iou_ceiling"))
+    iou_mask: Fraction | None
     iou_constant: Fraction | None = None
     iou_gradcam: Fraction | None = None
     dead_map_fraction: Fraction | None
@@ -118,7 +118,7 @@ class Experiment(Content):
 def options(described: Mapping[str, Any]) -> dict[str, Any]:
     """Return options by name from args.json, or from "training" of scores.json.
 
-    Both have them under "args"; earlier ones have them in several groups.
+    With those of the groups beside "args", on the code that trained it and how.
     """
     return {
         name: value
@@ -171,12 +171,12 @@ class Run(NamedTuple):
     @property
     def said(self) -> str:
         """The title of the run that the scores are of."""
-        return f"{self.scores.env}/{self.scores.name or self.scores.method}/seed{self.scores.seed}"
+        return f"{self.scores.env}/{self.scores.name}/seed{self.scores.seed}"
 
     @property
     def is_variant(self) -> bool:
         """True where it has a name of its own, and so may have options of its own."""
-        return self.scores.name not in ("", self.scores.method)
+        return self.scores.name != self.scores.method
 
     @property
     def scale(self) -> tuple[float, float]:

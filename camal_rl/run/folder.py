@@ -31,7 +31,7 @@ from tqdm import tqdm
 from camal_rl import __version__
 from camal_rl.errors import UserError, in_one_line
 from camal_rl.run.files import make_folder, write_whole
-from camal_rl.run.runner import GAME, LEARNED, with_name
+from camal_rl.run.runner import GAME, LEARNED
 from camal_rl.run.tags import TAGS
 
 CHECKPOINT_VERSION = 4
@@ -98,8 +98,6 @@ def check_args_file(folder: Path, described: Mapping[str, Mapping[str, Any]]) ->
     if not (folder / "args.json").exists():
         return False
     before = read_args_file(folder, tuple(described))
-    if "name" in described["args"]:
-        before["args"] = with_name(before["args"])
     differences, longer = [], False
     for group, now in described.items():
         names = LEARNED if group == "definition" else sorted(before[group].keys() | now.keys())
@@ -181,10 +179,10 @@ def by_other_code(folder: Path) -> bool:
 
 
 def _trained_by(folder: Path) -> list[str]:
-    """The `code_hash` of all code that has trained a run, in that order; earlier versions noted none."""
+    """The `code_hash` of all code that has trained a run, in that order."""
     if not (folder / "args.json").exists():
         return []
-    return list(read_args_file(folder, ()).get("code", {}).get("code", ["unknown"]))
+    return list(read_args_file(folder, ("code",))["code"]["code"])
 
 
 # ------------------------------------------------------------------------------------------- lock, checkpoint

@@ -68,21 +68,12 @@ class Outcome(NamedTuple):
 def learned(described: Mapping[str, Any]) -> dict[str, Any]:
     """The options and the environment that decide what a run learns, from the content of its args.json.
 
-    What differs from machine to machine is left out, and that a run went on for longer than planned. Options
-    in several groups, as earlier versions wrote them, are read as well.
+    What differs from machine to machine is left out, and that a run went on for longer than planned.
     """
-    others = ("version", "definition", "trained_on", "code")
-    groups = [group for name, group in described.items() if name not in others]
-    options = {name: value for group in groups for name, value in group.items()}
-    for name in ("precision", "device_type"):
-        options.pop(name, None)
+    machine = ("precision", "device_type")
+    options = {name: value for name, value in described["args"].items() if name not in machine}
     definition = {name: described["definition"].get(name) for name in LEARNED}
-    return {"args": with_name(options), "definition": definition}
-
-
-def with_name(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of an agent's run with its name, which earlier versions left out: it was the method's."""
-    return {"name": options.get("method"), **options}
+    return {"args": options, "definition": definition}
 
 
 def is_done(cell: Cell) -> bool:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from pydantic import AliasChoices, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from camal_rl import metrics, stats
 from camal_rl.errors import UserError
@@ -75,7 +75,7 @@ class Measures(Content):
 
     accuracy: Fraction
     iou: Fraction | None
-    iou_mask: Fraction | None = Field(validation_alias=AliasChoices("iou_mask", "iou_ceiling"))
+    iou_mask: Fraction | None
     dead_map_fraction: Fraction | None
     pointing_game: Fraction | None = None
     relevance_mass: Fraction | None = None
