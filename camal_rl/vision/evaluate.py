@@ -61,7 +61,7 @@ SHARES = tuple(np.linspace(0, 1, 21).tolist())
 MAPS = ("gradcam", "diffgradcam")
 """Kinds of attention that every classifier is measured by, whichever it was trained with: evidence for the
 true logit (Eq. 3), and for its margin over the others, which is all that softmax depends on."""
-MOST = 60
+MOST = 30
 """Samples of a test set whose faithfulness is measured by each of MAPS."""
 
 

@@ -270,7 +270,7 @@ def by_map(folds: Folds) -> dict[str, Table]:
     note = (
         "In percent, means over folds, of attention to the true class's logit and to its margin over the "
         "other classes, whichever the method was trained with. Areas under removal (low is faithful) and "
-        "insertion (high is faithful) of at most 60 samples a fold; pixels become grey, or blurred."
+        "insertion (high is faithful) of at most 30 samples a fold; pixels become grey, or blurred."
     )
     columns = ["Data set", "Model", "Method", "Attention to", "Folds", "IoU", "Removal", "Insertion"]
     table = Table(
