@@ -21,7 +21,7 @@ from pydantic import Field, StringConstraints
 from camal_rl import metrics, stats
 from camal_rl.errors import UserError
 from camal_rl.results import comparison
-from camal_rl.results.study import Content, Fraction, differences, in_order, options, read_content
+from camal_rl.results.study import Content, Fraction, differences, in_order, options, read_content, some
 from camal_rl.stats import Band, Interval
 
 SIGNIFICANT = 0.05
@@ -369,7 +369,7 @@ def comparability(folds: Folds) -> list[str]:
             titles = [f"{data}/{model}/{method}/fold{k}" for k in range(1, total + 1) if k not in have]
             missing += [title for title in titles if f"{title} " not in " ".join(folds.problems)]
     if missing:
-        sentences.append(f"Missing: {', '.join(missing)}. Methods are compared over folds that both have.")
+        sentences.append(f"Missing: {some(missing)}. Methods are compared over folds that both have.")
     for (data, model), cell in cells.items():
         told = {f"{fold.method}/fold{fold.number}": _described(fold) for fold in cell}
         sentences += differences(f"Compare with care: folds of {data}/{model} differ.", told, "folds")
