@@ -3,7 +3,8 @@
     python runs/reference/vision/parts.py data runs/vision/shapes/resnet18
 
 Prints for each run below the folders its accuracy, in percent, as the mean over its folds: of whole test
-images, where all outside of the mask is grey (target alone), and where all in the mask is (surroundings alone).
+images, where all outside of the mask is grey (target alone), and where all in the mask is (surroundings
+alone).
 """
 
 import json

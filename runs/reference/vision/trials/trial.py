@@ -3,10 +3,10 @@
     python runs/reference/vision/trials/trial.py layer4 pooled peak 1
 
 STAGE: whose feature maps are supervised, layer1 to layer4. MAP: evidence for the margin, as a magnitude:
-`pooled` (weights as in Eq. 3), `place` (gradient times map, summed over channels) or `channel` (the same, with
-each channel's magnitude before the sum). LOSS: `peak` (Eq. 1: means of the map scaled from 0 to 1) or `mass`
-(its share inside of the mask). Prints a line of JSON: IoU and areas by Eq. 3 at layer4 and by the trained map,
-and accuracies, also where all but the target, or the target alone, is grey.
+`pooled` (weights as in Eq. 3), `place` (gradient times map, summed over channels) or `channel` (the same,
+with each channel's magnitude before the sum). LOSS: `peak` (Eq. 1: means of the map scaled from 0 to 1) or
+`mass` (its share inside of the mask). Prints a line of JSON: IoU and areas by Eq. 3 at layer4 and by the
+trained map, and accuracies, also where all but the target, or the target alone, is grey.
 """
 
 import dataclasses
