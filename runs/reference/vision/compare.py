@@ -1,9 +1,10 @@
-"""compare.py FOLDER NAME...: means over folds of all runs below <data>/<model>, tested beside the named ones.
+"""compare.py FOLDER NAME: means over folds of all runs below <data>/<model>, tested beside the named one.
 
-    python runs/reference/vision/compare.py runs/vision/shapes/resnet18 vanilla camal
+    python runs/reference/vision/compare.py runs/vision/shapes/resnet18 vanilla
 
-Prints a table in percent: mean ± sample standard deviation. Behind it, +vanilla or -vanilla says that it is
-significantly higher or lower than that run's in the folds that both have (one-tailed Wilcoxon, p < 0.05).
+Prints a table in percent: mean ± sample standard deviation over folds. ▲ or ▼ behind it says that it is
+significantly higher or lower than the named run's, in the folds that both have (one-tailed Wilcoxon, p <
+0.05).
 """
 
 import json
@@ -23,31 +24,25 @@ def measures(file: Path) -> dict[str, float]:
     scores = json.loads(file.read_text())
     found = {"accuracy": scores["accuracy"]}
     found |= {shift: part["accuracy"] for shift, part in scores["shifted"].items()}
-    found |= {f"{kind}, {MAPS[of]}": scores["maps"][of][kind] for kind in KINDS for of in MAPS}
+    for kind in KINDS:
+        for of, words in MAPS.items():
+            found[f"{kind.replace('_', ', ')}, {words}"] = scores["maps"][of][kind]
     return found
 
 
-def main(folder: Path, beside: list[str]) -> None:
-    """Print the table."""
-    runs: dict[str, dict[str, dict[str, float]]] = {}
-    for file in sorted(folder.glob("*/fold*/scores.json")):
+folder, beside = Path(sys.argv[1]), sys.argv[2]
+runs: dict[str, dict[str, dict[str, float]]] = {}
+for file in sorted(folder.glob("*/fold*/scores.json")):
+    if '"maps"' in file.read_text():  # not in scores of before there were two
         runs.setdefault(file.parts[-3], {})[file.parts[-2]] = measures(file)
-    names = list(next(iter(next(iter(runs.values())).values())))
-    print("|".join(["| measure", *(f"{name} ({len(folds)})" for name, folds in runs.items())]), "|")
-    print("|---" * (len(runs) + 1), "|", sep="")
-    for measure in names:
-        cells = []
-        for name, folds in runs.items():
-            values = 100 * np.array([scores[measure] for scores in folds.values()])
-            cell = f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
-            for other in beside:
-                both = [fold for fold in folds if fold in runs[other]]
-                x, y = (np.array([runs[run][fold][measure] for fold in both]) for run in (name, other))
-                higher, lower = stats.wilcoxon(x, y) < 0.05, stats.wilcoxon(y, x) < 0.05
-                cell += f" {'+' if higher else '-'}{other}" if higher or lower else ""
-            cells.append(cell)
-        print("|".join([f"| {measure}", *cells]), "|")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+print(f"| | {' | '.join(f'{name} ({len(folds)})' for name, folds in runs.items())} |")
+print("|---" * (len(runs) + 1), "|", sep="")
+for measure in next(iter(runs[beside].values())):
+    cells = [measure]
+    for name, folds in runs.items():
+        values = 100 * np.array([scores[measure] for scores in folds.values()])
+        cell = f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
+        both = [fold for fold in folds if fold in runs[beside]]
+        x, y = (np.array([runs[run][fold][measure] for fold in both]) for run in (name, beside))
+        cells.append(cell + " ▲" * (stats.wilcoxon(x, y) < 0.05) + " ▼" * (stats.wilcoxon(y, x) < 0.05))
+    print(f"| {' | '.join(cells)} |")
