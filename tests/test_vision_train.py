@@ -1,6 +1,5 @@
 """Training of classifiers: what is learned, resumed and refused."""
 
-import json
 import os
 import resource
 import shutil
@@ -77,20 +76,13 @@ def test_a_fold_is_trained_logged_and_scored(method: str, tmp_path: Path) -> Non
     assert [one.step for one in events.Scalars("train/accuracy")] == [1, 2]
 
 
-def test_a_name_is_that_of_the_folder_and_a_folder_without_one_goes_on(
-    plain: train.Args, tmp_path: Path
-) -> None:
+def test_a_name_is_that_of_the_folder(tmp_path: Path) -> None:
     named = small_args(tmp_path, name="margin", attention="diffgradcam", epochs=1)
     assert train.train(named)
     folder = tmp_path / "shapes" / "resnet18" / "margin" / "fold1"
     assert (folder / "scores.json").is_file()
     options = run_folder.read_args_file(folder, ("args",))["args"]
     assert (options["name"], options["method"]) == ("margin", "camal")
-    file = tmp_path / "shapes" / "resnet18" / "camal" / "fold1" / "args.json"
-    content = json.loads(file.read_text())
-    assert content["args"].pop("name") == "camal"
-    file.write_text(json.dumps(content))  # as versions before names wrote it
-    assert train.train(plain)
 
 
 def test_camal_pulls_attention_into_the_mask(tmp_path: Path) -> None:
