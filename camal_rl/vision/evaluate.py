@@ -163,7 +163,7 @@ def by_map(
     seed: int,
     known: Mapping[str, Seen],
 ) -> dict[str, dict[str, float | None]]:
-    """IoU over a test set, and faithfulness of MOST of it, by each of MAPS, of which some are known."""
+    """IoU over a test set, and faithfulness of up to MOST of its samples, by each of MAPS; some are known."""
     drawn = np.random.default_rng(seed).permutation(len(labels))[:MOST]
     found: dict[str, dict[str, float | None]] = {}
     for name in MAPS:
