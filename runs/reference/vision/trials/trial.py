@@ -76,7 +76,6 @@ samples, tested = work.samples, learner.tested
 labels, masks, images = samples.labels[tested], samples.masks[tested], samples.images[tested]
 drawn = np.random.default_rng(0).permutation(len(tested))[:60]
 found = {}
-model = learner.model.eval()
 for name, at, cam in (("Eq. 3", "layer4", models.class_cam), ("its own", stage, margin_map)):
     split_after(at)
     model = models.Classifier("resnet18", len(samples.classes), 128)
