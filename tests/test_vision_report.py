@@ -210,8 +210,8 @@ def test_every_fold_is_a_row_of_scores_csv(runs: Path) -> None:
     ("camal", "vanilla", "told", "p"),
     [
         # Vanilla loses 0.79 - 0.3, and CAMAL is higher in all of five folds.
-        (0.8, 0.3, "drops by 10.0 and 49.0 points, to 80.0 % against 30.0 %, higher in 1 and", 1 / 32),
-        (1.0, 1.0, "drops by -10.0 and -21.0 points, to 100.0 % against 100.0 %, higher in 0 and", 1),
+        (0.8, 0.3, "drops by 10.0 and 49.0 points, to 80.0 % against 30.0 % (significantly higher).", 1 / 32),
+        (1.0, 1.0, "drops by -10.0 and -21.0 points, to 100.0 % against 100.0 % (equal).", 1),
     ],
 )
 def test_a_shift_has_drop_and_p_by_hand(
@@ -412,16 +412,16 @@ def test_findings_are_said_whichever_way_they_point(runs: Path) -> None:
     vanilla, suppress, prior = make(runs)[0][:3]
     assert vanilla == (
         "CAMAL's attention is significantly better aligned than Vanilla's: a mean IoU of 55.0 % against "
-        "12.0 %, higher in 1 and lower in 0 comparisons, significantly in 1. The mask itself, at that "
-        "resolution: 75.0 %; dead maps: 0.0 % and 12.5 %. CAMAL's accuracy is significantly higher than "
-        "Vanilla's: a mean accuracy of 90.0 % against 79.0 %, higher in 1 and lower in 0 comparisons, "
-        "significantly in 1. CAMAL's attention is more faithful by removal and not clearly more or less by "
-        "insertion than Vanilla's: the area under the curve (AUC) of confidence is 0.438 against 0.562 under "
-        "removal (low is faithful) and 0.625 against 0.625 under insertion (high is faithful)."
+        "12.0 % (significantly higher). The mask itself, at that resolution: 75.0 %; dead maps: 0.0 % and "
+        "12.5 %. CAMAL's accuracy is significantly higher than Vanilla's: a mean accuracy of 90.0 % against "
+        "79.0 % (significantly higher). CAMAL's attention is more faithful by "
+        "removal and not clearly more or less by insertion than Vanilla's: the area under the curve (AUC) of "
+        "confidence is 0.438 against 0.562 under removal (low is faithful) and 0.625 against 0.625 under "
+        "insertion (high is faithful)."
     )
     assert suppress.startswith(
         "CAMAL's attention is significantly worse aligned than Suppress's: a mean IoU of 55.0 % against "
-        "58.0 %, higher in 0 and lower in 1 comparisons, significantly in 1."
+        "58.0 % (significantly lower)."
     )
     assert "CAMAL's accuracy is not significantly lower than Suppress's: " in suppress
     assert prior.startswith("CAMAL's attention is not significantly better aligned than Prior's: ")

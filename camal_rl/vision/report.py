@@ -123,6 +123,8 @@ def _judged(pairs: Sequence[Paired]) -> str:
 def _told(pairs: Sequence[Paired]) -> str:
     camal, rival = map(percent, _means(pairs))
     found = [pair.verdict for pair in pairs]
+    if len(found) == 1:
+        return f"{camal} % against {rival} % ({found[0]})"
     higher, lower = (sum(verdict.endswith(word) for verdict in found) for word in ("higher", "lower"))
     strong = sum(verdict.startswith("significantly") for verdict in found)
     return (
