@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from string import Template
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -65,11 +66,12 @@ def python_that(imports: str) -> str:
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    """Each module of the package that a README.md runs, with its options."""
+    """Each module of the package that a README.md runs, with its options; of a loop's, the first pass."""
     for path in FILES:
         text = path.read_text().replace("\\\n", " ")
+        first = dict(re.findall(r"^for (\w+) in (\S+)", text, flags=re.MULTILINE))
         for module, options in re.findall(r"-m (camal_rl[\w.]*)([^`\n;]*)", text):
-            yield module, options.replace("$method", "vanilla").strip()
+            yield module, Template(options).substitute(first).strip()
 
 
 def values_by_tag(folder: Path) -> dict[str, np.ndarray]:
