@@ -293,6 +293,13 @@ def test_time_left_counts_what_was_seen_done(tmp_path: Path, monkeypatch: pytest
         display.ended(Outcome(cell, "done", 1, ""))
         display.show({})
         assert "| 00:20 left, 1/2 runs" in str(display.bar)  # 10 * 1 / 0.5
+    with runner.Display(total=2, done=0) as display:
+        display.show({cell.title: 0.5})
+        clock[0] += 10.001
+        display.show({cell.title: 0.7})
+        display.ended(Outcome(cell, "stopped", 1, ""))
+        display.show({})
+        assert "| ? left, 0/2 runs" in str(display.bar)  # not the negative time until 0.5 is reached again
 
 
 def test_jobs_are_bounded_by_cores_and_memory_the_gpus_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,9 +246,10 @@ class Display:
         first = self.first.pop(outcome.cell.title, 0)
         if outcome.status == "done":
             self.done += 1
-        elif outcome.status == "failed":
-            self.bar.total -= 1
+        else:
             self.bar.initial -= first
+        if outcome.status == "failed":
+            self.bar.total -= 1
         self.bar.write(describe(outcome), file=sys.stderr)
 
     def show(self, running: Mapping[str, float | None]) -> None:
