@@ -88,9 +88,9 @@ def _clause(study: Study, metric: str, results: Mapping[str, Results], methods: 
     whose, joint = f"{name(methods[1])}'s", results[metric].joint
     improvement, verdict = joint.poi[methods], joint.verdicts[methods]
     if verdict == "undefined":
-        known = "" if math.isnan(improvement.estimate) else f"POI {improvement.estimate:.2f}. "
-        reason = known + (improvement.reason or "").rstrip(".")
-        return f"{subject} can't be compared with {whose} ({reason})"
+        known = "" if math.isnan(improvement.estimate) else f"POI {improvement.estimate:.2f}; "
+        reason = (improvement.reason or "").rstrip(".")
+        return f"{subject} can't be compared with {whose} ({known}{reason[:1].lower()}{reason[1:]})"
     poi = f"POI {shown(improvement, 2)}".replace(" [", ", 95 % interval [")
     if doubts := _doubts(study, metric, joint, methods):
         return f"{subject} has no verdict beside {whose} ({poi}, but {' and '.join(doubts)})"

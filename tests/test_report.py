@@ -179,8 +179,8 @@ EQUAL, UNKNOWN = Interval(0.5, None, None, "Identical."), Interval(NAN, None, No
         (
             EQUAL,
             UNKNOWN,
-            "CAMAL's attention can't be compared with Vanilla's (POI 0.50. Identical); its return can't be "
-            "compared with Vanilla's (No run).",
+            "CAMAL's attention can't be compared with Vanilla's (POI 0.50; identical); its return can't be "
+            "compared with Vanilla's (no run).",
         ),
     ],
 )
@@ -328,7 +328,7 @@ def test_planned_runs_that_are_not_there_are_missing(runs: Path, painted: None) 
     (runs / "experiment.json").write_text(json.dumps(matrix))
     printed, files = make(runs)
     assert "Warning: Missing: C/camal/seed1, C/camal/seed2, C/vanilla/seed1, C/vanilla/seed2." in printed
-    assert "can't be compared with Vanilla's (No run of CAMAL has a score in every environment)" in printed[0]
+    assert "can't be compared with Vanilla's (no run of CAMAL has a score in every environment)" in printed[0]
     mean = statistics_of(files)["metrics"]["iou"]["joint"]["sbci"]["camal"]["mean"]
     assert (mean["estimate"], mean["reason"]) == (None, "No run of CAMAL has a score in every environment.")
 
@@ -337,14 +337,14 @@ def test_one_seed_has_estimates_and_no_intervals(runs: Path) -> None:
     for folder in runs.glob("*/*/seed2"):
         shutil.rmtree(folder)
     assert "There is one seed" in warned(runs)
-    assert "POI 1.00. There is no interval: a single run does not show" in make(runs)[0][0]
+    assert "POI 1.00; there is no interval: a single run does not show" in make(runs)[0][0]
 
 
 def test_identical_scores_have_no_interval(runs: Path) -> None:
     for folder in runs.glob("*/*/seed*"):
         write_scores(runs, "/".join(folder.parts[-3:]), 50, 0.5)
     printed, files = make(runs)
-    assert "POI 0.50. There is no interval: the runs have identical scores" in printed[0]
+    assert "POI 0.50; there is no interval: the runs have identical scores" in printed[0]
     assert "0.500 (no interval)" in files["tables.md"].decode()
 
 
@@ -366,7 +366,7 @@ def test_an_iou_that_is_null_is_left_out_with_its_reason(runs: Path) -> None:
     assert found["return"]["joint"]["runs"] == {"camal": 2, "vanilla": 2}
     for folder in runs.glob("*/*/seed*"):
         write_scores(runs, "/".join(folder.parts[-3:]), 50, None)
-    assert "can't be compared with Vanilla's (No run of CAMAL has a score" in make(runs)[0][0]
+    assert "can't be compared with Vanilla's (no run of CAMAL has a score" in make(runs)[0][0]
 
 
 @pytest.mark.slow
