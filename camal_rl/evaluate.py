@@ -110,6 +110,7 @@ from camal_rl.results import faithfulness, media, play
 from camal_rl.results.play import Episode, TrainedRun, Undefined
 from camal_rl.run import folder as run_folder
 from camal_rl.run.device import choose_device
+from camal_rl.run.machine import cores
 
 FORMAT = 1
 """Version of scores.json."""
@@ -166,7 +167,7 @@ def measure(run: TrainedRun, args: Args, threads: int) -> tuple[dict[str, Any], 
                 curves = faithfulness.faithfulness(run, many, stack, args.seed, bar.update)
     scores = {
         "format": FORMAT,
-        "env": run.definition.name,
+        "env": run.trained["args"]["env"],
         "method": run.trained["args"]["method"],
         "name": run.trained["args"]["name"],
         "seed": run.trained["args"]["seed"],
@@ -432,6 +433,7 @@ def events(scalars: Mapping[str, float], images: Mapping[str, bytes], step: int,
 # From the command line to the files
 
 
+@engine_errors_told()
 def evaluate(args: Args, adopted: TrainedRun | None = None) -> tuple[dict[str, Any], list[Path]]:
     """Evaluate a run and write its files; return the content of scores.json and the paths of all files.
 
@@ -443,7 +445,7 @@ def evaluate(args: Args, adopted: TrainedRun | None = None) -> tuple[dict[str, A
     """
     runs = load_runs(args, adopted)
     folder = args.output or args.run
-    threads = args.torch_threads or torch.get_num_threads()
+    threads = args.torch_threads or min(torch.get_num_threads(), cores())
     with run_folder.lock(folder, "evaluate"), cpu_threads(1):  # the cores belong to the engines
         scores, episodes = measure(runs[0], args, threads)
         drawn, shown = draw(runs, episodes, args)
@@ -522,12 +524,7 @@ def summary(scores: Mapping[str, Any], files: Sequence[Path]) -> str:
 
 def main(args: Args) -> int:
     """Evaluate, and return the exit code: 0, 2 after a user's mistake, 130 or 143 after a signal."""
-
-    def run() -> None:
-        with engine_errors_told():
-            print(summary(*evaluate(args)))
-
-    return run_at_once(run)
+    return run_at_once(lambda: print(summary(*evaluate(args))))
 
 
 if __name__ == "__main__":

@@ -29,10 +29,10 @@ from camal_rl.run.command_line import (
     Positive,
     option,
     parse,
-    refuse_options,
     run_to_checkpoint,
     split_arguments,
     without_tilde,
+    words,
 )
 from camal_rl.run.files import make_folder, write_whole
 from camal_rl.run.runner import Cell, Runner, bearable_jobs, describe, is_done, learned, run_here
@@ -104,16 +104,7 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _as_options(table: Any) -> Any:
     """The options of a command line for a TOML table."""
-    if not isinstance(table, Mapping):
-        return table
-    options: list[str] = []
-    for name, value in table.items():
-        word = name.replace("_", "-")
-        if isinstance(value, bool):
-            options.append(f"--{word}" if value else f"--no-{word}")
-        else:
-            options += [f"--{word}", *map(str, value if isinstance(value, list) else [value])]
-    return options
+    return words(table) if isinstance(table, Mapping) else table
 
 
 LISTED = BeforeValidator(_as_tuple)
@@ -212,10 +203,13 @@ def cells(matrix: Matrix) -> list[Cell]:
     from camal_rl.run.device import choose_device, choose_precision
     from camal_rl.run.folder import RunFolder, check_args_file
 
-    refuse_options(SET_HERE["train"], matrix.train, "train", "matrix")
-    for options in matrix.variants.values():
-        refuse_options(SET_HERE["a variant"], options, "a variant", "matrix")
-    refuse_options(SET_HERE["evaluate"], matrix.evaluate, "evaluate", "matrix")
+    of_variants = tuple(itertools.chain(*matrix.variants.values()))
+    given = {"train": matrix.train, "a variant": of_variants, "evaluate": matrix.evaluate}
+    for kind, names in SET_HERE.items():
+        options = {word.replace("_", "-").split("=")[0] for word in given[kind]}
+        for name in names:
+            if f"--{name}" in options:
+                raise UserError(f"--{name} can't be one of the options of {kind}: the matrix sets it.")
     planned: dict[Path, Cell] = {}
     for seed, env, own in itertools.product(matrix.seeds, matrix.envs, matrix.rows().values()):
         train = ("--env", env, "--seed", str(seed), "--torch-threads", "1", *matrix.train, *own)
@@ -223,8 +217,6 @@ def cells(matrix: Matrix) -> list[Cell]:
         device = choose_device(args.device)
         chosen = {"precision": choose_precision(args.precision, device), "device_type": device.type}
         run = RunFolder(args, load_definition(args.env), chosen)
-        if check_args_file(run.path, run.described):
-            print(f"{run.path} goes on for more steps than before; its log says what that means.")
         if run.path in planned:
             raise UserError(
                 f"--envs: {env} and another one are both called {run.path.parts[-3]}, and so would share the "
@@ -234,7 +226,9 @@ def cells(matrix: Matrix) -> list[Cell]:
         settings = evaluate.wanted_settings(evaluate.parse_args([str(run.path), *evaluation]))
         settings["attention"] = settings["attention"] or args.attention
         steps = run.total * args.batch_size
-        planned[run.path] = Cell(run.path, train, evaluation, steps, learned(run.described), settings)
+        planned[run.path] = cell = Cell(run.path, train, evaluation, steps, learned(run.described), settings)
+        if not is_done(cell) and check_args_file(run.path, run.described):
+            print(f"{run.path} goes on for more steps than before; its log says what that means.")
     return list(planned.values())
 
 
@@ -255,12 +249,12 @@ def comparisons(matrix: Matrix, planned: Sequence[Cell], other_row: str) -> list
     """The first row beside another one, on the first seed of every environment."""
     by_folder = {cell.folder: cell for cell in planned}
     name = f"seed{matrix.seeds[0]}"
-    video = () if "--video-episodes" in matrix.evaluate else ("--video-episodes", "1")
     shown = []
     for cell in planned:
         if cell.folder.parts[-2:] == (next(iter(matrix.rows())), name):
             other = by_folder[cell.folder.parents[1] / other_row / name]
-            options = (*cell.evaluate, "--compare", str(other.folder), *video)
+            defaults = ("--torch-threads", "1", "--video-episodes", "1")
+            options = (*defaults, *matrix.evaluate, "--compare", str(other.folder))
             picture = cell.folder / "media" / f"evaluation-versus-{other_row}-seed-{matrix.seeds[0]}.png"
             shown.append(Comparison(cell._replace(train=(), evaluate=options), other, picture))
     return shown

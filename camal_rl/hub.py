@@ -25,6 +25,7 @@ from camal_rl import __version__
 from camal_rl.errors import UserError, in_one_line
 from camal_rl.game.definition import copied_toml
 from camal_rl.run.command_line import option, parse, run_at_once, words_of
+from camal_rl.run.files import make_folder
 
 FILES = ("args.json", "scores.json", "media/evaluation.png", "media/evaluation.mp4")
 """These files of a run are shared as they are, beside its weights and its environment."""
@@ -63,13 +64,13 @@ def pack(run: Path, folder: Path) -> None:
 
     options = run_folder.read_args_file(run)
     parameters, iteration = run_folder.load_weights(run_folder.weights_file(run))
-    if folder.exists() and any(folder.iterdir()):
+    make_folder(folder)
+    if any(folder.iterdir()):
         raise UserError(f"{folder} is not empty: choose another --output.")
     scores = run / "scores.json"
     measured = json.loads(scores.read_text(encoding="utf-8")) if scores.is_file() else None
     toml = copied_toml(run / "environment")
     told = card(options, measured, str(toml.relative_to(run)) if toml else options["args"]["env"])
-    folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "iteration": str(iteration)}
     weights = {name: weight.contiguous() for name, weight in parameters.items()}
     save_file(weights, folder / run_folder.WEIGHTS, metadata)

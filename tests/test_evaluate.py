@@ -331,6 +331,20 @@ def test_runs_of_two_environments_cannot_be_compared(fake_engine, tmp_path) -> N
         evaluate.evaluate(args(basic, compare=line))
 
 
+def test_a_run_keeps_the_name_of_its_environment_wherever_that_lies_now(fake_engine, tmp_path) -> None:
+    toml = tmp_path / "Mine.toml"
+    toml.write_bytes(load_definition("Basic").path.read_bytes())
+    folder = trained(tmp_path / "runs", env=str(toml))
+    scores, _ = evaluate.evaluate(few(folder, env=str(toml.rename(tmp_path / "Other.toml"))))
+    assert scores["env"] == "Mine"
+
+
+def test_an_evaluation_computes_on_no_more_threads_than_a_container_has_cores(folder, monkeypatch) -> None:
+    monkeypatch.setattr(evaluate, "cores", lambda: 1)
+    scores, _ = evaluate.evaluate(few(folder, torch_threads=0))
+    assert scores["settings"]["cpu_threads"] == 1
+
+
 def test_a_run_of_ones_own_environment_is_played_without_its_file(fake_engine, tmp_path) -> None:
     toml = tmp_path / "Mine.toml"
     toml.write_bytes(load_definition("Basic").path.read_bytes())

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, run
-from test_runner import Fake
+from test_runner import Fake, write_scores
 
-from camal_rl import experiment
+from camal_rl import evaluate, experiment
 from camal_rl.errors import UserError
 from camal_rl.experiment import Matrix
 from camal_rl.game import shift
@@ -234,6 +234,19 @@ def test_runs_that_go_on_for_more_steps_are_named(tmp_path: Path, capsys: pytest
     ]
 
 
+def test_a_run_that_is_done_counts_also_where_another_machine_trained_it(tmp_path: Path) -> None:
+    matrix = matrix_of(tmp_path, envs=("Basic",), methods=("camal",), seeds=(1,))
+    (cell,) = experiment.cells(matrix)
+    elsewhere = cell.trained["args"] | {"precision": "bf16", "device_type": "elsewhere"}
+    trained = cell.trained | {"version": "0", "args": elsewhere}
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "args.json").write_text(json.dumps(trained))
+    with pytest.raises(UserError, match=r"device_type was elsewhere"):  # it could not go on alike
+        experiment.cells(matrix)
+    write_scores(cell, training=trained)
+    assert experiment.cells(matrix) == [cell]
+
+
 def test_a_folder_of_another_run_is_refused_before_anything_starts(tmp_path: Path) -> None:
     matrix = matrix_of(tmp_path)
     (cell, *_) = experiment.cells(matrix)
@@ -243,6 +256,14 @@ def test_a_folder_of_another_run_is_refused_before_anything_starts(tmp_path: Pat
     )
     with pytest.raises(UserError, match=r"holds a run with other arguments.*gamma was 0\.5, now 0\.99"):
         experiment.cells(matrix)
+
+
+@pytest.mark.parametrize("words", [("--video-episodes", "3"), ("--video_episodes=3",)])
+def test_the_number_of_videos_of_a_comparison_may_be_chosen(tmp_path: Path, words: tuple[str, ...]) -> None:
+    matrix = matrix_of(tmp_path, evaluate=words, seeds=(1,))
+    for shown in experiment.comparisons(matrix, experiment.cells(matrix), "vanilla"):
+        args = evaluate.parse_args([str(shown.cell.folder), *shown.cell.evaluate])
+        assert args.video_episodes == 3
 
 
 @pytest.mark.slow

@@ -181,5 +181,7 @@ def test_what_cannot_be_shared_or_loaded_is_one_line(
     (tmp_path / "full" / "file").touch()
     with pytest.raises(UserError, match=r"full is not empty: choose another --output"):
         hub.pack(trained_folder, tmp_path / "full")
+    with pytest.raises(UserError, match=r"can't make .*file: File exists\. Choose another --output"):
+        hub.pack(trained_folder, tmp_path / "full" / "file")
     with pytest.raises(UserError, match=r"no folder someone/else, and as a repository it can't be loaded: "):
         hub.fetch("someone/else", tmp_path / "else")

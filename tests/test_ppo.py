@@ -312,6 +312,12 @@ def test_lambda_is_balanced_every_few_iterations_also_in_a_run_that_goes_on(
     assert policy - 0.01 * entropy + 0.5 * value + coef * camal_loss == pytest.approx(loss, abs=1e-5)
 
 
+def test_a_run_stopped_in_its_last_iteration_is_done(fake_engine, tmp_path, capsys):
+    folder = ppo.train(small_args(tmp_path, total_timesteps=64), lambda: True)
+    assert checkpoint_of(folder)["iteration"] == 1
+    assert f"Evaluate it: python -m camal_rl.evaluate {folder}" in capsys.readouterr().out
+
+
 def test_vanilla_calls_no_function_of_attention_or_camal(fake_engine, tmp_path, monkeypatch):
     called = []
     for module in (attention, camal):

@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
@@ -66,14 +66,19 @@ def parse(kind: type[T], program: str, arguments: Sequence[str] | None = None) -
     return args
 
 
+def words(options: Mapping[str, Any]) -> list[str]:
+    """Return the command line of options by name: a list has several values, a bool has none."""
+    found = []
+    for name, value in options.items():
+        values = value if isinstance(value, (list, tuple)) else () if isinstance(value, bool) else (value,)
+        found += [f"--{'no-' * (value is False)}{name.replace('_', '-')}", *map(str, values)]
+    return found
+
+
 def words_of(args: Any) -> list[str]:
     """Return the command line of a dataclass of options, without those at their defaults."""
-    words = []
-    for field in dataclasses.fields(args):
-        if (value := getattr(args, field.name)) != field.default:
-            values = value if isinstance(value, tuple) else () if isinstance(value, bool) else (value,)
-            words += [f"--{'no-' * (value is False)}{field.name.replace('_', '-')}", *map(str, values)]
-    return words
+    own = dataclasses.fields(args)
+    return words({each.name: value for each in own if (value := getattr(args, each.name)) != each.default})
 
 
 def own_arguments() -> list[str]:
@@ -199,14 +204,3 @@ def split_arguments(arguments: Sequence[str] | None) -> tuple[list[str], list[st
         return given, []
     place = given.index("--")
     return given[:place], given[place + 1 :]
-
-
-def refuse_options(own: Iterable[str], options: Sequence[str], kind: str, setter: str) -> None:
-    """Refuse options, meant for a command of this kind, that something else sets itself.
-
-    Raises:
-        UserError: one of `own`, names without dashes in front, is among them.
-    """
-    for option in own:
-        if any(word.replace("_", "-").split("=")[0] == f"--{option}" for word in options):
-            raise UserError(f"--{option} can't be one of the options of {kind}: the {setter} sets it.")

@@ -35,11 +35,9 @@ from camal_rl.run.runner import GAME, LEARNED
 from camal_rl.run.tags import TAGS
 
 CHECKPOINT_VERSION = 4
-FREE_OPTIONS = frozenset(
-    (
-        *("runs_dir", "data_dir", "checkpoint_every", "measure_every", "test_every"),
-        *("device", "torch_threads", "play_in", "track"),
-    )
+FREE_OPTIONS = (
+    *("runs_dir", "data_dir", "checkpoint_every", "measure_every", "test_every"),
+    *("device", "torch_threads", "play_in", "track"),
 )
 """Options, of agents and of classifiers, that change where and how fast a run is done, or what is kept of it,
 but not what is learned."""
@@ -201,19 +199,16 @@ def lock(folder: Path, purpose: str) -> Iterator[None]:
         UserError: another process does it, or the folder can't be written.
     """
     make_folder(folder, "folder")
-    held = filelock.FileLock(folder / f".{purpose}.lock")
     try:
-        held.acquire(timeout=PATIENCE)
+        held = filelock.FileLock(folder / f".{purpose}.lock").acquire(timeout=PATIENCE)
     except filelock.Timeout as error:
         raise UserError(
             f"another process does the same ({purpose}) in {folder}: wait for it, or end it."
         ) from error
     except OSError as error:
         raise UserError(f"can't write to {folder}: {error.strerror}. Choose another folder.") from error
-    try:
+    with held:
         yield
-    finally:
-        held.release()
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -404,9 +399,8 @@ class RunFolder:
         # What a killed process logged after its last checkpoint, or without one, is done and logged again.
         if self.args.track:
             self._track()
-        self._writer = SummaryWriter(str(self.path), purge_step=self.step + 1)
+        self._writer: Any = SummaryWriter(str(self.path), purge_step=self.step + 1)
         self._cleanup.callback(self._writer.close)
-        self._file: Any = self._writer.file_writer
         self._untold = dict(TAGS)
         self._curves = self._cleanup.enter_context(_open_curves(self.path / "curves.csv", self.step))
         if checkpoint is None:
@@ -509,7 +503,7 @@ class RunFolder:
             if tag in self._untold:
                 point.metadata.summary_description = self._untold.pop(tag)
                 point.metadata.plugin_data.plugin_name = "scalars"
-            self._file.add_summary(Summary(value=[point]), at)
+            self._writer.file_writer.add_summary(Summary(value=[point]), at)
             self._curves.write(f"{tag},{at},{value:.9g}\n")
 
     def log_image(self, tag: str, image: np.ndarray) -> None:

@@ -21,13 +21,9 @@ def processor() -> str:
 
 def cores() -> int:
     """The number of cores that this process may use, at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = core_share()
-    return allowed_cores() if share is None else min(allowed_cores(), max(1, round(share)))
-
-
-def allowed_cores() -> int:
-    """The number of cores that this process may run on, whatever share of their time a container gives it."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return allowed if share is None else min(allowed, max(1, round(share)))
 
 
 def core_share() -> float | None:

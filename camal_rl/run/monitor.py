@@ -72,10 +72,8 @@ class Monitor:
                 "iou_mask": float(scores[seen, 1].mean()),
                 "dead_map_fraction": float(dead[visible].float().mean()),
             }
+            self.run.status |= {name: f"{scalars[name]:.2f}" for name in ("alpha", "beta", "iou")}
         self.run.log({f"camal/{name}": value for name, value in scalars.items()})
-        for name in ("alpha", "beta", "iou"):
-            if name in scalars:
-                self.run.status[name] = f"{scalars[name]:.2f}"
         if draw:
             self._draw(images, masks, heat, seen)
         self._dead = self._dead + 1 if dead.float().mean() > 0.99 else 0
