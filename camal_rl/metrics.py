@@ -95,11 +95,7 @@ def alignment(heat: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
         sweep[index] = _iou_sweep(*frame, TAUS)
         rest[:, index] = _pointing_game(*frame), _relevance_mass(*frame), _roc_auc(*frame)
     names = ("pointing_game", "relevance_mass", "roc_auc")
-    return {
-        "iou": sweep[:, TAUS.index(TAU)].copy(),
-        "iou_sweep": sweep,
-        **dict(zip(names, rest, strict=True)),
-    }
+    return {"iou": sweep[:, TAUS.index(TAU)], "iou_sweep": sweep, **dict(zip(names, rest, strict=True))}
 
 
 def iou_mask(mask_weights: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -119,7 +115,7 @@ def iou_mask(mask_weights: np.ndarray, mask: np.ndarray) -> np.ndarray:
     share = inside / np.where(total > 0, total, 1)  # no pixel sees some cells of a map finer than the mask
     low, high = share.min(axis=(1, 2), keepdims=True), share.max(axis=(1, 2), keepdims=True)
     span = np.where(high > low, high - low, 1)
-    return iou(np.where(high > low, (share - low) / span, 0).astype(np.float32), mask)
+    return iou(((share - low) / span).astype(np.float32), mask)
 
 
 def rank_correlation(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -293,10 +289,7 @@ def _frames(heat: np.ndarray, mask: np.ndarray) -> Iterator[tuple[np.ndarray, np
 
 
 def _upsample(heat: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    height, width = size
-    return np.asarray(
-        cv2.resize(np.asarray(heat, np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    )
+    return np.asarray(cv2.resize(np.asarray(heat, np.float32), size[::-1], interpolation=cv2.INTER_LINEAR))
 
 
 def _iou_sweep(pixels: np.ndarray, inside: np.ndarray, taus: Sequence[float] | np.ndarray) -> list[float]:

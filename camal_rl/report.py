@@ -309,7 +309,7 @@ def media(study: Study) -> list[Part]:
                 found.append(shrunk)
             else:
                 left_out.append(f"{label} ({len(shrunk.content) / 2**20:.1f} MB)")
-    limit = f"Left out, to keep this page's media below {MEDIA_LIMIT / 2**20:.0f} MB: {', '.join(left_out)}."
+    limit = f"Left out (this page's media stay below {MEDIA_LIMIT / 2**20:.0f} MB): {', '.join(left_out)}."
     return [*found, *([limit] if left_out else [])]
 
 
@@ -324,9 +324,11 @@ def report_page(
 
     figure = drawings(study, results)
     environments, curves = ([figure[key]] if key in figure else [] for key in ("environments", "curves"))
+    trained = [(run.method, training(run)) for run in study.runs]
+    told = variants("They differ in options of training:", trained)
     rests = {
         "Environments": ", ".join(study.envs),
-        "Methods": ". ".join([", ".join(map(name, study.methods)), *variants(study)]),
+        "Methods": ". ".join([", ".join(map(name, study.methods)), *told]),
         "Seeds of each": span([len(study.of(env, m)) for env in study.envs for m in study.methods]),
         "Runs": str(len(study.runs)),
         "Agent steps a run": span([run.scores.steps for run in study.runs]),

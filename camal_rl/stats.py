@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations, combinations_with_replacement
 from typing import Literal
@@ -63,36 +63,6 @@ def normalize(returns: np.ndarray, random: float | np.ndarray, reference: float 
     return (_floats(returns) - random) / (np.asarray(reference, np.float64) - random)
 
 
-def complete(
-    scores_RE: np.ndarray, runs: Sequence[str] | None = None, environments: Sequence[str] | None = None
-) -> tuple[np.ndarray, list[str]]:
-    """Return the runs that have a score in every environment, and a sentence on each of the others.
-
-    The bootstrap needs a full matrix, and no gap can be filled honestly: an incomplete run goes as a whole.
-
-    Args:
-        scores_RE: NaN, or masked, where a score is missing.
-        runs: what the sentences call the rows, such as "seed 3".
-        environments: what they call the columns.
-
-    Returns:
-        The remaining rows, maybe none at all, and the sentences; no sentence if nothing was left out.
-    """
-    scores_RE = _floats(scores_RE)
-    runs = runs or [f"row {index}" for index in range(scores_RE.shape[0])]
-    environments = environments or [f"column {index}" for index in range(scores_RE.shape[1])]
-    missing_RE = np.isnan(scores_RE)
-    sentences = []
-    for run, missing_E in zip(runs, missing_RE, strict=True):
-        if missing_E.any():
-            gaps = [name for name, missing in zip(environments, missing_E, strict=True) if missing]
-            sentences.append(
-                f"Left out {run}: it has no score in {', '.join(gaps)}, "
-                "and the bootstrap needs every run in every environment."
-            )
-    return scores_RE[~missing_RE.any(axis=1)], sentences
-
-
 def sbci(
     scores: Mapping[str, np.ndarray], repetitions: int = REPETITIONS, seed: int = 0
 ) -> dict[str, dict[str, Interval]]:
@@ -102,7 +72,7 @@ def sbci(
         scores: scores_RE of each method, which may differ in R. For one environment pass `scores_RE[:, [e]]`.
 
     Raises:
-        ValueError: scores that are no matrix, or not finite (see `complete`).
+        ValueError: scores that are no matrix, or not finite.
     """
     intervals = {}
     for method, scores_RE in scores.items():
@@ -124,7 +94,7 @@ def poi(
         scores_y_RE: scores of Y in the same environments, maybe of another number of runs.
 
     Raises:
-        ValueError: scores that are no matrix, or not finite (see `complete`), or of different environments.
+        ValueError: scores that are no matrix, or not finite, or of different environments.
     """
     x_RE, y_RE = _checked(scores_x_RE, "X"), _checked(scores_y_RE, "Y")
     if x_RE.shape[1] != y_RE.shape[1]:
@@ -223,7 +193,7 @@ def performance_profile(
         thresholds_S: in the scores' unit, in any order.
 
     Raises:
-        ValueError: scores that are no matrix, or not finite (see `complete`).
+        ValueError: scores that are no matrix, or not finite.
     """
     scores_RE = _checked(scores_RE, "the method")
     thresholds_S = np.asarray(thresholds_S, np.float64)
@@ -307,7 +277,7 @@ def _as_matrix(scores: np.ndarray, name: str) -> np.ndarray:
 def _checked(scores: np.ndarray, name: str) -> np.ndarray:
     scores = _as_matrix(scores, name)
     if gaps := np.count_nonzero(~np.isfinite(scores)):
-        raise ValueError(f"{gaps} of {scores.size} scores of {name} are not finite: see stats.complete")
+        raise ValueError(f"{gaps} of {scores.size} scores of {name} are not finite: leave such runs out")
     return scores
 
 

@@ -9,7 +9,7 @@ from written_runs import IOUS, write_curves, write_scores
 
 from camal_rl import stats
 from camal_rl.results.comparison import Results, compute, compute_further, jobs
-from camal_rl.results.study import read_study
+from camal_rl.results.study import pivot, read_study
 
 NAN = float("nan")
 FEW = 50  # repetitions
@@ -21,7 +21,8 @@ def results_of(runs: Path) -> dict[str, Results]:
 
 def test_scores_of_a_method_are_runs_by_environments(runs: Path) -> None:
     shutil.rmtree(runs / "B/camal/seed1")
-    matrix = read_study(runs).matrix("camal", "iou")
+    study = read_study(runs)
+    matrix = pivot(study.table, "camal", "iou", study.envs)
     assert (list(matrix.index), list(matrix)) == ([1, 2], ["A", "B"])
     np.testing.assert_array_equal(matrix, [[0.2, NAN], [0.4, 0.5]])
 

@@ -473,15 +473,6 @@ def test_scores_are_normalised_to_finite_numbers_or_refused(
             stats.normalize(returns, random, reference)
 
 
-@some
-@given(PAIRS, SEEDS)
-def test_complete_runs_have_scores_everywhere(pair: tuple[np.ndarray, np.ndarray], seed: int) -> None:
-    scores_RE = np.where(np.random.default_rng(seed).random(pair[0].shape) < 0.2, np.nan, pair[0])  # noqa: N806
-    left, sentences = stats.complete(scores_RE)
-    assert np.isfinite(left).all()
-    assert len(left) + len(sentences) == len(scores_RE)
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Shapes that do not fit
 

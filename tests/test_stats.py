@@ -262,14 +262,11 @@ def test_what_a_masked_array_hides_is_missing() -> None:
         lambda: stats.poi(VANILLA_RE, hidden_RE),
         lambda: stats.performance_profile(hidden_RE, np.array([0.5])),
     ):
-        with pytest.raises(
-            ValueError, match=f"{count} of 20 scores of .* are not finite: see stats.complete"
-        ):
+        with pytest.raises(ValueError, match=f"{count} of 20 scores of .* are not finite: leave such"):
             call()
     with pytest.raises(ValueError, match="without a finite score"):
         stats.wilcoxon(hidden_RE[:, 0], VANILLA_RE[:, 0])
     np.testing.assert_array_equal(stats.normalize(hidden_RE, 0, 100), gaps_RE / 100)
-    np.testing.assert_array_equal(stats.complete(hidden_RE)[0], stats.complete(gaps_RE)[0])
     band, expected = stats.mean_band(hidden_RE, QUICK), stats.mean_band(gaps_RE, QUICK)
     np.testing.assert_array_equal(band.estimate, expected.estimate)
     nothing_is_hidden = np.ma.masked_array(CAMAL_RE)
@@ -314,32 +311,6 @@ def test_scores_that_are_no_matrix_are_refused(shape: tuple[int, ...]) -> None:
 def test_methods_of_different_environments_are_not_compared() -> None:
     with pytest.raises(ValueError, match="X has scores in 4 environments, Y in 3"):
         stats.poi(CAMAL_RE, VANILLA_RE[:, :3])
-
-
-def test_incomplete_runs_are_left_out_with_a_sentence_on_each() -> None:
-    scores_RE = np.array([[1, 2, 3], [4, math.nan, math.nan], [5, 6, 7], [math.nan, 8, 9]])
-    kept_RE, sentences = stats.complete(
-        scores_RE, [f"seed {seed}" for seed in range(4)], ["Basic", "DefendLine", "TakeCover"]
-    )
-    assert kept_RE.tolist() == [[1, 2, 3], [5, 6, 7]]
-    assert [sentence.split(",")[0] for sentence in sentences] == [
-        "Left out seed 1: it has no score in DefendLine",
-        "Left out seed 3: it has no score in Basic",
-    ]
-    assert "DefendLine, TakeCover, and" in sentences[0]
-    assert "row 3: it has no score in column 0," in stats.complete(scores_RE)[1][1]
-
-
-def test_complete_scores_stay_as_they_are() -> None:
-    kept_RE, sentences = stats.complete(CAMAL_RE)
-    assert sentences == []
-    np.testing.assert_array_equal(kept_RE, CAMAL_RE)
-
-
-def test_nothing_remains_where_no_run_is_complete() -> None:
-    kept_RE, sentences = stats.complete(np.array([[1, math.nan], [math.nan, 2]]))
-    assert kept_RE.shape == (0, 2)
-    assert len(sentences) == 2
 
 
 # Verdicts

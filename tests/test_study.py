@@ -52,6 +52,11 @@ def test_runs_that_are_not_comparable_are_reported_with_a_warning(
     assert sentence in "\n".join(study.comparability(read_study(runs)))
 
 
+def told(found: study.Study) -> list[str]:
+    trained = [(run.method, study.training(run)) for run in found.runs]
+    return study.variants("They differ in options of training:", trained)
+
+
 def test_a_variant_may_have_other_options_and_its_runs_the_same(runs: Path) -> None:
     (runs / "experiment.json").write_text('{"methods": ["camal"], "variants": {"weak": []}}')
     weak: dict[str, Any] = {"name": "weak", "method": "camal", "training__args": {"gamma": 0.5}}
@@ -60,7 +65,7 @@ def test_a_variant_may_have_other_options_and_its_runs_the_same(runs: Path) -> N
     found = read_study(runs)
     assert found.methods == ["camal", "weak", "vanilla"]
     assert study.comparability(found) == []
-    (sentence,) = study.variants(found)
+    (sentence,) = told(found)
     assert sentence == (
         "They differ in options of training: gamma is 0.99 (2 rows) and 0.5 (weak); "
         'method is "camal" (2 rows) and "vanilla" (vanilla).'
@@ -68,10 +73,13 @@ def test_a_variant_may_have_other_options_and_its_runs_the_same(runs: Path) -> N
     for changes in ({"training__args": {"gamma": 0.7}}, {"method": "suppress"}):
         write_scores(runs, "A/weak/seed2", 20, 0.2, **weak | changes)
         (sentence,) = study.comparability(read_study(runs))
-        assert sentence.startswith("Not comparable: runs of weak were trained differently. ")
+        name, value = ("gamma", 0.7) if "method" not in changes else ("method", '"suppress"')
+        assert sentence.startswith("Not comparable: runs were trained differently. ")
+        assert f"{name} of weak is " in sentence
+        assert f"{value} (A/weak/seed2)" in sentence
     planned = '{"methods": ["camal", "suppress"], "variants": {"weak": []}}'  # none of suppress is there yet
     (runs / "experiment.json").write_text(planned)
-    assert study.variants(read_study(runs))
+    assert told(read_study(runs))
 
 
 def test_runs_may_be_evaluated_by_the_maps_they_were_trained_with(runs: Path) -> None:

@@ -161,6 +161,23 @@ def test_scores_say_how_a_fold_was_trained_too(runs: Path, changes: dict[str, An
     assert comparability(read_folds(runs)) == [f"Compare with care: folds of busi/resnet18 differ. {told}"]
 
 
+def test_a_variant_may_have_other_options_and_its_folds_the_same(runs: Path) -> None:
+    for fold in (1, 2):
+        scores = scores_of("busi", "resnet18", "camal", fold, 0.8, 0.5)
+        write(runs, f"busi/resnet18/camal-10/fold{fold}", scores, camal_coef=10.0)
+    found = comparability(read_folds(runs))
+    assert found[0].startswith("Missing: ")
+    (told,) = found[1:]
+    assert told.startswith("Rows of busi/resnet18 differ in options of training: ")
+    assert "camal_coef is 1.0 (" in told
+    assert "10.0 (camal-10)" in told
+    write(runs, "busi/resnet18/camal-10/fold2", scores, camal_coef=3.0)
+    assert any(
+        "Compare with care: folds of busi/resnet18 differ. camal_coef of camal-10 is" in sentence
+        for sentence in comparability(read_folds(runs))
+    )
+
+
 @pytest.mark.parametrize("changes", [{"seed": 2}, {"folds": 10}])
 def test_folds_of_several_partitions_are_no_cross_validation(runs: Path, changes: dict[str, Any]) -> None:
     """Also where the second fold of every method is of the same one."""

@@ -1,5 +1,6 @@
 """Training of classifiers: what is learned, resumed and refused."""
 
+import dataclasses
 import os
 import resource
 import shutil
@@ -257,12 +258,30 @@ def test_other_arguments_in_the_same_folder_are_refused(tmp_path: Path) -> None:
         train.train(small_args(tmp_path, epochs=1, weight_decay=0.1))
 
 
-def test_scores_can_be_made_again_from_the_checkpoint(plain: train.Args, tmp_path: Path) -> None:
+def test_scores_can_be_made_again_from_the_checkpoint_with_the_arithmetic_of_training(
+    plain: train.Args, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # torch's default
     file = train.folder_of(plain, 1) / "scores.json"
     before = file.read_bytes()
     file.unlink()
     assert evaluate.main(evaluate.Args((tmp_path,), device="cpu")) == 0
     assert file.read_bytes() == before
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_the_largest_seed_is_taken(tmp_path: Path) -> None:
+    assert train.train(small_args(tmp_path, epochs=1, seed=2**63 - 1))
+
+
+def test_processes_of_one_machine_share_its_cores(plain: train.Args, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(train, "cores", lambda: 6)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    train.train(dataclasses.replace(plain, torch_threads=0))
+    assert asked[0] == 3
 
 
 def test_cut_outs_count_by_what_they_show(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class Results:
 
     joint: Comparison
     left_out: Sequence[str]
-    """Sentences of `stats.complete` on runs that don't count in `joint`."""
+    """Sentences on runs that don't count in `joint`."""
     environments: Mapping[str, Comparison]
     profile: Lines
     """Over all environments, by threshold."""
@@ -138,11 +138,16 @@ def compute(
     for metric, column in METRICS.items():
         complete, left_out, every = {}, [], {}
         for method in study.methods:
-            matrix = study.matrix(method, column)
+            matrix = pivot(study.table, method, column, study.envs)
             every[method] = matrix.to_numpy(np.float64)
-            titles = [f"{method} seed {number}" for number in matrix.index]
-            complete[method], sentences = stats.complete(every[method], titles, study.envs)
-            left_out += sentences
+            # The bootstrap needs a full matrix, and no gap can be filled honestly: a run goes as a whole.
+            complete[method] = matrix.dropna().to_numpy(np.float64)
+            for number, gaps in matrix.isna().iterrows():
+                if lacking := ", ".join(matrix.columns[gaps]):
+                    left_out.append(
+                        f"Left out {method} seed {number}: it has no score in {lacking}, "
+                        "and the bootstrap needs every run in every environment."
+                    )
         joint = compare(complete, "in every environment", repetitions, seed)
         profile = _profile(complete, repetitions, seed)
         done()
@@ -166,7 +171,7 @@ def compute_further(
     found = {}
     for measure, (_, sign) in FURTHER.items():
         every = {method: pivot(table, method, measure, study.envs) for method in study.methods}
-        scores = {method: stats.complete(matrix.to_numpy(np.float64))[0] for method, matrix in every.items()}
+        scores = {method: matrix.dropna().to_numpy(np.float64) for method, matrix in every.items()}
         if any(len(scores_RE) for scores_RE in scores.values()):
             found[measure] = compare(scores, "in every environment", repetitions, seed, sign)
         done()
@@ -180,12 +185,11 @@ def _steps_to_half(study: Study) -> list[float]:
     get there counts with the steps of the longest; NaN where there is no curve.
     """
     found: dict[str, float] = {}
-    for env in study.envs:
+    for env, (random, _) in study.scales.items():
         edges, curves = _curves_of_runs(study, env, TAGS["return"])
         last = {title: c[~np.isnan(c)][-1] for title, c in curves.items() if not np.isnan(c).all()}
         rows = [[last[run.title] for run in study.of(env, m) if run.title in last] for m in study.methods]
         best = max((float(np.mean(row)) for row in rows if row), default=math.nan)
-        random = study.scales.get(env, (0.0, 1.0))[0]
         level = (best + random) / 2 if best > random else math.inf
         for title in last:
             above = np.flatnonzero(curves[title] >= level)

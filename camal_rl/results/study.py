@@ -174,11 +174,6 @@ class Run(NamedTuple):
         return f"{self.scores.env}/{self.scores.name}/seed{self.scores.seed}"
 
     @property
-    def is_variant(self) -> bool:
-        """True where it has a name of its own, and so may have options of its own."""
-        return self.scores.name != self.scores.method
-
-    @property
     def scale(self) -> tuple[float, float]:
         """The environment's random and reference return."""
         definition = self.scores.training.definition
@@ -226,10 +221,6 @@ class Study:
         table = pd.DataFrame(rows).astype(dict.fromkeys(MEASURES, float))
         return table.assign(lost_return=table["normalized_return"] - table["shifted_return"])
 
-    def matrix(self, method: str, column: str) -> pd.DataFrame:
-        """Return seeds x environments of a number of every run of a method; NaN where a run is missing."""
-        return pivot(self.table, method, column, self.envs)
-
     def mean(self, column: str, **where: str) -> float:
         """Mean of a number over the runs with this environment, method or both; NaN where there is none."""
         table = self.table
@@ -255,7 +246,6 @@ def read_study(folder: Path) -> Study:
     hint = "Run python -m camal_rl.experiment again, or delete it."
     planned = read_content(file, Experiment, hint) if file.is_file() else Experiment()
     runs, trained = [], set()
-    contents: dict[str, bytes] = {}  # of scores.json, by title
     for place in sorted(folder.glob("[!.]*/[!.]*/seed*")):
         if not re.fullmatch(r"seed(0|[1-9]\d*)", place.name):
             continue
@@ -263,19 +253,18 @@ def read_study(folder: Path) -> Study:
         if (place / "scores.json").is_file():
             again = f"Evaluate again: python -m camal_rl.evaluate {place}"
             runs.append(Run(place, *cell, read_content(place / "scores.json", Scores, again)))
-            contents[runs[-1].title] = (place / "scores.json").read_bytes()
         elif (place / "args.json").is_file():
             trained.add(cell)
+    scores = {run.title: run.scores for run in runs}
     copies = [
         run.title
         for run in runs
-        if run.env != run.scores.env
-        or (run.title != run.said and contents[run.title] == contents.get(run.said))
+        if run.env != run.scores.env or (run.title != run.said and run.scores == scores.get(run.said))
     ]
     runs = [run for run in runs if run.title not in copies]
     if not runs:
         raise UserError(
-            f"{folder} holds no <env>/<name>/seed<k>/scores.json: train and evaluate first, "
+            f"{folder} holds no scores.json of a run <env>/<name>/seed<k>: train and evaluate first, "
             "python -m camal_rl.experiment."
         )
     asked = [Path(env).stem if env.endswith(".toml") else env for env in planned.envs]
@@ -285,7 +274,9 @@ def read_study(folder: Path) -> Study:
     seeds = sorted({run.seed for run in runs} | set(planned.seeds))
     runs.sort(key=lambda run: (envs.index(run.env), methods.index(run.method), run.seed))
     have = {run[1:4] for run in runs}
-    absent = [cell for cell in product(envs, methods, seeds) if cell not in have]
+    absent = {c: "{}/{}/seed{}".format(*c) for c in product(envs, methods, seeds) if c not in have}
+    missing = [title for cell, title in absent.items() if cell not in trained]
+    unevaluated = [title for cell, title in absent.items() if cell in trained]
     first: dict[str, Run] = {}
     for run in runs:
         other = first.setdefault(run.env, run)
@@ -294,10 +285,6 @@ def read_study(folder: Path) -> Study:
                 f"{other.title} and {run.title} measure returns on different scales (random and reference "
                 f"return {other.scale} and {run.scale}): evaluate runs of the same definition of {run.env}."
             )
-    missing, unevaluated = (
-        ["{}/{}/seed{}".format(*cell) for cell in absent if (cell in trained) is there]
-        for there in (False, True)
-    )
     scales = {env: run.scale for env, run in first.items()}
     return Study(runs, envs, methods, missing, unevaluated, copies, scales)
 
@@ -332,35 +319,40 @@ def comparability(study: Study) -> list[str]:
         if run.scores.settings.get("attention") == run.scores.training.args.get("attention"):
             evaluation[run.title]["attention"] = "that of training"
     sentences += differences("Not comparable: runs were evaluated differently.", evaluation)
-    steps = {run.title: {"agent steps": run.scores.steps} for run in runs}
-    trained = {run.title: steps[run.title] | (training(run) if not run.is_variant else {}) for run in runs}
+    trained = {r.title: {"agent steps": r.scores.steps} | by_row(r.method, training(r)) for r in runs}
     sentences += differences("Not comparable: runs were trained differently.", trained)
-    for method in study.methods:
-        of_row = {
-            run.title: training(run) | {"method": run.scores.method}
-            for run in runs
-            if run.is_variant and run.method == method
-        }
-        sentences += differences(f"Not comparable: runs of {method} were trained differently.", of_row)
     for env in study.envs:
         of_env = {run.title: run.scores.training.definition.model_dump() for run in runs if run.env == env}
         sentences += differences(f"Not comparable: runs of {env} have different definitions of it.", of_env)
     return sentences + differences("Versions differ between runs.", {r.title: versions(r) for r in runs})
 
 
-def variants(study: Study) -> list[str]:
-    """Return a sentence on the options in which variants differ from each other and from the methods."""
-    if not any(run.is_variant for run in study.runs):
+def by_row(row: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options under the names to compare them by; those of a variant, its method among them, are its own.
+
+    A variant is a row that is not called as its method: it may have other options, and all its runs the same.
+    """
+    own = f" of {row}" if row != options["method"] else ""
+    return {f"{name}{own}": value for name, value in options.items() if own or name != "method"}
+
+
+def variants(sentence: str, trained: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """Go on from a sentence with the options in which rows differ, if one of them is a variant.
+
+    Args:
+        sentence: as of `differences`.
+        trained: row and options, with the method, of each run.
+    """
+    first = dict(reversed(trained))
+    if all(row == options["method"] for row, options in first.items()):
         return []
-    first = {run.method: training(run) | {"method": run.scores.method} for run in reversed(study.runs)}
-    rows = {method: first[method] for method in study.methods if method in first}
-    return differences("They differ in options of training:", rows, "rows")
+    return differences(sentence, {row: first[row] for row, _ in trained}, "rows")
 
 
 def training(run: Run) -> dict[str, Any]:
-    """Options of a run's training by name, but for those that every run has of its own."""
+    """Method and options of a run's training by name, but for those that every run has of its own."""
     known, own = run.scores.training.args, ("env", "method", "name", "seed", "code")
-    return {name: value for name, value in known.items() if name not in own}
+    return {name: value for name, value in known.items() if name not in own} | {"method": run.scores.method}
 
 
 def versions(run: Run) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from camal_rl.results.comparison import FURTHER, METRICS, Comparison, Pair, Results, name
 from camal_rl.results.figures import Table, fixed, percent, shown
-from camal_rl.results.study import Study
+from camal_rl.results.study import Study, pivot
 from camal_rl.stats import Interval
 
 STATISTIC_NAMES = {"mean": "Mean", "median": "Median", "iqm": "IQM", "optimality_gap": "Gap"}
@@ -162,6 +162,6 @@ def data_files(study: Study) -> dict[str, bytes]:
     """Return numbers of every run, and matrices of runs x environments; a field without a number is empty."""
     files = {"scores.csv": study.table.to_csv(index=False).encode()}
     for metric, column in METRICS.items():
-        matrices = {method: study.matrix(method, column) for method in study.methods}
+        matrices = {method: pivot(study.table, method, column, study.envs) for method in study.methods}
         files[f"{metric}.csv"] = pd.concat(matrices, names=["method"]).to_csv().encode()
     return files

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from camal_rl.errors import UserError
+from camal_rl.errors import UserError, in_one_line
 
 Rest: TypeAlias = Callable[[Tensor], Tensor]
 Published: TypeAlias = Mapping[str, Mapping[str, Any]]
@@ -133,7 +132,7 @@ def load_clip(
         try:
             open_clip.load_checkpoint(network, str(weights.absolute()), weights_only=True)
         except Exception as error:  # a damaged file makes torch raise all kinds
-            reason = textwrap.shorten(str(error), 160, placeholder=" ...")
+            reason = in_one_line(error)[:160]
             raise UserError(f"{weights} does not hold weights of {model} ({reason}): {source}.") from error
     tokenize = partial(open_clip.tokenize, context_length=network.context_length)
     return prepare(network.to(device), model, tokenize, conventions)

@@ -49,7 +49,7 @@ from camal_rl import attention, metrics
 from camal_rl.masks import mask_weights
 from camal_rl.results import media
 from camal_rl.run import folder as run_folder
-from camal_rl.run.device import choose_device
+from camal_rl.run.device import allow_tf32, choose_device
 from camal_rl.vision import datasets
 from camal_rl.vision.models import Classifier, Output, class_cam, normalize
 from camal_rl.vision.samples import Samples
@@ -277,13 +277,13 @@ def evaluate_fold(folder: Path, load: Callable[[str, int, int], Samples], device
         checkpoint = run_folder.load_checkpoint(folder / "checkpoint.pt")
         if checkpoint is None or checkpoint["epoch"] < options["epochs"]:
             raise UserError(f"{folder} has not been trained to the end: run its training again first.")
+        allow_tf32(options["precision"] == "tf32")  # as in training
         samples = load(options["data"], options["image_size"], options["samples"])
         if "pictures" in options and options["pictures"] != checksum(samples.images.data):
             raise UserError(f"{folder} was trained on other cut-outs: give their --data-dir.")
         model = Classifier(options["model"], len(samples.classes), options["image_size"]).to(device)
         model.load_state_dict(checkpoint["model"])
-        dealt = (samples.labels, options["folds"], options["seed"], samples.objects)
-        folds = datasets.folds(*dealt)
+        folds = datasets.folds(samples.labels, options["folds"], options["seed"], samples.objects)
         tested = np.flatnonzero(folds == options["fold"] - 1)
         scored = evaluate(model, samples, tested, options["attention"], options["seed"])
         write(folder, options, checkpoint["seconds_per_step"], *scored)

@@ -19,7 +19,6 @@ mobilenet_v2    output of the last convolution                        1280, 7, 7
 from __future__ import annotations
 
 import math
-import textwrap
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,7 +63,7 @@ class Architecture:
     features: Callable[[Any, Tensor], Features]
     head: Callable[[Any, Features], Tensor]
     multiple: int = 32  # sides of the images are multiples of it
-    size_option: str | None = None  # tells it the size of images, where it is built for one
+    size_options: Callable[[int], dict[str, Any]] = lambda size: {}  # where it is built for a size of images
 
 
 def _stages(*names: str) -> Callable[[Any, Tensor], Features]:
@@ -136,7 +135,7 @@ ARCHITECTURES = {
         "efficientnet_b0", "classifier.1", 1e-3, _stages("features"), _head("avgpool", "classifier")
     ),
     "vit_b_16": Architecture(
-        "vit_b_16", "heads.head", 1e-4, _vit_features, _vit_head, multiple=16, size_option="image_size"
+        "vit_b_16", "heads.head", 1e-4, _vit_features, _vit_head, 16, lambda size: {"image_size": size}
     ),
     "swin_v2_t": Architecture(
         "swin_v2_t", "head", 1e-4, _stages("features", "norm", "permute"), _head("avgpool", "head")
@@ -148,7 +147,7 @@ ARCHITECTURES = {
         _stages("stem", "blocks.0", "blocks.1", "blocks.2", "blocks.3"),
         _head("classifier", flatten=False),
         multiple=224,
-        size_option="input_size",
+        size_options=lambda size: {"input_size": (size, size)},
     ),
     "mobilenet_v2": Architecture(
         "mobilenet_v2",
@@ -173,11 +172,7 @@ class Classifier(nn.Module):
         check_image_size(name, image_size)
         self.name = name
         self.architecture = ARCHITECTURES[name]
-        options: dict[str, Any] = {"num_classes": num_classes}
-        if self.architecture.size_option == "input_size":
-            options["input_size"] = (image_size, image_size)
-        elif self.architecture.size_option:
-            options[self.architecture.size_option] = image_size
+        options = {"num_classes": num_classes, **self.architecture.size_options(image_size)}
         self.network: nn.Module = models.get_model(self.architecture.network, **options)
         # Faster on a CPU, and the order that a GPU's tensor cores want.
         nn.utils.convert_conv2d_weight_memory_format(self, torch.channels_last)
@@ -285,10 +280,9 @@ def load_weights(model: Classifier, weights: str) -> None:
             fits = interpolate_embeddings(network.image_size, network.patch_size, fits)
         network.load_state_dict(fits)
     except (RuntimeError, ValueError, KeyError) as error:
-        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
         raise UserError(
-            f"--weights {weights} don't fit {model.name} ({reason}): give the state dictionary of "
-            f"torchvision's {model.architecture.network}."
+            f"--weights {weights} don't fit {model.name} ({in_one_line(error)[:200]}): give the state "
+            f"dictionary of torchvision's {model.architecture.network}."
         ) from error
 
 

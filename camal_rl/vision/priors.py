@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from camal_rl.errors import UserError
+from camal_rl.errors import UserError, in_one_line
 from camal_rl.run.command_line import Positive, parse, run_at_once
 from camal_rl.run.files import make_folder, write_whole
 from camal_rl.vision.samples import GENERATED, DataName
@@ -53,7 +53,6 @@ if __name__ == "__main__":
     ARGS = parse(Args, "python -m camal_rl.vision.priors")  # before torch is imported: --help answers at once
 
 import io
-import textwrap
 
 import numpy as np
 import torch
@@ -146,9 +145,8 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
             maps, names = content["maps"], content["names"]
         _check(maps, names)
     except Exception as error:  # a damaged file makes NumPy raise all kinds
-        reason = textwrap.shorten(str(error), 100, placeholder=" ...") or type(error).__name__
         raise UserError(
-            f"{path} is damaged, or not a file of regions ({reason}): make it again with "
+            f"{path} is damaged, or not a file of regions ({in_one_line(error)[:100]}): make it again with "
             "python -m camal_rl.vision.priors --output."
         ) from error
     return dict(zip(names.tolist(), maps, strict=True))

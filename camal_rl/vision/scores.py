@@ -10,7 +10,9 @@ import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -21,7 +23,17 @@ from pydantic import Field, StringConstraints
 from camal_rl import metrics, stats
 from camal_rl.errors import UserError
 from camal_rl.results import comparison
-from camal_rl.results.study import Content, Fraction, differences, in_order, options, read_content, some
+from camal_rl.results.study import (
+    Content,
+    Fraction,
+    by_row,
+    differences,
+    in_order,
+    options,
+    read_content,
+    some,
+    variants,
+)
 from camal_rl.stats import Band, Interval
 
 SIGNIFICANT = 0.05
@@ -48,7 +60,6 @@ MODELS = {
 METHODS = {**comparison.NAMES, "prior": "Prior"}
 MEASURES = {"iou": "IoU", "accuracy": "accuracy"}
 """Measures that methods are compared by, and their names in prose."""
-KINDS = ("removal", "insertion")
 UNSHIFTED = "unshifted"
 """The test set that is like the training set."""
 
@@ -98,6 +109,7 @@ class OfMap(Content):
 class Scores(Measures):
     """The fields of a fold's scores.json: how the fold was trained, and how it does."""
 
+    method: str
     folds: int
     seed: int
     epochs: int
@@ -175,8 +187,11 @@ def read_folds(folder: Path) -> Folds:
         except UserError as mistake:
             problems.append(f"{title} is left out: {mistake}.")
             continue
+        given: dict[str, Any] = {}
+        with suppress(OSError, ValueError, AttributeError):
+            given = options(json.loads((place / "args.json").read_bytes()))
         number = int(place.name.removeprefix("fold"))
-        folds.append(Fold(place, data, model, method, number, scores, _read_options(place / "args.json")))
+        folds.append(Fold(place, data, model, method, number, scores, given))
     if not folds:
         raise UserError(
             f"{folder} holds no <data>/<model>/<method>/fold<k>/scores.json that can be read: train and "
@@ -195,14 +210,6 @@ def read_folds(folder: Path) -> Folds:
     table = table.sort_values(["data", "model", "method", "fold", "test_set"], ignore_index=True)
     order = list(dict.fromkeys(table[["data", "model", "method", "fold"]].itertuples(index=False, name=None)))
     return Folds(sorted(folds, key=lambda fold: order.index(fold[1:5])), problems, table)
-
-
-def _read_options(file: Path) -> dict[str, Any]:
-    """Return the options that a fold was trained with, by name; empty where they can't be read."""
-    try:
-        return options(json.loads(file.read_bytes()))
-    except (OSError, ValueError, AttributeError):
-        return {}
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -321,7 +328,7 @@ def _faithfulness(folds: Folds, other: str) -> Curves | None:
         return None
     shares = there[0][0].shares
     bands, areas, apart = {}, {}, {}
-    for kind in KINDS:
+    for kind in ("removal", "insertion"):
         curves = [np.concatenate([getattr(both[place], kind) for both in there]) for place in (0, 1)]
         bands[kind] = {method: _band(part) for method, part in zip(("camal", other), curves, strict=True)}
         camal_area, rival_area = (metrics.area(part, np.array(shares)) for part in curves)  # of each sample
@@ -341,15 +348,13 @@ def _band(curves: np.ndarray) -> Band:
 
 
 def _variances(folds: Folds, other: str) -> list[Variance]:
-    groups: dict[tuple[int, Any], list[Any]] = {}
-    order = folds.names("data")
+    groups: dict[tuple[str, Any], list[Any]] = {}
     for camal, rival in folds.pairs(other):
         every = (camal.scores.mask_variance, camal.scores.attention_variance, rival.scores.attention_variance)
         maps = [np.array(variance) for variance in every if variance is not None]
         if len(maps) == 3 and len({variance.shape for variance in maps}) == 1:
-            groups.setdefault((order.index(camal.data), maps[0].shape), []).append(maps)
-    found = sorted(groups.items(), key=lambda group: group[0])
-    return [Variance(order[place], len(maps), list(np.mean(maps, axis=0))) for (place, _), maps in found]
+            groups.setdefault((camal.data, maps[0].shape), []).append(maps)
+    return [Variance(data, len(maps), list(np.mean(maps, axis=0))) for (data, _), maps in groups.items()]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -358,9 +363,7 @@ def _variances(folds: Folds, other: str) -> list[Variance]:
 
 def comparability(folds: Folds) -> list[str]:
     """Return a sentence on each way in which folds are missing, or differ though only the method should."""
-    cells: dict[tuple[str, str], list[Fold]] = {}
-    for fold in folds.folds:
-        cells.setdefault((fold.data, fold.model), []).append(fold)
+    cells = {key: list(cell) for key, cell in groupby(folds.folds, lambda fold: fold[1:3])}
     sentences, missing = list(folds.problems), []
     for (data, model), cell in cells.items():
         for method in dict.fromkeys(fold.method for fold in cell):
@@ -373,6 +376,8 @@ def comparability(folds: Folds) -> list[str]:
     for (data, model), cell in cells.items():
         told = {f"{fold.method}/fold{fold.number}": _described(fold) for fold in cell}
         sentences += differences(f"Compare with care: folds of {data}/{model} differ.", told, "folds")
+        trained = [(fold.method, _training(fold)) for fold in cell]
+        sentences += variants(f"Rows of {data}/{model} differ in options of training:", trained)
         if len({(fold.scores.seed, fold.scores.folds) for fold in cell}) > 1:
             sentences.append(
                 f"Folds of {data}/{model} with another seed, or of another number of folds, are of another "
@@ -382,12 +387,21 @@ def comparability(folds: Folds) -> list[str]:
 
 
 def _described(fold: Fold) -> dict[str, Any]:
-    """Return how a fold was trained and tested, but for what names it and what its method has no use for."""
-    useless = {"data", "model", "method", "name", "fold"}
-    useless |= {"camal_coef", "empty_mask"} if fold.method == "vanilla" else set()
-    useless |= set() if fold.method == "prior" else {"prior"}
-    known = fold.scores.model_dump(include={"epochs", "weights", "folds", "seed", "version"}) | fold.options
+    """Return how a fold was trained and tested, by the names to compare it by."""
+    known = by_row(fold.method, _training(fold))
+    known |= fold.scores.model_dump(include={"folds", "seed", "version"})
+    known |= {name: value for name, value in fold.options.items() if name == "code"}
     known[f"test images of fold {fold.number}"] = fold.scores.samples
     if curves := fold.scores.faithfulness:
         known["shares of removed pixels"] = len(curves.shares)
+    return known
+
+
+def _training(fold: Fold) -> dict[str, Any]:
+    """Return how a fold was trained, but for what names it and what its method has no use for."""
+    method = fold.scores.method
+    useless = {"data", "model", "name", "fold", "folds", "seed", "code"}
+    useless |= {"camal_coef", "empty_mask"} if method == "vanilla" else set()
+    useless |= set() if method == "prior" else {"prior"}
+    known = fold.options | fold.scores.model_dump(include={"method", "epochs", "weights"})
     return {name: value for name, value in known.items() if name not in useless}

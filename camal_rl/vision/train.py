@@ -225,15 +225,6 @@ class Work(NamedTuple):
     group: Group
 
 
-def describe(work: Work, fold: int) -> dict[str, dict[str, Any]]:
-    """All that defines the training of a fold, in JSON's types. Files count by their content."""
-    # BatchNorm and dropout see a process's part of a batch, so the number of processes counts.
-    name = work.args.name or work.args.method
-    chosen = {"name": name, "fold": fold, "learning_rate": learning_rate(work.args)}
-    chosen |= {"precision": work.precision, "processes": work.group.size}
-    return run_folder.describe(work.args, {**chosen, **work.checksums})
-
-
 def learning_rate(args: Args) -> float:
     """The given learning rate, or Table 7's."""
     return args.learning_rate or ARCHITECTURES[args.model].learning_rate
@@ -251,7 +242,8 @@ class Learner:
         args, samples = work.args, work.samples
         self.work, self.fold, self.epoch = work, fold, 0
         self.seconds_per_step: list[float] = []
-        torch.manual_seed(args.seed * 1000 + fold)  # of the last layer, and of all without trained weights
+        # Of the last layer, and of all without trained weights.
+        torch.manual_seed((args.seed * 1000 + fold) % 2**63)
         self.model = Classifier(args.model, len(samples.classes), args.image_size)
         load_weights(self.model, args.weights)
         self.model.to(work.device)
@@ -350,7 +342,11 @@ class Learner:
 def train_fold(work: Work, fold: int, interrupted: Callable[[], bool] = lambda: False) -> bool:
     """Train and test a fold from where it stopped; True when it is finished, False when interrupted."""
     args, group, folder = work.args, work.group, folder_of(work.args, fold)
-    described = describe(work, fold)
+    chosen = {"name": args.name or args.method, "fold": fold, "learning_rate": learning_rate(args)}
+    # BatchNorm and dropout see a process's part of a batch, so the number of processes counts. Files count by
+    # their content.
+    chosen |= {"precision": work.precision, "processes": group.size, **work.checksums}
+    described = run_folder.describe(args, chosen)
     with contextlib.ExitStack() as stack:
 
         def begin() -> tuple[dict[str, Any] | None, bool]:
@@ -458,9 +454,8 @@ def train(args: Args, interrupted: Callable[[], bool] = lambda: False) -> bool:
             )
         work = prepare(args, device, group)
         stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(
-            args.torch_threads or max(1, min(torch.get_num_threads(), cores()) // group.size)
-        )
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine, as torchrun says
+        torch.set_num_threads(args.torch_threads or max(1, min(torch.get_num_threads(), cores()) // here))
         allow_tf32(work.precision == "tf32")
         if group.rank == 0:
             print(
