@@ -17,9 +17,7 @@ __version__ = "0.1.0"
 
 _PACKAGE = Path(__file__).resolve().parent
 # A wheel carries envs/ inside the package; a checkout and an editable install keep it beside the package.
-ENVS_DIR = next(
-    (path for path in (_PACKAGE / "envs", _PACKAGE.parent / "envs") if path.is_dir()), _PACKAGE / "envs"
-)
+ENVS_DIR = _PACKAGE / "envs" if (_PACKAGE / "envs").is_dir() else _PACKAGE.parent / "envs"
 
 
 def register_envs() -> None:

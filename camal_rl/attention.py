@@ -6,7 +6,7 @@ A general form by automatic differentiation for any network, and the closed form
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,6 @@ METHODS: tuple[str, ...] = (
     "smoothgrad",
     "integrated-gradients",
 )
-Target: TypeAlias = Tensor | Callable[[Tensor], Tensor]
 
 POOLED_METHODS = ("gradcam", "magnitude", "diffgradcam")
 RESAMPLING_METHODS = ("smoothgrad", "integrated-gradients")
@@ -47,7 +46,7 @@ FUSED = (
 
 def class_activation_map(
     feature_maps: Tensor,
-    target: Target,
+    target: Tensor | Callable[[Tensor], Tensor],
     method: str = "gradcam",
     *,
     classes: Tensor | None = None,
@@ -96,11 +95,27 @@ def class_activation_map(
         raise ValueError(INFERENCE)
     if classes is not None and method != "diffgradcam":
         raise ValueError(f"classes is for method 'diffgradcam' only, got method {method!r}")
-    if method in RESAMPLING_METHODS and samples < 1:
+    resampled = method in RESAMPLING_METHODS
+    if resampled and samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    gradients = _mean_gradient(
-        feature_maps, target, method, classes, create_graph, per_sample, samples, noise, generator
-    )
+    if resampled and isinstance(target, Tensor):
+        raise ValueError(
+            f"method {method!r} evaluates the target at other feature maps: "
+            "pass a function feature_maps -> (B,), got a tensor"
+        )
+    with torch.enable_grad():
+        if isinstance(target, Tensor):
+            scalars = _scalars(target, feature_maps, method, classes)
+            gradients = _gradient(scalars, feature_maps, create_graph, per_sample)
+        else:
+            connected = create_graph and feature_maps.requires_grad
+            source = feature_maps if connected else feature_maps.detach().requires_grad_()
+            gradients = at_least_float32(torch.zeros_like(feature_maps))
+            for point in _points(source, method, samples, noise, generator):
+                with sdpa_kernel(SDPBackend.MATH):  # the only one that can be differentiated twice
+                    scalars = _scalars(target(point), point, method, classes)
+                gradients = gradients + _gradient(scalars, point, create_graph, per_sample)
+            gradients = gradients / (samples if resampled else 1)
     return gradient_to_map(feature_maps if create_graph else feature_maps.detach(), gradients, method)
 
 
@@ -313,40 +328,6 @@ def is_dead(cam: Tensor) -> Tensor:
 def upsample(heat: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, h, w) -> (B, H, W) by bilinear interpolation, align_corners=False; `size` is (H, W)."""
     return F.interpolate(heat.unsqueeze(1), size=size, mode="bilinear", align_corners=False).squeeze(1)
-
-
-def _mean_gradient(
-    feature_maps: Tensor,
-    target: Target,
-    method: str,
-    classes: Tensor | None,
-    create_graph: bool,
-    per_sample: bool,
-    samples: int,
-    noise: float,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """dy/dA averaged over the points at which the method evaluates it, (B, K, h, w)."""
-    with torch.enable_grad():
-        if isinstance(target, Tensor):
-            if method in RESAMPLING_METHODS:
-                raise ValueError(
-                    f"method {method!r} evaluates the target at other feature maps: "
-                    "pass a function feature_maps -> (B,), got a tensor"
-                )
-            return _gradient(
-                _scalars(target, feature_maps, method, classes), feature_maps, create_graph, per_sample
-            )
-        connected = create_graph and feature_maps.requires_grad
-        source = feature_maps if connected else feature_maps.detach().requires_grad_()
-        total = at_least_float32(torch.zeros_like(feature_maps))
-        points = 0
-        for point in _points(source, method, samples, noise, generator):
-            with sdpa_kernel(SDPBackend.MATH):  # the only one that can be differentiated twice
-                scalars = _scalars(target(point), point, method, classes)
-            total = total + _gradient(scalars, point, create_graph, per_sample)
-            points += 1
-        return total / points
 
 
 def _points(

@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal, NamedTuple, cast
 import tyro
 
 from camal_rl.errors import UserError
-from camal_rl.run.command_line import NAME, Count, Positive, check_ranges, parse, run_at_once, words_of
+from camal_rl.run.command_line import NAME, Count, Positive, parse, run_at_once, words_of
 
 Part = Literal["overhead", "rollout", "runs", "extraction", "scaling", "startup", "vision"]
 
@@ -56,9 +56,6 @@ class Args:
     """auto, cpu, cuda, cuda:1, mps"""
     torch_threads: Count = 0
     """CPU threads that play and learn, 0 for all cores"""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 if __name__ == "__main__":
@@ -105,7 +102,7 @@ class Plan(NamedTuple):
     num_envs: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     cores: tuple[int, ...] = (1, 2)
     devices: tuple[str, ...] = ("auto",)
-    frame_sizes: tuple[tuple[int, int], ...] = ((84, 84), (120, 160), (240, 320))
+    frame_sizes: tuple[tuple[int, int], ...] = ((120, 160), (240, 320))
     length: int = 60  # iterations of the training whose memory is watched
 
 
@@ -275,7 +272,7 @@ def play_raw(
     """Act at random in every game's engine, and take frame and labels; no more. Arguments as of a rollout."""
 
     def play(games: slice) -> None:
-        for actions in (draws[:, games] * envs.num_actions).astype(int).tolist():
+        for actions in (draws[:, games] * len(envs.envs[0].actions)).astype(int).tolist():
             for env, action in zip(envs.envs[games], actions, strict=True):
                 env.game.make_action(env.actions[action], env.definition.frame_skip)
                 if env.game.is_episode_finished():
@@ -341,30 +338,20 @@ def scaling(plan: Plan) -> Cases:
     on = {device: f", {device}" * (len(plan.devices) > 1) for device in plan.devices}
     most = max(8, max(plan.cores))
     varied: dict[str, dict[str, Any]] = {
-        **{
-            f"{number} games{text}": {"num_envs": number, "device": device}
-            for device, text in on.items()
-            for number in plan.num_envs
-        },
-        **{
-            f"{most} games, {number} cores, {way}": {
-                "num_envs": most,
-                "torch_threads": number,
-                "play_in": way,
-            }
-            for number in plan.cores
-            for way in ("threads", "processes")
-        },
-        **{
-            f"frames of {h}x{w}": {"frame_size": (h, w)}
-            for h, w in plan.frame_sizes
-            if (h, w) != plan.base.frame_size
-        },
-        **{
-            f"rendered at {size}": {"render_resolution": size}
-            for size in plan.resolutions
-            if size != plan.base.render_resolution
-        },
+        f"{number} games{text}": {"num_envs": number, "device": device}
+        for device, text in on.items()
+        for number in plan.num_envs
+    }
+    varied |= {
+        f"{most} games, {number} cores, {way}": {"num_envs": most, "torch_threads": number, "play_in": way}
+        for number in plan.cores
+        for way in ("threads", "processes")
+    }
+    varied |= {f"frames of {h}x{w}": {"frame_size": (h, w)} for h, w in plan.frame_sizes}
+    varied |= {
+        f"rendered at {size}": {"render_resolution": size}
+        for size in plan.resolutions
+        if size != plan.base.render_resolution
     }
     cases: Cases = defaultdict(lambda: defaultdict(list))
     for _, (case, changes) in progress(list(itertools.product(range(plan.repetitions), varied.items()))):
@@ -432,14 +419,11 @@ PARTS: dict[Part, tuple[Callable[[Plan], Cases], str, str]] = {
 """The function that measures each part, the part's title, and the way that the others are divided by."""
 
 
-SPREAD: tuple[Callable[[Any], Any], ...] = (np.median, np.min, np.max)
-
-
 def tabulate(title: str, cases: Cases, baseline: str = "", note: str = "") -> Table:
     """Return a line a case: median [lowest to highest] of every way, and of its ratio to the baseline."""
 
     def shown(values: Any) -> str:
-        numbers = (pick(values) for pick in SPREAD)
+        numbers = np.quantile(values, (0.5, 0, 1))
         median, low, high = (f"{number:.3f}" if number < 10 else f"{number:.0f}" for number in numbers)
         return f"{median} [{low} to {high}]"
 
@@ -459,7 +443,7 @@ def draw_extraction(figure: Figure, cases: Cases) -> None:
     without, *ways = next(iter(cases.values()))
     for place, way in enumerate(ways):
         ratios = [np.array(values[way]) / values[without] for values in cases.values()]
-        medians, low, high = ([pick(ratio) for ratio in ratios] for pick in SPREAD)
+        medians, low, high = np.quantile(ratios, (0.5, 0, 1), axis=1)
         axes.plot(list(cases), medians, DASHES[place], color=colour(place), marker="o", label=way)
         axes.fill_between(list(cases), low, high, color=colour(place), alpha=0.2, linewidth=0)
     axes.tick_params(axis="x", rotation=45)

@@ -24,7 +24,7 @@ from gymnasium.vector.utils import batch_space
 
 from camal_rl.errors import UserError, in_one_line
 from camal_rl.game.definition import RENDER_RESOLUTIONS, Definition, load_definition
-from camal_rl.game.engine import ENGINE_ERRORS, TIME_LIMIT, EngineError, check_shared_memory, start_engine
+from camal_rl.game.engine import ENGINE_ERRORS, TIME_LIMIT, check_shared_memory, start_engine
 from camal_rl.game.frames import Stack, grey, shrinking
 from camal_rl.masks import Box, Projection, target_mask
 
@@ -77,8 +77,8 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         episode_return: raw return of the running episode so far.
 
     Raises:
-        UserError: a definition, a size or a machine on which no engine can start.
-        EngineError: engines end one after the other.
+        UserError: a definition, a size or a machine on which no engine can start, or on which engines end one
+            after the other.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
@@ -245,7 +245,7 @@ class DoomEnv(gymnasium.Env[Observation, np.int64]):
         while True:
             self._failures += 1
             if self._failures > MOST_FAILURES:
-                raise EngineError(
+                raise UserError(
                     f"ViZDoom engines of {self.definition.name} ended {self._failures} times in a row, the "
                     f"last with: {in_one_line(error)} Check free memory (`free -m`), shared memory "
                     "(`df /dev/shm`) and who may have ended them (`dmesg`)."
@@ -489,11 +489,6 @@ class DoomVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         """Return the episodes that have ended since the last call, in the order of their ends."""
         episodes, self._episodes = self._episodes, []
         return sorted(episodes)
-
-    @property
-    def num_actions(self) -> int:
-        """Number of actions, the same in every environment."""
-        return len(self.envs[0].actions)
 
     @property
     def restarts(self) -> int:

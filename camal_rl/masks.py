@@ -141,12 +141,6 @@ def _product(left: NDArray[Any], right: NDArray[np.float64]) -> NDArray[np.float
 
 def _interpolation(length: int, size: int) -> NDArray[np.float64]:
     """Bilinear interpolation (align_corners=False) along one axis as a matrix, (length, size)."""
-    source = np.maximum((np.arange(length) + 0.5) * (size / length) - 0.5, 0)  # (length,)
-    lower = np.minimum(source.astype(np.intp), size - 1)
-    upper = np.minimum(lower + 1, size - 1)
-    fraction = source - lower
-    matrix = np.zeros((length, size))
-    # Added one after the other because beyond the last centre both neighbours are the same cell.
-    matrix[np.arange(length), lower] += 1 - fraction
-    matrix[np.arange(length), upper] += fraction
+    source = np.clip((np.arange(length) + 0.5) * (size / length) - 0.5, 0, size - 1)  # (length,)
+    matrix: NDArray[np.float64] = np.maximum(1 - np.abs(source[:, None] - np.arange(size)), 0)
     return matrix

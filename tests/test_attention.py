@@ -304,29 +304,31 @@ def test_closed_form_takes_a_row_per_sample_for_a_contrast_of_actor_logits() -> 
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_integrated_gradients_of_a_cubic_have_the_known_error_of_the_midpoint_rule(steps: int) -> None:
+def test_integrated_gradients_of_a_cubic_have_the_known_error_of_the_midpoint_rule(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     maps = torch.rand(2, 3, 4, 4, dtype=torch.float64, generator=seeded())
 
     def cubic(maps: Tensor) -> Tensor:
         return maps.pow(3).sum(dim=(1, 2, 3))
 
-    gradient = attention._mean_gradient(
-        maps, cubic, "integrated-gradients", None, False, False, steps, 0.0, None
-    )
+    monkeypatch.setattr(attention, "gradient_to_map", lambda maps, gradients, method: gradients)
+    gradient = class_activation_map(maps, cubic, "integrated-gradients", create_graph=False, samples=steps)
     attribution = (maps * gradient).sum(dim=(1, 2, 3))
     assert_relative(attribution, cubic(maps) * (1 - 1 / (4 * steps**2)), 1e-14)
 
 
 def test_integrated_gradients_add_up_to_the_change_of_the_target(
-    network: SmoothNetwork, frames: Tensor
+    network: SmoothNetwork, frames: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(attention, "gradient_to_map", lambda maps, gradients, method: gradients)
     maps = network.maps(frames).detach()
     target = network.target("integrated-gradients")
     change = (target(maps) - target(torch.zeros_like(maps))).detach()
     errors = []
     for steps in (16, 64):
-        gradient = attention._mean_gradient(
-            maps, target, "integrated-gradients", None, False, False, steps, 0.0, None
+        gradient = class_activation_map(
+            maps, target, "integrated-gradients", create_graph=False, samples=steps
         )
         errors.append(((maps * gradient).sum(dim=(1, 2, 3)) - change).abs().max().item())
     assert errors[1] < 1e-4 * change.abs().max()

@@ -100,10 +100,6 @@ def engine_folder(process: int) -> Path:
     return folder
 
 
-class EngineError(UserError):
-    """Engines end one after the other, so that something else than chance ends them."""
-
-
 PATIENCE = 1.0
 """Seconds that a call may take before anybody looks whether its engine is still there."""
 TIME_LIMIT = 30.0
