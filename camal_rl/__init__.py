@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from gymnasium.envs.registration import register, registry
 
 if TYPE_CHECKING:
     from camal_rl.doom import DoomEnv
@@ -22,6 +21,8 @@ ENVS_DIR = _PACKAGE / "envs" if (_PACKAGE / "envs").is_dir() else _PACKAGE.paren
 
 def register_envs() -> None:
     """Register every `envs/*.toml` with Gymnasium as `camal_rl/<name>-v0`; safe to call again."""
+    from gymnasium.envs.registration import register, registry
+
     for path in sorted(ENVS_DIR.glob("*.toml")):
         env_id = f"camal_rl/{path.stem}-v0"
         if env_id not in registry:
@@ -62,4 +63,5 @@ def __dir__() -> list[str]:
     return __all__
 
 
-register_envs()
+with suppress(ImportError):  # what is missing is said by camal_rl.doctor, which has to start without it
+    register_envs()

@@ -334,8 +334,9 @@ def test_broken_libraries_are_lines_and_the_rest_is_checked(tmp_path: Path) -> N
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('libsome.so: cannot open it')\n")
     (tmp_path / "av.py").write_text("import os; os.abort()\n")
+    (tmp_path / "gymnasium.py").write_text("raise ImportError('no numpy')\n")
     done = subprocess.run(
-        [sys.executable, "-m", "camal_rl.doctor", "--check", "environments", "torch", "video"],
+        [sys.executable, "-m", "camal_rl.doctor", "--check", "environments", "engine", "torch", "video"],
         env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
         capture_output=True,
         text=True,
@@ -343,8 +344,9 @@ def test_broken_libraries_are_lines_and_the_rest_is_checked(tmp_path: Path) -> N
     )
     assert (done.returncode, done.stderr) == (1, "")
     assert "ok       environments  all " in done.stdout
+    assert "problem  engine        ImportError: no numpy. Install ViZDoom again" in done.stdout
     assert (
         "problem  torch         ImportError: libsome.so: cannot open it. Install torch again" in done.stdout
     )
     assert "problem  video         its process crashed (SIGABRT) and said: " in done.stdout
-    assert done.stdout.endswith("\nProblems: torch, video.\n")
+    assert done.stdout.endswith("\nProblems: engine, torch, video.\n")
