@@ -51,8 +51,10 @@ class Args:
     # environment
     frame_size: Annotated[tuple[int, int], option("H W")] = (84, 84)
     """height and width of what the agent sees, in pixels (CleanRL)"""
-    render_resolution: Annotated[Literal["160x120", "200x150", "256x192", "320x240"], NAME] = "320x240"
-    """what the engine draws, in pixels: 160x120, 200x150, 256x192 or 320x240"""
+    render_resolution: Annotated[
+        Literal["160x120", "200x150", "256x192", "320x240"], option("160x120|200x150|256x192|320x240")
+    ] = "320x240"
+    """what the engine draws, in pixels"""
     reward: Annotated[Literal["clip", "scale", "raw"], NAME] = "scale"
     """scale by the TOML, clip to [-1, 1] (Table 8), or raw"""
     max_episode_steps: Count = 0
