@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal, NamedTuple, cast
 import tyro
 
 from camal_rl.errors import UserError
-from camal_rl.run.command_line import NAME, Count, Positive, parse, run_at_once, words_of
+from camal_rl.run.command_line import NAME, Count, Positive, check_ranges, parse, run_at_once, words_of
 
 Part = Literal["overhead", "rollout", "runs", "extraction", "scaling", "startup", "vision"]
 
@@ -56,6 +56,9 @@ class Args:
     """auto, cpu, cuda, cuda:1, mps"""
     torch_threads: Count = 0
     """CPU threads that play and learn, 0 for all cores"""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 if __name__ == "__main__":

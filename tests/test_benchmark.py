@@ -301,6 +301,7 @@ def test_a_part_measured_later_keeps_the_results_of_the_others(
     [
         ({"env": "Basik"}, "did you mean Basic"),
         ({"device": "floppy"}, "--device floppy"),
+        ({"repetitions": 0}, "--repetitions 0"),
     ],
 )
 def test_a_mistake_is_found_before_anything_is_measured(

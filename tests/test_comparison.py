@@ -75,6 +75,18 @@ def test_what_is_incomplete_is_left_out_of_what_is_joint_with_a_sentence(runs: P
     assert results["return"].left_out == []
 
 
+def test_every_gap_of_a_run_is_named_and_a_method_may_be_left_with_none(runs: Path) -> None:
+    for env in ("A", "B"):
+        for seed in (1, 2):
+            write_scores(runs, f"{env}/camal/seed{seed}", 20, None)
+    results = results_of(runs)
+    assert results["iou"].joint.runs == {"camal": 0, "vanilla": 2}
+    sentences = results["iou"].left_out
+    assert [sentence.split(", and")[0] for sentence in sentences] == [
+        f"Left out camal seed {seed}: it has no score in A, B" for seed in (1, 2)
+    ]
+
+
 @pytest.mark.parametrize("methods", [1, 2, 3])
 def test_jobs_are_as_many_as_are_said_to_be_done(runs: Path, methods: int) -> None:
     if methods == 1:
